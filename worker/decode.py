@@ -1,0 +1,234 @@
+"""Reads answers of the users API so that one odd record never costs the page it stands on."""
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import orjson
+
+from worker.model import (
+    Page,
+    Place,
+    Single,
+    Unreadable,
+    User,
+    canonical,
+    digest,
+    is_user_id,
+)
+
+# Postgres fails on deep nesting (54001), and orjson cannot write more than 254 levels.
+MAX_NESTING = 200
+
+# What timestamptz holds, in milliseconds: from 4714-11-24 BC to the end of 294276 AD.
+MIN_MILLIS = -210_866_803_200_000
+MAX_MILLIS = 9_224_318_015_999_999
+
+# Python refuses to read a longer integer in one go.
+MAX_INTEGER_DIGITS = 4300
+
+_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = re.compile(rb"[:,\[\s-]\d{19}")
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_UNSTORABLE_CHARACTER = re.compile("[\x00\ud800-\udfff]")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class BrokenBody(ValueError):
+    """A body that is no answer of the users API: cut off, HTML, or of another form."""
+
+
+class _Unstorable(ValueError):
+    """What this record holds cannot be in the table."""
+
+
+def parse_page(body: bytes, observed_at: datetime, ignored_fields: Collection[str]) -> Page:
+    """Read one answer of `GET /users`. Raises BrokenBody if it is none."""
+    answer, careful = _load(body)
+    match answer:
+        case {"items": list(items), "pagination": {"next_cursor": str() | None as next_cursor}}:
+            pass
+        case _:
+            raise BrokenBody("the answer is not a list of users")
+    found: dict[str | bytes, User | Unreadable] = {}
+    cleaned: list[str] = []
+    for item in items:
+        record, was_cleaned = _read(item, ignored_fields, careful=careful)
+        name = record.id or record.digest
+        found.pop(name, None)
+        found[name] = record
+        if was_cleaned and record.id:
+            cleaned.append(record.id)
+    return Page(
+        users=tuple(record for record in found.values() if isinstance(record, User)),
+        unreadable=tuple(record for record in found.values() if isinstance(record, Unreadable)),
+        first=_first_place(items),
+        last=_first_place(reversed(items)),
+        next_cursor=next_cursor,
+        observed_at=observed_at,
+        cleaned=tuple(cleaned),
+        size=len(body),
+    )
+
+
+def parse_user(body: bytes, observed_at: datetime, ignored_fields: Collection[str]) -> Single:
+    """Read one answer of `GET /users/{id}`. Raises BrokenBody if it is none."""
+    answer, careful = _load(body)
+    if not isinstance(answer, dict) or "id" not in answer:
+        raise BrokenBody("the answer is not a user")
+    record, cleaned = _read(answer, ignored_fields, careful=careful)
+    return Single(record, observed_at, cleaned)
+
+
+def _load(body: bytes) -> tuple[Any, bool]:
+    """Read JSON, and say whether its records need a careful look.
+
+    orjson reads nearly every page. It refuses a page for one lone surrogate, and turns integers
+    over 64 bits into floats: the standard library reads those, slower.
+    """
+    if b"0" * 19 in body.translate(_TO_ZEROS) and _LONG_NUMBER.search(body):
+        return _load_slowly(body), True
+    try:
+        return orjson.loads(body), b"\\u0000" in body
+    except orjson.JSONDecodeError:
+        return _load_slowly(body), True
+
+
+def _load_slowly(body: bytes) -> Any:
+    # Bytes that are no UTF-8 become lone surrogates, which cleaning then replaces.
+    text = body.decode("utf-8", "surrogateescape")
+    load = partial(json.loads, parse_int=_parse_int)
+    try:
+        try:
+            return load(text)
+        except RecursionError:
+            return load(_cut_nesting(text))
+    except ValueError:
+        # The parser's own words quote the body, which holds personal data.
+        raise BrokenBody("the answer is not JSON") from None
+
+
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else math.inf
+
+
+def _cut_nesting(text: str) -> str:
+    """Put null for what is nested too deep for any parser; its record is refused for its depth."""
+    kept: list[str] = []
+    depth, start, deepest = 0, 0, MAX_NESTING + 50
+    for token in _STRING_OR_BRACKET.finditer(text):
+        if token[0] in "[{":
+            depth += 1
+            if depth == deepest:
+                kept.append(text[start : token.start()] + "null")
+        elif token[0] in "]}":
+            if depth == deepest:
+                start = token.end()
+            depth -= 1
+    return "".join(kept) + text[start:]
+
+
+def _first_place(items: Iterable[Any]) -> Place | None:
+    for item in items:
+        if isinstance(item, dict) and is_user_id(item.get("id")):
+            return Place(item["id"], item.get("signed_up_at_millis"))
+    return None
+
+
+def _read(
+    item: Any, ignored_fields: Collection[str], *, careful: bool
+) -> tuple[User | Unreadable, bool]:
+    """Turn one record into a user or say why it is none; and whether it had to be cleaned."""
+    try:
+        _check_form(item)
+        cleaned = _clean(item) if careful else item
+        text = _canonical(cleaned, ignored_fields)
+    except _Unstorable as error:
+        return _unreadable(item, ignored_fields, str(error)), False
+    user = User(cleaned["id"], cleaned["signed_up_at_millis"], digest(text), cleaned)
+    return user, cleaned is not item and cleaned != item
+
+
+def _check_form(item: Any) -> None:
+    """Be strict on what the table needs, and on nothing else."""
+    if not isinstance(item, dict):
+        raise _Unstorable("not a JSON object")
+    if not is_user_id(item.get("id")):
+        raise _Unstorable("id is not a lower-case UUID")
+    millis = item.get("signed_up_at_millis")
+    if type(millis) is not int:  # a bool is an int to isinstance
+        raise _Unstorable("signed_up_at_millis is not an integer")
+    if not MIN_MILLIS <= millis <= MAX_MILLIS:
+        raise _Unstorable("signed_up_at_millis is out of the range of timestamptz")
+
+
+def _canonical(record: dict[str, Any], ignored_fields: Collection[str]) -> bytes:
+    too_deep = _Unstorable(f"nested deeper than {MAX_NESTING} levels")
+    try:
+        text = canonical(record, ignored_fields)
+    except RecursionError:
+        raise too_deep from None
+    # A level costs a bracket, and few users have enough brackets to need a closer look.
+    if text.count(b"{") + text.count(b"[") > MAX_NESTING and _nesting(record) > MAX_NESTING:
+        raise too_deep
+    return text
+
+
+def _nesting(value: Any) -> int:
+    """Count the levels of arrays and objects, without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [
+            child for item in level for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth
+
+
+def _clean(record: dict[str, Any]) -> dict[str, Any]:
+    """Put U+FFFD for NUL and lone surrogates, in keys and values at any depth."""
+    if _nesting(record) > MAX_NESTING:
+        raise _Unstorable(f"nested deeper than {MAX_NESTING} levels")
+    return {_clean_text(name): _clean_value(value) for name, value in record.items()}
+
+
+def _clean_value(value: Any) -> Any:
+    match value:
+        case str():
+            return _clean_text(value)
+        case dict():
+            return {_clean_text(name): _clean_value(item) for name, item in value.items()}
+        case list():
+            return [_clean_value(item) for item in value]
+        case float() if not math.isfinite(value):
+            raise _Unstorable("a number that JSON does not have, or of more than 4300 digits")
+        case _:
+            return value
+
+
+def _clean_text(text: str) -> str:
+    return _UNSTORABLE_CHARACTER.sub(_REPLACEMENT, text)
+
+
+def _unreadable(item: Any, ignored_fields: Collection[str], error: str) -> Unreadable:
+    is_record = isinstance(item, dict)
+    kept = {n: v for n, v in item.items() if n not in ignored_fields} if is_record else item
+    found_id = item.get("id") if is_record else None
+    return Unreadable(
+        id=found_id if is_user_id(found_id) else None,
+        digest=digest(_ascii_json(kept).encode()),
+        payload=_ascii_json(item),
+        error=error,
+    )
+
+
+def _ascii_json(value: Any) -> str:
+    """Write JSON that any text column takes: NUL and surrogates stay escaped."""
+    try:
+        return json.dumps(value, sort_keys=True)
+    except RecursionError:
+        return json.dumps({"id": value.get("id")} if isinstance(value, dict) else None)

@@ -1,0 +1,82 @@
+"""What can go wrong, named by what the caller must do about it.
+
+UsersSyncError
+├── Transient            try again now: network, 429, 5xx, broken body, lost connection, deadlock
+├── SourceUnavailable    Stack Auth could not be read: its retries are used up
+├── DatabaseUnavailable  the database could not be used: its retries are used up
+├── SweepIncomplete      the list could not be walked to its end; nothing was deleted
+├── LeaseLost            another worker may write now: stop at once
+├── MirrorOutdated       somebody else wrote: load the mirror again, go on from the checkpoint
+├── DataRefused          the database refuses a record for what is in it: find it, quarantine it
+├── Blocked              a lock or statement time-out: try with fewer rows
+├── Misconfigured        a person must act; the message says what, where, and the fix
+└── Stopped              somebody asked the worker to stop
+"""
+
+
+class UsersSyncError(Exception):
+    """Any error that this program raises on purpose."""
+
+
+class Transient(UsersSyncError):
+    """Worth another try.
+
+    `retry_after` is what the server asked for, in seconds. `too_much` says that a smaller page
+    might have passed: a time-out, a 5xx, a body that was cut off or too long.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, too_much: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.too_much = too_much
+
+
+class SourceUnavailable(UsersSyncError):
+    """Stack Auth could not be read within `stack.retry_minutes`."""
+
+
+class DatabaseUnavailable(UsersSyncError):
+    """The database could not be used within `database.retry_minutes`."""
+
+
+class SweepIncomplete(UsersSyncError):
+    """The list could not be walked to a proven end."""
+
+
+class LeaseLost(UsersSyncError):
+    """Another worker holds the lease, or took it."""
+
+
+class MirrorOutdated(UsersSyncError):
+    """The table was written by somebody else since the mirror was loaded."""
+
+
+class DataRefused(UsersSyncError):
+    """A record that the database does not take.
+
+    Only the SQLSTATE and the name of a constraint are kept: the server's own text may hold emails.
+    """
+
+    def __init__(self, sqlstate: str, constraint: str | None = None) -> None:
+        super().__init__(f"{sqlstate} {constraint}" if constraint else sqlstate)
+        self.sqlstate = sqlstate
+        self.constraint = constraint
+
+    @property
+    def permanent(self) -> bool:
+        """Whether the same record is sure to fail again; a constraint's cause may go."""
+        return self.sqlstate[:2] in {"22", "54"}
+
+
+class Blocked(UsersSyncError):
+    """Somebody else holds a row for longer than we wait, or the statement took too long."""
+
+
+class Misconfigured(UsersSyncError):
+    """A person must act."""
+
+
+class Stopped(UsersSyncError):
+    """A signal asked the worker to end."""

@@ -1,0 +1,121 @@
+"""The values everything else works with: users, their place in the list, and whole answers."""
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+# A digest tells two versions of one user apart, not users from each other: 64 bits are plenty.
+DIGEST_BYTES = 8
+UNKNOWN_DIGEST = bytes(DIGEST_BYTES)
+
+_USER_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+Key = tuple[int, str]
+"""A user's place in the list: (signed_up_at_millis, id), compared in that order."""
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One record of the users API that the table can hold."""
+
+    id: str
+    millis: int
+    digest: bytes
+    record: dict[str, Any]
+
+    @property
+    def key(self) -> Key:
+        return self.millis, self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that cannot be stored as it is; `id` is None if not even that could be read.
+
+    `payload` is the record as ASCII JSON, `error` a reason that quotes nothing of it.
+    """
+
+    id: str | None
+    digest: bytes
+    payload: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record stands in the list: its id and its sign-up, both as they came."""
+
+    id: str
+    millis: object
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer of the list, in the order it came, each id once (the later one counts).
+
+    `first` and `last` are the first and the last record with a readable id. `observed_at` is the
+    moment it was asked for, on the database's clock; `size` is the length of the body in bytes.
+    """
+
+    users: tuple[User, ...]
+    unreadable: tuple[Unreadable, ...]
+    first: Place | None
+    last: Place | None
+    next_cursor: str | None
+    observed_at: datetime
+    cleaned: tuple[str, ...] = ()
+    size: int = 0
+
+    @property
+    def ascending(self) -> bool:
+        keys = [user.key for user in self.users]
+        return keys == sorted(keys)
+
+    @property
+    def ids(self) -> set[str]:
+        """Every id that can be read: who is on the page is present, whatever the record holds."""
+        return {user.id for user in self.users} | {bad.id for bad in self.unreadable if bad.id}
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """One answer about one user; `found` is None where the API proved that there is none."""
+
+    found: User | Unreadable | None
+    observed_at: datetime
+    cleaned: bool = False
+
+
+def is_user_id(text: object) -> bool:
+    """Whether this is a canonical lower-case UUID: another spelling would be another row."""
+    return isinstance(text, str) and _USER_ID.fullmatch(text) is not None
+
+
+def dump(value: Any) -> bytes:
+    """Write JSON with sorted keys: the same bytes for the same value, whichever parser read it.
+
+    orjson does not write integers over 64 bits; the standard library does. Raises RecursionError
+    for nesting that neither of them writes.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return text.encode()
+
+
+def canonical(record: dict[str, Any], ignored_fields: Collection[str]) -> bytes:
+    """Write a user's JSON without the fields whose change is no change."""
+    return dump({name: value for name, value in record.items() if name not in ignored_fields})
+
+
+def digest(canonical_json: bytes) -> bytes:
+    """Hash canonical JSON to 8 bytes, never to UNKNOWN_DIGEST."""
+    short = blake2b(canonical_json, digest_size=DIGEST_BYTES).digest()
+    return short if short != UNKNOWN_DIGEST else b"\1" * DIGEST_BYTES
