@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -36,6 +37,7 @@ _LONG_NUMBER = re.compile(rb"[:,\[\s-]\d{19}")
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _UNSTORABLE_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_key = attrgetter("millis", "id")
 
 
 class BrokenBody(ValueError):
@@ -58,16 +60,19 @@ def parse_page(body: bytes, observed_at: datetime, ignored_fields: Collection[st
     cleaned: list[str] = []
     for item in items:
         record, was_cleaned = _read(item, ignored_fields, careful=careful)
-        name = record.id or record.digest
-        found.pop(name, None)
-        found[name] = record
+        found[record.id or record.digest] = record
         if was_cleaned and record.id:
             cleaned.append(record.id)
+    users = [record for record in found.values() if isinstance(record, User)]
+    places = _places(items)
+    keys = [(place.millis, place.id) for place in places if type(place.millis) is int]
     return Page(
-        users=tuple(record for record in found.values() if isinstance(record, User)),
+        users=tuple(sorted(users, key=_key)),
         unreadable=tuple(record for record in found.values() if isinstance(record, Unreadable)),
-        first=_first_place(items),
-        last=_first_place(reversed(items)),
+        first=places[0] if places else None,
+        last=places[-1] if places else None,
+        end=keys[-1] if keys else None,
+        ascending=keys == sorted(keys),
         next_cursor=next_cursor,
         observed_at=observed_at,
         cleaned=tuple(cleaned),
@@ -132,11 +137,13 @@ def _cut_nesting(text: str) -> str:
     return "".join(kept) + text[start:]
 
 
-def _first_place(items: Iterable[Any]) -> Place | None:
+def _places(items: Iterable[Any]) -> list[Place]:
+    """Give the first place of each readable id, in the order they came."""
+    places: dict[str, Place] = {}
     for item in items:
-        if isinstance(item, dict) and is_user_id(item.get("id")):
-            return Place(item["id"], item.get("signed_up_at_millis"))
-    return None
+        if isinstance(item, dict) and is_user_id(item.get("id")) and item["id"] not in places:
+            places[item["id"]] = Place(item["id"], item.get("signed_up_at_millis"))
+    return list(places.values())
 
 
 def _read(

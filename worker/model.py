@@ -57,25 +57,24 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer of the list, in the order it came, each id once (the later one counts).
+    """One answer of the list; of an id that comes twice the later record counts, at its first place.
 
-    `first` and `last` are the first and the last record with a readable id. `observed_at` is the
-    moment it was asked for, on the database's clock; `size` is the length of the body in bytes.
+    `users` ascend by key. `first` and `last` are the first and the last record with a readable id,
+    `end` the key of the last one that has a key; `ascending` says whether the records came in the
+    order of the list. `observed_at` is the moment it was asked for, on the database's clock;
+    `size` is the length of the body in bytes.
     """
 
     users: tuple[User, ...]
     unreadable: tuple[Unreadable, ...]
     first: Place | None
     last: Place | None
+    end: Key | None
+    ascending: bool
     next_cursor: str | None
     observed_at: datetime
     cleaned: tuple[str, ...] = ()
     size: int = 0
-
-    @property
-    def ascending(self) -> bool:
-        keys = [user.key for user in self.users]
-        return keys == sorted(keys)
 
     @property
     def ids(self) -> set[str]:

@@ -35,8 +35,8 @@ class Retry:
     def call(self, attempt: Callable[[], T]) -> T:
         """Return what `attempt` returns, trying again for as long as it raises Transient.
 
-        Raises `exhausted` when the next pause would end after `minutes`, and Stopped as soon as
-        somebody asks the worker to end.
+        Raises `exhausted` when the next pause would end after `minutes`, and Stopped instead of
+        pausing when somebody asks the worker to end: what succeeds at once may still be finished.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Transient),
@@ -47,22 +47,15 @@ class Retry:
             reraise=True,
         )
         try:
-            return retrying(self._unless_stopped(attempt))
+            return retrying(attempt)
         except Transient as error:
             raise self.exhausted(
                 f"{self.service} could not be used for {self.minutes:g} minutes: {error}"
             ) from error
 
-    def _unless_stopped(self, attempt: Callable[[], T]) -> Callable[[], T]:
-        def checked() -> T:
-            if self.stop.is_set():
-                raise Stopped("asked to stop")
-            return attempt()
-
-        return checked
-
     def _sleep(self, seconds: float) -> None:
-        self.stop.wait(seconds)
+        if self.stop.wait(seconds):
+            raise Stopped("asked to stop")
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         log.warning(
@@ -80,7 +73,10 @@ _backoff = tenacity.wait_random_exponential(
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
-    """Wait as long as the server asked for, or a random time below a growing bound."""
+    """Wait a random time below a growing bound, and as long as the server asked for at least.
+
+    A server that asks for no pause at all is not asked again and again without one.
+    """
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, Transient) else None
-    return _backoff(state) if asked is None else asked
+    return max(_backoff(state), asked or 0.0)

@@ -1,0 +1,438 @@
+"""Where settings come from, which are refused, and that no refusal gives a secret away."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from worker.errors import Misconfigured
+from worker.settings import DatabaseSettings, LogSettings, Settings, StackSettings, load_settings
+
+KEY = "ssk_hush_hush"
+URL = "postgresql://me:hush%20hush@db.example.com:5432/app?sslmode=require"
+EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "secrets").mkdir()
+    return tmp_path
+
+
+def load(here: Path, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    return load_settings(
+        config=None,
+        overrides=overrides,
+        environ=environ or {},
+        secrets_dir=here / "secrets",
+        working_dir=here,
+    )
+
+
+def refusal(here: Path, environ: Mapping[str, str] | None = None, **overrides: Any) -> str:
+    with pytest.raises(Misconfigured) as caught:
+        load(here, environ, **overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "hush" not in message
+    return message
+
+
+# Where a value comes from
+
+
+def test_nothing_given_means_defaults(here: Path) -> None:
+    assert load(here) == Settings()
+    assert load(here).stack.page_size == "auto"
+
+
+def test_missing_secrets_folder_is_no_source(here: Path) -> None:
+    (here / "secrets").rmdir()
+    assert load(here) == Settings()
+    (here / "secrets").write_text("a file where a folder is expected")
+    assert load(here) == Settings()
+
+
+def test_each_source_wins_over_the_next(here: Path) -> None:
+    environ: dict[str, str] = {}
+    seen = [load(here, environ).stack.project_id]
+    (here / "config.toml").write_text('[stack]\nproject_id = "from-file"\npage_size = 7\n')
+    seen.append(load(here, environ).stack.project_id)
+    (here / "secrets" / "stack_project_id").write_text("from-secret\n")
+    seen.append(load(here, environ).stack.project_id)
+    environ["NEXT_PUBLIC_STACK_PROJECT_ID"] = "from-public"
+    seen.append(load(here, environ).stack.project_id)
+    environ["STACK_PROJECT_ID"] = "from-well-known"
+    seen.append(load(here, environ).stack.project_id)
+    environ["USERS_SYNC_STACK__PROJECT_ID"] = "from-own"
+    seen.append(load(here, environ).stack.project_id)
+    settings = load(here, environ, stack={"project_id": "from-flag", "page_size": None})
+    seen.append(settings.stack.project_id)
+    assert seen == [
+        None,
+        "from-file",
+        "from-secret",
+        "from-public",
+        "from-well-known",
+        "from-own",
+        "from-flag",
+    ]
+    assert settings.stack.page_size == 7
+
+
+def test_environment_wins_over_secret_files(here: Path) -> None:
+    (here / "secrets" / "USERS_SYNC_DATABASE__URL").write_text("postgresql://file/a")
+    url = load(here, {"DATABASE_URL": URL}).require_database()
+    assert url.get_secret_value() == URL
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "database_url", "users_sync_database__url"])
+def test_secret_files_have_any_case_and_lose_their_newline(here: Path, name: str) -> None:
+    (here / "secrets" / name).write_text(URL + "\r\n")
+    assert load(here).require_database().get_secret_value() == URL
+
+
+def test_other_secret_files_are_not_read(here: Path) -> None:
+    (here / "secrets" / "token").write_bytes(b"\xff")
+    (here / "secrets" / "..data").mkdir()
+    assert load(here) == Settings()
+
+
+def test_unreadable_secret_file_is_refused(here: Path) -> None:
+    (here / "secrets" / "DATABASE_URL").mkdir()
+    assert "DATABASE_URL cannot be read: Is a directory" in refusal(here)
+
+
+def test_secret_file_that_is_no_text_is_refused(here: Path) -> None:
+    (here / "secrets" / "DATABASE_URL").write_bytes(b"hush\xff")
+    assert "not UTF-8" in refusal(here)
+
+
+def test_environment_is_upper_case_only(here: Path) -> None:
+    assert load(here, {"database_url": URL, "users_sync_http__port": "1"}) == Settings()
+
+
+def test_empty_variable_is_not_set(here: Path) -> None:
+    (here / "secrets" / "DATABASE_URL").write_text(URL)
+    (here / "secrets" / "STACK_PROJECT_ID").write_text("\n")
+    environ = {"DATABASE_URL": "", "USERS_SYNC_HTTP__PORT": "", "USERS_SYNC_CONFIG": ""}
+    settings = load(here, environ)
+    assert settings.require_database().get_secret_value() == URL
+    assert settings.stack.project_id is None
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"USERS_SYNC_STACK": "tcp://10.0.0.1:80", "USERS_SYNC_DATABASE": "tcp://10.0.0.1:81"},
+        {"USERS_SYNC_PORT": "tcp://10.0.0.1:80", "USERS_SYNC_SERVICE_HOST": "10.0.0.1"},
+    ],
+)
+def test_kubernetes_service_variables_are_ignored(here: Path, environ: dict[str, str]) -> None:
+    assert load(here, environ) == Settings()
+
+
+def test_lists_are_json_or_separated_by_commas(here: Path) -> None:
+    variable = "USERS_SYNC_STACK__IGNORED_FIELDS"
+    assert load(here, {variable: '["a", "b,c"]'}).stack.ignored_fields == ("a", "b,c")
+    assert load(here, {variable: "a, b,"}).stack.ignored_fields == ("a", "b")
+    assert load(here, {variable: "[]"}).stack.ignored_fields == ()
+    assert "stack.ignored_fields" in refusal(here, {variable: "[hush"})
+
+
+def test_threads_do_not_see_each_others_sources(here: Path) -> None:
+    def port(number: int) -> int:
+        return load(here, {"USERS_SYNC_HTTP__PORT": str(number)}).http.port
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(port, range(200))) == list(range(200))
+    assert Settings().http.port == 8080
+
+
+# The file
+
+
+def test_named_file_is_read_instead_of_the_usual_one(here: Path) -> None:
+    (here / "config.toml").write_text("[http]\nport = 1\n")
+    (here / "two.toml").write_text("\ufeff[http]\nport = 2\n", "utf-8")
+    (here / "three.toml").write_text("[http]\nport = 3\n")
+    environ = {"USERS_SYNC_CONFIG": str(here / "two.toml")}
+    flag = load_settings(
+        config=here / "three.toml", overrides={}, environ=environ, secrets_dir=here / "none"
+    )
+    assert (load(here).http.port, load(here, environ).http.port, flag.http.port) == (1, 2, 3)
+
+
+def test_named_file_that_is_absent_is_refused(here: Path) -> None:
+    message = refusal(here, {"USERS_SYNC_CONFIG": "other.toml"})
+    assert message.endswith("other.toml cannot be read: No such file or directory")
+
+
+def test_broken_toml_names_file_line_and_reason(here: Path) -> None:
+    (here / "config.toml").write_text('[stack]\nsecret_server_key = "hush\n')
+    message = refusal(here)
+    assert f"{here / 'config.toml'} is not valid TOML" in message
+    assert "at line 2" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[stack]\npage_sise = 5",
+            "unknown setting stack.page_sise; did you mean stack.page_size?",
+        ),
+        ("[stak]\npage_size = 5", "unknown section stak; did you mean stack?"),
+        ("page_size = 5", "unknown setting page_size; did you mean stack.page_size?"),
+        ("[stack]\nlease_seconds = 5", "did you mean database.lease_seconds?"),
+        ("[http]\nzzz = 5", "unknown setting http.zzz; remove it"),
+        ("stack = 5", "stack should be a section, [stack]"),
+        ("[[stack]]", "stack should be a section, [stack]"),
+        ('"a\\nb" = 5', "unknown setting a b"),
+    ],
+)
+def test_unknown_setting_names_the_closest(here: Path, text: str, expected: str) -> None:
+    (here / "config.toml").write_text(text)
+    message = refusal(here)
+    assert expected in message
+    assert str(here / "config.toml") in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "closest"),
+    [
+        ("USERS_SYNC_STAK__API_URL", "USERS_SYNC_STACK__API_URL"),
+        ("USERS_SYNC_HTTP__PROT", "USERS_SYNC_HTTP__PORT"),
+        ("USERS_SYNC__HTTP__PORT", "USERS_SYNC_HTTP__PORT"),
+        ("USERS_SYNC_DATABASE__SCHEMA_NAME", "USERS_SYNC_DATABASE__SCHEMA"),
+    ],
+)
+def test_unknown_variable_names_the_closest(here: Path, variable: str, closest: str) -> None:
+    expected = f"unknown variable {variable}; did you mean {closest}?"
+    assert refusal(here, {variable: "hush"}) == expected
+    (here / "secrets" / variable.lower()).write_text("hush")
+    assert refusal(here) == expected
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("stack.page_size", "1"),
+        ("stack.page_size", "30001"),
+        ("stack.page_size", "fast"),
+        ("stack.timeout_seconds", "0"),
+        ("stack.retry_minutes", "-1"),
+        ("stack.retry_minutes", "inf"),
+        ("stack.include_anonymous", "perhaps"),
+        ("stack.ignored_fields", "locale,primary_email"),
+        ("stack.project_id", "two words"),
+        ("database.schema", "x" * 64),
+        ("database.schema", "a\0b"),
+        ("database.lease_seconds", "2"),
+        ("schedule.poll_seconds", "0"),
+        ("schedule.poll_page_size", "1"),
+        ("schedule.sweep_seconds", "nan"),
+        ("schedule.sweep_share", "1.1"),
+        ("schedule.resume_minutes", "-1"),
+        ("deletions.max_fraction", "1.1"),
+        ("deletions.max_count", "-1"),
+        ("deletions.grace_seconds", "-1"),
+        ("log.level", "loud"),
+        ("log.format", "xml"),
+        ("http.port", "65536"),
+    ],
+)
+def test_values_out_of_bounds_name_setting_and_variable(
+    here: Path, setting: str, value: str
+) -> None:
+    variable = "USERS_SYNC_" + setting.replace(".", "__").upper()
+    message = refusal(here, {variable: value})
+    assert message.startswith(f"{setting} (from the variable {variable}): should ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("stack.page_size", "2"),
+        ("stack.page_size", "30000"),
+        ("stack.page_size", "auto"),
+        ("stack.retry_minutes", "0"),
+        ("database.schema", "ü" * 31),
+        ("database.lease_seconds", "3"),
+        ("database.url", "embedded"),
+        ("database.url", "host=/tmp dbname=app"),
+        ("schedule.poll_seconds", "0.01"),
+        ("deletions.grace_seconds", "0"),
+        ("deletions.max_fraction", "0"),
+        ("log.level", "DEBUG"),
+        ("http.port", "0"),
+    ],
+)
+def test_values_at_the_bounds_are_taken(here: Path, setting: str, value: str) -> None:
+    load(here, {"USERS_SYNC_" + setting.replace(".", "__").upper(): value})
+
+
+def test_several_errors_are_one_line(here: Path) -> None:
+    (here / "config.toml").write_text('[http]\nport = "x"\n[stack]\npage_size = "fast"\n')
+    message = refusal(here, {"USERS_SYNC_DATABASE__LEASE_SECONDS": "1"})
+    assert message.startswith(f"stack.page_size (from the file {here / 'config.toml'}): should ")
+    assert message.endswith("(and 2 more)")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://api.example.com", "https://api.example.com"),
+        (" https://api.example.com/// ", "https://api.example.com"),
+        ("https://api.example.com/api/v1/", "https://api.example.com"),
+        ("https://example.com/stack/api/v1", "https://example.com/stack"),
+        ("http://localhost:8102", "http://localhost:8102"),
+        ("http://127.8.9.10/api/v1", "http://127.8.9.10"),
+        ("http://[::1]:8102/", "http://[::1]:8102"),
+    ],
+)
+def test_api_url_is_kept_as_a_base(here: Path, given: str, kept: str) -> None:
+    assert load(here, {"STACK_API_URL": given}).stack.api_url == kept
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hush",
+        "ftp://hush",
+        "https://",
+        "https://hush:hush",
+        "https://me:hush@example.com",
+        "https://me:hu/sh@example.com",
+        "https://example.com?hush",
+        "https://example.com/#hush",
+        "https://exam\nple.com",
+        "https://[hush",
+        "http://example.com",
+        "http://10.0.0.1",
+        "http://localhost.example.com",
+    ],
+)
+def test_unsafe_api_urls_are_refused_unquoted(here: Path, url: str) -> None:
+    message = refusal(here, {"STACK_API_URL": url})
+    assert message.startswith("stack.api_url (from the variable STACK_API_URL): should ")
+
+
+def test_plain_http_is_taken_when_allowed(here: Path) -> None:
+    stack = {"api_url": "http://stack.internal:8102", "allow_insecure": True}
+    assert load(here, stack=stack).stack.api_url == "http://stack.internal:8102"
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", "hush"),
+        ("DATABASE_URL", "postgresql+psycopg://me:hush@db/app"),
+        ("DATABASE_URL", "postgresql://me:hush@db/app?hush=hush"),
+        ("DATABASE_URL", "postgresql://me:hush@db:hush/app"),
+        ("DATABASE_URL", "postgresql://me:hu/sh@db/app"),
+        ("DATABASE_URL", "host=db password='hush"),
+        ("DATABASE_URL", "   "),
+        ("STACK_SECRET_SERVER_KEY", "hush\nhush"),
+        ("STACK_SECRET_SERVER_KEY", "hüsh hush"),
+        ("STACK_SECRET_SERVER_KEY", " hush"),
+        ("USERS_SYNC_HTTP__PORT", KEY),
+        ("USERS_SYNC_LOG__LEVEL", KEY),
+        ("USERS_SYNC_STACK__INCLUDE_ANONYMOUS", KEY),
+        ("USERS_SYNC_STACK__KEY", KEY),
+    ],
+)
+def test_no_secret_in_any_error(here: Path, variable: str, value: str) -> None:
+    with pytest.raises(Misconfigured) as caught:
+        load(here, {"STACK_SECRET_SERVER_KEY": KEY, variable: value})
+    assert "hush" not in repr(caught.value)
+    assert variable in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_no_secret_in_repr_or_dump(here: Path) -> None:
+    settings = load(here, {"STACK_SECRET_SERVER_KEY": KEY, "DATABASE_URL": URL})
+    assert "hush" not in f"{settings} {settings!r} {settings.model_dump()}"
+    assert "hush" not in settings.model_dump_json()
+
+
+def test_secrets_are_listed_for_the_log(here: Path) -> None:
+    settings = load(here, {"STACK_SECRET_SERVER_KEY": KEY, "DATABASE_URL": URL})
+    assert list(settings.secrets()) == [KEY, URL, "hush hush"]
+    assert list(load(here, {"DATABASE_URL": "embedded"}).secrets()) == []
+
+
+def test_stack_access_is_complete_or_refused(here: Path) -> None:
+    environ = {"STACK_PROJECT_ID": "internal"}
+    with pytest.raises(Misconfigured, match=r"stack\.project_id .* STACK_PROJECT_ID.*config\.toml"):
+        load(here).require_stack()
+    with pytest.raises(Misconfigured, match=r"secret_server_key .* STACK_SECRET_SERVER_KEY"):
+        load(here, environ).require_stack()
+    access = load(here, environ | {"STACK_SECRET_SERVER_KEY": KEY}).require_stack()
+    assert (access.api_url, access.project_id) == ("https://api.stack-auth.com", "internal")
+    assert access.secret_server_key.get_secret_value() == KEY
+    assert "hush" not in repr(access)
+
+
+def test_database_is_set_or_refused(here: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"database\.url .* DATABASE_URL.*config\.toml"):
+        load(here).require_database()
+
+
+def test_settings_are_frozen() -> None:
+    settings = Settings(
+        stack=StackSettings(page_size=5),
+        database=DatabaseSettings(schema="other"),
+        log=LogSettings(format="json"),
+    )
+    assert settings.database.schema_name == "other"
+    with pytest.raises(ValidationError):
+        settings.stack.page_size = 6
+
+
+# The example
+
+
+def uncommented() -> dict[str, Any]:
+    return tomllib.loads(re.sub(r"(?m)^#(?! )", "", EXAMPLE.read_text("utf-8")))
+
+
+def test_example_changes_nothing(here: Path) -> None:
+    (here / "config.toml").write_bytes(EXAMPLE.read_bytes())
+    assert load(here) == Settings()
+
+
+def test_example_can_be_uncommented_whole(here: Path) -> None:
+    load(here, **uncommented()).require_stack()
+
+
+def test_example_has_every_setting_with_its_default() -> None:
+    defaults = Settings().model_dump(mode="json", by_alias=True)
+    example = uncommented()
+    placeholders = {"project_id": "stack", "secret_server_key": "stack", "url": "database"}
+    for name, section in placeholders.items():
+        assert defaults[section].pop(name) is None
+        assert example[section].pop(name)
+    assert example == defaults
+
+
+def test_example_explains_every_setting_as_settings_do() -> None:
+    explained = re.findall(r"(?m)^# (.+)\n#(\w+) = ", EXAMPLE.read_text("utf-8"))
+    expected = [
+        (field.description, field.alias or name)
+        for _, section in Settings()
+        for name, field in type(section).model_fields.items()
+    ]
+    assert explained == expected

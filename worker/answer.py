@@ -1,0 +1,156 @@
+"""What an answer of the users API asks of the caller, if it is not what was asked for."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from worker.errors import Misconfigured, Transient, UsersSyncError
+
+# Request Timeout, Too Early, Too Many Requests: the only 4xx that pass by themselves.
+PASSING_STATUSES = frozenset({408, 425, 429})
+
+URL_SETTING = "stack.api_url (STACK_API_URL)"
+PROJECT_SETTING = "stack.project_id (STACK_PROJECT_ID)"
+KEY_SETTING = "stack.secret_server_key (STACK_SECRET_SERVER_KEY)"
+_HEADERS_LOST = f"see that {URL_SETTING} is right and nothing in front of it drops or changes them"
+
+# What a person must do about each of the API's own error codes.
+REMEDIES = {
+    "INVALID_SECRET_SERVER_KEY": (
+        "the secret server key is wrong, revoked, or another project's:"
+        f" set {KEY_SETTING} to a key of the project in {PROJECT_SETTING}"
+    ),
+    "SERVER_AUTHENTICATION_REQUIRED": (
+        f"no secret server key arrived: set {KEY_SETTING}; if it is set,"
+        f" x-stack- headers get lost on the way: {_HEADERS_LOST}"
+    ),
+    "INSUFFICIENT_ACCESS_TYPE": f"x-stack- headers arrived changed: {_HEADERS_LOST}",
+    "ACCESS_TYPE_REQUIRED": f"no x-stack- headers arrived: {_HEADERS_LOST}",
+    "CURRENT_PROJECT_NOT_FOUND": (
+        f"the server has no such project: set {PROJECT_SETTING} to the project's id,"
+        f" or {URL_SETTING} to the server that has it"
+    ),
+}
+
+# Only what looks like a name is quoted from an answer: the rest may be personal data.
+_CODE = re.compile(r"[A-Z][A-Z_]{0,60}")
+_PARAMETERS = re.compile(
+    r"unknown properties: ([a-z_]{1,40}(?:, [a-z_]{1,40}){0,9})|\b(?:query|params)\.([a-z_]{1,40})"
+)
+_SECONDS = re.compile(r"\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One whole answer as it came, with the moment it was asked for."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    observed_at: datetime
+
+    @property
+    def known_error(self) -> dict[str, Any]:
+        """The API's own description of an error, or nothing where something else answered."""
+        try:
+            found = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def code(self) -> str:
+        found = self.known_error.get("code") or self.headers.get("x-stack-known-error")
+        return found if isinstance(found, str) and _CODE.fullmatch(found) else ""
+
+    @property
+    def is_html(self) -> bool:
+        return (
+            "html" in self.headers.get("content-type", "") or self.body[:200].lstrip()[:1] == b"<"
+        )
+
+
+def proves_absence(answer: Answer) -> bool:
+    """Whether the API itself says that the user does not exist.
+
+    A plain 404 comes from a wrong api_url, or from a proxy; a header alone could be cached.
+    """
+    if answer.status != httpx.codes.NOT_FOUND:
+        return False
+    code = answer.known_error.get("code")
+    return code == answer.headers.get("x-stack-known-error", code) == "USER_NOT_FOUND"
+
+
+def refused(answer: Answer, host: str) -> UsersSyncError:
+    """Say what an answer that is no success asks of the caller."""
+    status, code = answer.status, answer.code
+    said = f"{host} answered {status} {code}".rstrip()
+    if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in PASSING_STATUSES:
+        too_much = status >= httpx.codes.INTERNAL_SERVER_ERROR
+        return Transient(said, retry_after=_retry_after(answer.headers), too_much=too_much)
+    if code == "USER_NOT_FOUND":
+        return Transient(f"{said}, but in a form that proves nothing")
+    return Misconfigured(f"{said}: {_remedy(answer)}")
+
+
+def _remedy(answer: Answer) -> str:
+    if answer.status < httpx.codes.BAD_REQUEST:
+        return (
+            f"a redirect to {_target(answer)}, not followed because the key would go along:"
+            f" set {URL_SETTING} to the address that answers itself"
+        )
+    if answer.code == "SCHEMA_ERROR":
+        return _schema_remedy(answer)
+    if answer.code in REMEDIES:
+        return REMEDIES[answer.code]
+    if answer.status == httpx.codes.NOT_FOUND:
+        return f"no users API there; correct {URL_SETTING}, and leave out /api/v1"
+    return f"look at {URL_SETTING} and {KEY_SETTING}, and at what stands in front of the API"
+
+
+def _target(answer: Answer) -> str:
+    """Name the host of a redirect; the rest of its address may hold anything."""
+    try:
+        url = httpx.URL(answer.headers.get("location", ""))
+    except httpx.InvalidURL:
+        return "an unreadable address"
+    return f"{url.scheme}://{url.host}" if url.host else "the same host"
+
+
+def _schema_remedy(answer: Answer) -> str:
+    """Name the parameter that the server did not take; an older one knows fewer of them."""
+    found = _PARAMETERS.search(str(answer.known_error.get("error")))
+    names = (found[1] or found[2]) if found else "one of ours"
+    if "include_anonymous" in names:
+        return (
+            "the server does not know the parameter include_anonymous: set stack.include_anonymous"
+            " = false (USERS_SYNC_STACK__INCLUDE_ANONYMOUS=false), or update the server"
+        )
+    return f"the server does not take the parameter {names}: is {URL_SETTING} a Stack Auth of 2026?"
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Read how many seconds to wait; None for what is no number and no date, or has passed."""
+    value = headers.get("retry-after", "").strip()
+    seconds = float(value) if _SECONDS.fullmatch(value) else _seconds_until(value, headers)
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def _seconds_until(date: str, headers: httpx.Headers) -> float:
+    # Both moments by the server's clock, if it says its own: ours may be wrong.
+    until, now = _read_date(date), _read_date(headers.get("date", "")) or datetime.now(UTC)
+    return (until - now).total_seconds() if until else math.inf
+
+
+def _read_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -1,0 +1,214 @@
+"""The worker's picture of the live rows: keys in the list's order, and a digest for each."""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from uuid import UUID
+
+from worker.model import DIGEST_BYTES, UNKNOWN_DIGEST, Key, User
+
+ID_BYTES = 16
+
+# Rows without created_at sort before every sign-up there can be.
+NO_MILLIS = -(2**63)
+
+
+class Span(NamedTuple):
+    """The part of the list a page covers: after the first key, up to and with the second.
+
+    None means no end in that direction: the spans of a walk cover everything.
+    """
+
+    after: Key | None
+    upto: Key | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a page and the mirror disagree on.
+
+    `changed` are users whose key or digest differs or is unknown; `missing` are keys that the
+    mirror has within the span while their ids are not on the page; `moved` are such keys whose
+    users are on the page under another key.
+    """
+
+    changed: list[User] = field(default_factory=list)
+    missing: list[Key] = field(default_factory=list)
+    moved: list[Key] = field(default_factory=list)
+
+
+class Mirror:
+    """Keys and digests of all live rows, 32 bytes each, ordered as the list is.
+
+    Three arrays side by side instead of objects: a page of the list is a slice of each, and an
+    unchanged page is recognized by comparing memory.
+    """
+
+    def __init__(self) -> None:
+        self._millis = array("q")
+        self._ids = bytearray()
+        self._digests = bytearray()
+        self._inserted: deque[tuple[float, bytes]] = deque()
+
+    @classmethod
+    def load(cls, keys: Iterable[tuple[int, bytes]]) -> "Mirror":
+        """Take (millis, 16-byte id) of every live row, in the list's order; no digest is known."""
+        mirror = cls()
+        for millis, packed in keys:
+            mirror._millis.append(millis)
+            mirror._ids += packed
+        mirror._digests = bytearray(DIGEST_BYTES * len(mirror))
+        return mirror
+
+    def __len__(self) -> int:
+        return len(self._millis)
+
+    def compare(self, users: Sequence[User], span: Span, present: Callable[[], set[str]]) -> Delta:
+        """Find what differs between a page's users and the mirror, within the page's span.
+
+        `users` ascend by key. `present` gives every id on the page, readable record or not; it is
+        asked only if something differs.
+        """
+        low, high = self._bounds(span)
+        if self._equals(low, high, users):
+            return Delta()
+        known = {self._packed_key(at): self._digest(at) for at in range(low, high)}
+        changed = [user for user in users if self._take_known(known, user) != user.digest]
+        if not known:
+            return Delta(changed)
+        left = [(millis, _unpack(packed)) for millis, packed in known]
+        there, readable = present(), {user.id for user in users}
+        return Delta(
+            changed,
+            missing=[key for key in left if key[1] not in there],
+            moved=[key for key in left if key[1] in readable],
+        )
+
+    def accept(self, users: Sequence[User]) -> None:
+        """Take over what the database now holds: new keys, and the digests of all of `users`."""
+        new: list[User] = []
+        for user in users:
+            at = self._find(user.key)
+            if at is None:
+                new.append(user)
+            else:
+                self._set_digest(at, user.digest)
+        if new:
+            self._insert(sorted(new, key=lambda user: user.key))
+
+    def forget_digest(self, key: Key) -> None:
+        """Let the database decide about this user the next time."""
+        at = self._find(key)
+        if at is not None:
+            self._set_digest(at, UNKNOWN_DIGEST)
+
+    def remove(self, keys: Iterable[Key]) -> None:
+        """Drop keys whose rows are no longer live, or stand elsewhere; unknown keys are none."""
+        for key in keys:
+            at = self._find(key)
+            if at is not None:
+                del self._millis[at]
+                del self._ids[at * ID_BYTES : (at + 1) * ID_BYTES]
+                del self._digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]
+
+    def note_inserted(self, users: Sequence[User], at: float) -> None:
+        """Remember when rows were inserted: a list that lags may not have them yet."""
+        if users:
+            self._inserted.append((at, _pack_all(users)))
+
+    def inserted_since(self, user_id: str, since: float) -> bool:
+        """Whether the row was inserted after that moment; what is older is forgotten."""
+        while self._inserted and self._inserted[0][0] < since:
+            self._inserted.popleft()
+        return any(pack(user_id) in ids for _, ids in self._inserted)
+
+    def below(self, key: Key) -> Key | None:
+        """Return the nearest key below this one that has a sign-up."""
+        at = self._place(key) - 1
+        return self._key(at) if at >= 0 and self._millis[at] != NO_MILLIS else None
+
+    def keys(self) -> Iterable[Key]:
+        """Give every key, in order."""
+        return (self._key(at) for at in range(len(self)))
+
+    def __contains__(self, key: Key) -> bool:
+        return self._find(key) is not None
+
+    def _bounds(self, span: Span) -> tuple[int, int]:
+        low = 0 if span.after is None else self._place(span.after, behind=True)
+        high = len(self) if span.upto is None else self._place(span.upto, behind=True)
+        return low, max(low, high)
+
+    def _equals(self, low: int, high: int, users: Sequence[User]) -> bool:
+        """Whether the users are this slice, or the chain user before it and then this slice."""
+        extra = len(users) - (high - low)
+        if extra not in {0, 1} or low < extra:
+            return False
+        low -= extra
+        return (
+            self._digests[low * DIGEST_BYTES : high * DIGEST_BYTES]
+            == b"".join([user.digest for user in users])
+            and self._millis[low:high] == array("q", [user.millis for user in users])
+            and self._ids[low * ID_BYTES : high * ID_BYTES] == _pack_all(users)
+        )
+
+    def _take_known(self, known: dict[tuple[int, bytes], bytes], user: User) -> bytes | None:
+        """Take a user out of the slice; one before the slice (the chain user) is looked up."""
+        packed = known.pop((user.millis, pack(user.id)), None)
+        if packed is not None:
+            return packed
+        at = self._find(user.key)
+        return None if at is None else self._digest(at)
+
+    def _insert(self, users: Sequence[User]) -> None:
+        """Insert new keys: at the end all at once, in the middle by one rebuilt stretch."""
+        low, high = self._place(users[0].key), self._place(users[-1].key)
+        rows = [(*self._packed_key(at), self._digest(at)) for at in range(low, high)]
+        rows += [(user.millis, pack(user.id), user.digest) for user in users]
+        rows.sort()
+        self._millis[low:high] = array("q", [row[0] for row in rows])
+        self._ids[low * ID_BYTES : high * ID_BYTES] = b"".join([row[1] for row in rows])
+        self._digests[low * DIGEST_BYTES : high * DIGEST_BYTES] = b"".join([row[2] for row in rows])
+
+    def _find(self, key: Key) -> int | None:
+        at = self._place(key)
+        found = at < len(self) and self._packed_key(at) == (key[0], pack(key[1]))
+        return at if found else None
+
+    def _place(self, key: Key, *, behind: bool = False) -> int:
+        """Return the index of the first key that is not below this one, or (behind) above it."""
+        millis, packed = key[0], pack(key[1])
+        low, high = bisect_left(self._millis, millis), bisect_right(self._millis, millis)
+        bisect = bisect_right if behind else bisect_left
+        return low + bisect(range(low, high), packed, key=self._packed_id)
+
+    def _packed_id(self, at: int) -> bytes:
+        return bytes(self._ids[at * ID_BYTES : (at + 1) * ID_BYTES])
+
+    def _packed_key(self, at: int) -> tuple[int, bytes]:
+        return self._millis[at], self._packed_id(at)
+
+    def _key(self, at: int) -> Key:
+        return self._millis[at], _unpack(self._packed_id(at))
+
+    def _digest(self, at: int) -> bytes:
+        return bytes(self._digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES])
+
+    def _set_digest(self, at: int, digest: bytes) -> None:
+        self._digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES] = digest
+
+
+def pack(user_id: str) -> bytes:
+    """Write a canonical UUID as 16 bytes, which compare as the text does."""
+    return bytes.fromhex(user_id.replace("-", ""))
+
+
+def _pack_all(users: Sequence[User]) -> bytes:
+    return bytes.fromhex("".join([user.id for user in users]).replace("-", ""))
+
+
+def _unpack(packed: bytes) -> str:
+    return str(UUID(bytes=packed))

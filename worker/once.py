@@ -1,0 +1,197 @@
+"""One sweep with everything it needs: connections, the lease, the check of whose table it is."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event
+from uuid import uuid4
+
+import structlog
+
+from worker.clock import Clock
+from worker.errors import (
+    DatabaseUnavailable,
+    LeaseLost,
+    Misconfigured,
+    SourceUnavailable,
+    Stopped,
+    UsersSyncError,
+)
+from worker.findings import Findings
+from worker.guard import Guard
+from worker.retry import Retry
+from worker.settings import Settings
+from worker.settling import Rules
+from worker.source import Source
+from worker.stack_api import Access, StackApi
+from worker.store import Store
+from worker.store.database import Database
+from worker.store.deletions import Deletions
+from worker.store.lease import Lease
+from worker.store.progress import Progress
+from worker.store.quarantine import Quarantine
+from worker.store.schema import prepare
+from worker.store.users import Table
+from worker.sweep import Report, Sweep
+from worker.walk import PageSize
+
+log = structlog.stdlib.get_logger(__name__)
+
+# How often a worker without the lease looks whether it has come free.
+LOOK_SECONDS = 0.5
+
+# Enough ids to tell another project's table from one whose users have left.
+SAMPLE_IDS = 20
+
+
+def sweep_once(
+    settings: Settings, url: str, stop: Event, on_page: Callable[[Findings], None]
+) -> Report:
+    """Sweep the configured target once, with the database at `url`.
+
+    Raises whatever a sweep raises, LeaseLost if another worker is at work, and Misconfigured for
+    a table that is not ours to write.
+    """
+    clock = Clock()
+    with opened_database(settings, url, clock, stop) as database:
+        store = open_store(settings, database)
+        with opened_source(settings, clock, stop, store.lease) as source:
+            take_lease(store.lease, settings.require_stack().project_id, stop)
+            try:
+                bind_project(store, source)
+                return Sweep(
+                    source, store, rules(settings), settings.schedule.resume_minutes, on_page
+                ).run()
+            finally:
+                _give_back(store.lease)
+
+
+@contextmanager
+def opened_database(settings: Settings, url: str, clock: Clock, stop: Event) -> Iterator[Database]:
+    """Open the database lazily, and close it in the end."""
+    retry = Retry("the database", settings.database.retry_minutes, stop, DatabaseUnavailable)
+    database = Database(url, clock, retry)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def open_store(settings: Settings, database: Database) -> Store:
+    """Create what is missing in the database, and describe the target."""
+    stack, target = settings.require_stack(), settings.database.schema_name
+    shape = prepare(database, target)
+    return Store(
+        database=database,
+        lease=Lease(
+            database,
+            target=target,
+            project=stack.project_id,
+            holder=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+            seconds=settings.database.lease_seconds,
+        ),
+        table=Table(
+            target, shape, tuple(settings.stack.ignored_fields), settings.deletions.grace_seconds
+        ),
+        deletions=Deletions(target),
+        quarantine=Quarantine(target),
+        progress=Progress(target, asked_of(settings)),
+    )
+
+
+@contextmanager
+def opened_source(settings: Settings, clock: Clock, stop: Event, lease: Lease) -> Iterator[Source]:
+    """Open the users API; in the end whatever is still being asked is given up."""
+    retry = Retry("Stack Auth", settings.stack.retry_minutes, stop, SourceUnavailable)
+    with StackApi(access(settings), clock=clock, stop=stop) as api:
+        page_size = PageSize(settings.stack.page_size)
+        source = Source(api, retry, page_size=page_size, clock=clock, lease=lease)
+        try:
+            yield source
+        finally:
+            stop.set()
+            source.close()
+
+
+def access(settings: Settings) -> Access:
+    """Say whom to ask, as whom, and for what."""
+    stack = settings.require_stack()
+    return Access(
+        api_url=stack.api_url,
+        project_id=stack.project_id,
+        secret_server_key=stack.secret_server_key.get_secret_value(),
+        timeout_seconds=settings.stack.timeout_seconds,
+        include_anonymous=settings.stack.include_anonymous,
+        ignored_fields=tuple(settings.stack.ignored_fields),
+    )
+
+
+def asked_of(settings: Settings) -> str:
+    """Say what is asked of which API: a checkpoint is worth nothing for other questions."""
+    stack = settings.stack
+    return f"{stack.api_url} {stack.project_id} include_anonymous={stack.include_anonymous}"
+
+
+def rules(settings: Settings) -> Rules:
+    """Say what may be deleted."""
+    deletions = settings.deletions
+    return Rules(
+        guard=Guard(deletions.max_count, deletions.max_fraction),
+        enabled=deletions.enabled,
+        grace_seconds=deletions.grace_seconds,
+        audit_hours=settings.schedule.audit_hours,
+    )
+
+
+def take_lease(lease: Lease, project: str, stop: Event) -> None:
+    """Wait for the lease for as long as its holder may be dead.
+
+    Raises LeaseLost as soon as the holder shows that it is alive, and Misconfigured if the target
+    belongs to another project.
+    """
+    first = None
+    while not lease.acquire():
+        sight = lease.look()
+        if sight is None:
+            continue
+        if sight.project not in {None, project}:
+            raise Misconfigured(
+                f"{lease.target}.users_sync holds the users of another Stack Auth project"
+                f" ({sight.project}); set stack.project_id (STACK_PROJECT_ID) to it, or"
+                " database.schema to a schema of this project's own"
+            )
+        if first is None:
+            first = sight
+            log.info("lease.awaited", holder=sight.holder, seconds=round(sight.remaining, 1))
+        if (sight.epoch, sight.expires_at) != (first.epoch, first.expires_at) and sight.remaining:
+            raise LeaseLost(f"another worker is at work on {lease.target} ({sight.holder})")
+        if stop.wait(min(LOOK_SECONDS, max(sight.remaining, 0.05))):
+            raise Stopped("asked to stop")
+    log.info("lease.acquired", target=lease.target)
+
+
+def bind_project(store: Store, source: Source) -> None:
+    """Bind a target to the project before the first write, unless it is plainly another's.
+
+    Raises Misconfigured if the table has live users and the project knows none of a sample.
+    """
+    if store.lease.bound:
+        return
+    ids = store.database.call(lambda conn: store.table.sample_ids(conn, SAMPLE_IDS))
+    answers = [source.ask_user(user_id) for user_id in ids]
+    if ids and all(source.await_answer(answer).found is None for answer in answers):
+        raise Misconfigured(
+            f"{store.table.schema}.users_sync has live users, but the Stack Auth project knows"
+            f" none of {len(ids)} that were asked for: it is another project's table; set"
+            " stack.project_id (STACK_PROJECT_ID) or database.schema"
+        )
+    store.lease.bind()
+
+
+def _give_back(lease: Lease) -> None:
+    """Give the lease back if that is possible; else it runs out by itself."""
+    try:
+        lease.release()
+    except UsersSyncError as error:
+        log.warning("lease.kept", error=str(error))

@@ -1,0 +1,186 @@
+"""Walks the list page by page, and brings the table into line with each page."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from worker.findings import Findings
+from worker.mirror import Delta, Span
+from worker.model import Key, Page, User
+from worker.source import Source
+from worker.store import Store
+from worker.store.batch import Applied, Batch
+from worker.store.deletions import Suspect
+from worker.store.quarantine import Rejected, unreadable
+from worker.store.statement import Statement
+from worker.store.users import INSERTED, RESTORED, STALE, UNCHANGED, UPDATED
+from worker.walk import Walk
+
+log = structlog.stdlib.get_logger(__name__)
+
+# Pages that change nothing write no checkpoint of their own more often than this.
+CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class Reading:
+    """One walk over the list. `on_page` is told after each page, for a progress display."""
+
+    source: Source
+    store: Store
+    findings: Findings
+    on_page: Callable[[Findings], None]
+    walk: Walk = field(init=False)
+    _reached: Key | None = field(init=False)
+    _checkpoint_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reached = self.findings.resume_at
+        self.walk = Walk(self.findings.mirror.below, self.findings.resume_at)
+        self._checkpoint_at = self._monotonic()
+
+    def read(self) -> None:
+        """Walk to the proven end of the list.
+
+        One page is fetched ahead while one is applied. Raises SweepIncomplete, and whatever asking
+        and writing raise.
+        """
+        answer = self.source.ask_page(self.walk.request)
+        while True:
+            page = self.source.await_answer(answer)
+            request = self.walk.request
+            span = self.walk.take(page)
+            if span is None:
+                log.info("walk.recovered", behind=request.cursor and request.cursor.id)
+            ended = self.walk.ended
+            if not ended:
+                answer = self.source.ask_page(self.walk.request)
+            if span is not None:
+                self._take(page, span)
+                self._reached = self.walk.request.after
+            if ended:
+                return
+
+    def save(self) -> None:
+        """Write the checkpoint now: what was applied, not what was asked for since."""
+        if statements := self._checkpoint(self._reached):
+            self.store.lease.commit(statements, self.findings.number)
+
+    def apply(
+        self, users: Sequence[User], observed_at: datetime, size: int, extras: Sequence[Statement]
+    ) -> Applied:
+        """Apply users to the table, `size` bytes in all, and what came of it to the mirror."""
+        store, findings = self.store, self.findings
+        applied = store.database.retry.call(
+            lambda: Batch(
+                store.table, store.lease, store.quarantine, findings.number, observed_at
+            ).apply(users, size, extras)
+        )
+        findings.count_letters(letter for _, letter in applied.letters)
+        findings.mirror.remove(applied.moved)
+        findings.mirror.accept(applied.by(INSERTED, UPDATED, RESTORED, UNCHANGED))
+        for user in applied.by(STALE):
+            findings.mirror.forget_digest(user.key)
+        findings.mirror.note_inserted(applied.by(INSERTED), self._monotonic())
+        for rejected in applied.rejected:
+            self._remember(rejected)
+        return applied
+
+    def reject(self, records: Sequence[Rejected]) -> list[Statement]:
+        """Give the statements that quarantine these records; those known as they are need none."""
+        statements = []
+        for rejected in records:
+            if self.findings.rejects.get(rejected.record) != rejected.digest:
+                statements.append(self.store.quarantine.put(rejected))
+                log.warning("record.quarantined", user=rejected.user_id, error=rejected.error)
+            self._remember(rejected)
+        return statements
+
+    def _take(self, page: Page, span: Span) -> None:
+        findings = self.findings
+        self._count(page)
+        delta = findings.mirror.compare(page.users, span, lambda: page.ids)
+        struck = self._struck(page)
+        extras = self.reject([unreadable(record) for record in page.unreadable])
+        if struck:
+            extras.append(self.store.deletions.strike(struck))
+        extras += self._suspect(delta, page)
+        changed = self._not_known_as_refused(delta.changed)
+        if changed or extras or self._checkpoint_is_due():
+            self._checkpoint_at = self._monotonic()
+            self.apply(
+                changed,
+                page.observed_at,
+                page.size,
+                extras + self._checkpoint(self.walk.request.after),
+            )
+        findings.mirror.remove(delta.moved)
+        for user_id in page.cleaned:
+            log.warning("record.cleaned", user=user_id)
+        self.on_page(findings)
+
+    def _count(self, page: Page) -> None:
+        """Count each user once: not the overlap of the chain, nor what a recovery reads again."""
+        findings = self.findings
+        before = findings.furthest
+        new = [user for user in page.users if before is None or user.key > before]
+        findings.counts["pages"] += 1
+        findings.counts["users"] += len(new)
+        if page.end and (before is None or page.end > before):
+            findings.furthest = page.end
+
+    def _struck(self, page: Page) -> list[str]:
+        """Forget the suspects that this later answer shows; returns their ids."""
+        if not self.findings.suspects:
+            return []
+        suspects = self.findings.suspects
+        struck = [
+            user_id
+            for user_id in suspects.keys() & page.ids
+            if page.observed_at > suspects[user_id].noticed_at
+        ]
+        for user_id in struck:
+            del suspects[user_id]
+            self.findings.noticed.pop(user_id, None)
+        return struck
+
+    def _suspect(self, delta: Delta, page: Page) -> list[Statement]:
+        """Notice who is missing; those already recorded need no statement."""
+        findings = self.findings
+        new = [user_id for _, user_id in delta.missing if user_id not in findings.suspects]
+        for user_id in new:
+            findings.suspects[user_id] = Suspect("candidate", findings.number, page.observed_at)
+        findings.noticed.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
+        return [self.store.deletions.notice(new, findings.number, page.observed_at)] if new else []
+
+    def _not_known_as_refused(self, users: Sequence[User]) -> list[User]:
+        """Leave out users that the database refused for what they still hold."""
+        findings = self.findings
+        if not findings.rejects:
+            return list(users)
+        known = [u.id for u in users if findings.rejects.get(u.id) == u.digest.hex()]
+        findings.counts["quarantined"] += len(set(known) - findings.seen)
+        findings.seen.update(known)
+        return [user for user in users if user.id not in set(known)]
+
+    def _remember(self, rejected: Rejected) -> None:
+        findings = self.findings
+        if rejected.record not in findings.seen:
+            findings.counts["quarantined"] += 1
+        findings.seen.add(rejected.record)
+        if rejected.permanent:
+            findings.rejects[rejected.record] = rejected.digest
+
+    def _checkpoint(self, key: Key | None) -> list[Statement]:
+        """Give the statement that moves the checkpoint; at the start of the list there is none."""
+        if key is None:
+            return []
+        return [self.store.progress.move(self.findings.checkpoint(key))]
+
+    def _checkpoint_is_due(self) -> bool:
+        return self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS
+
+    def _monotonic(self) -> float:
+        return self.store.database.clock.monotonic()

@@ -1,0 +1,177 @@
+"""Settles the suspicions of a walk: asks about each, lets the guard judge, marks users deleted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from worker.errors import Misconfigured, SourceUnavailable
+from worker.guard import Guard
+from worker.model import Single, Unreadable, User
+from worker.reading import Reading
+from worker.store.quarantine import unreadable
+from worker.store.statement import Statement
+from worker.store.users import DELETED, WAITING
+
+log = structlog.stdlib.get_logger(__name__)
+
+# What one statement marks deleted.
+SOFT_DELETE_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What may be deleted: `deletions` of the settings, and `schedule.audit_hours`."""
+
+    guard: Guard
+    enabled: bool = True
+    grace_seconds: float = 60
+    audit_hours: float = 24
+
+
+@dataclass(slots=True)
+class Settling:
+    """The end of one sweep. `list_was_empty` is what the walk found."""
+
+    reading: Reading
+    rules: Rules
+    list_was_empty: bool
+    trouble: SourceUnavailable | Misconfigured | None = None
+    _gone: dict[str, datetime] = field(default_factory=dict)
+    _struck: list[str] = field(default_factory=list)
+
+    def settle(self) -> list[Statement]:
+        """Ask about the suspects and delete what is proven and not too much.
+
+        Returns the statements that the transaction which ends the sweep must run. If the API
+        could not answer for every suspect, `trouble` says why, and nobody is deleted.
+        """
+        if self.rules.enabled:
+            self._ask(self._suspects())
+            self._ask(self.reading.findings.in_state("approved"))
+        if self._gone and self.trouble is None:
+            self._judge()
+        return self._closing_statements()
+
+    def _suspects(self) -> list[str]:
+        """Choose whom to ask about: no more than tell whether the guard holds."""
+        findings = self.reading.findings
+        now = self.reading.store.database.clock.now()
+        asked_before = now - timedelta(hours=self.rules.audit_hours)
+        due = []
+        for user_id in findings.in_state("hidden"):
+            asked_at = findings.suspects[user_id].asked_at
+            if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
+                due.append(user_id)
+        return (findings.in_state("candidate") + due)[: self.rules.guard.enough]
+
+    def _ask(self, ids: Sequence[str]) -> None:
+        """Ask for each of these users with GET, a few at a time."""
+        source = self.reading.source
+        if self.trouble is not None:
+            return
+        answers = [(user_id, source.ask_user(user_id)) for user_id in ids]
+        found: list[tuple[str, Single]] = []
+        try:
+            for user_id, answer in answers:
+                single = source.await_answer(answer)
+                if single.found is None:
+                    self._gone[user_id] = single.observed_at
+                else:
+                    found.append((user_id, single))
+        except (SourceUnavailable, Misconfigured) as error:
+            self.trouble = error
+        finally:
+            for _, answer in answers:
+                answer.cancel()
+        if found:
+            self._take_found(dict(found))
+
+    def _take_found(self, found: dict[str, Single]) -> None:
+        """Take in users that the list left out though the API knows them: hidden, or moved."""
+        reading, findings = self.reading, self.reading.findings
+        users = {u: s.found for u, s in found.items() if isinstance(s.found, User)}
+        bad = [unreadable(s.found) for s in found.values() if isinstance(s.found, Unreadable)]
+        hidden = [u for u, user in users.items() if findings.noticed.get(u) in {None, user.key}]
+        for user_id in found.keys() - set(hidden):
+            key = findings.noticed.pop(user_id, None)
+            findings.mirror.remove([key] if key and user_id in users else [])
+        for user_id in found:
+            del findings.suspects[user_id]
+        findings.counts["hidden"] += len(hidden)
+        statements = [
+            reading.store.deletions.hide(hidden),
+            reading.store.deletions.strike(found.keys() - set(hidden)),
+            *reading.reject(bad),
+        ]
+        # The earliest moment is true of all of them.
+        observed_at = min(single.observed_at for single in found.values())
+        reading.apply(list(users.values()), observed_at, 0, statements)
+
+    def _judge(self) -> None:
+        """Delete what a person approved, and the rest unless it is too much to believe."""
+        findings, store = self.reading.findings, self.reading.store
+        approved = {id_ for id_ in self._gone if findings.suspects[id_].state == "approved"}
+        rest = [user_id for user_id in self._gone if user_id not in approved]
+        holds = self.rules.guard.holds(
+            gone=len(rest),
+            deleted_today=store.database.call(store.progress.deleted_today),
+            live=len(findings.mirror),
+            list_was_empty=self.list_was_empty,
+        )
+        self._soft_delete(sorted(approved), approved=True)
+        if not holds:
+            self._soft_delete(rest, approved=False)
+        elif rest:
+            self._hold(rest)
+
+    def _hold(self, gone: Sequence[str]) -> None:
+        """Hold every candidate, proven or not, until a person approves."""
+        findings, store = self.reading.findings, self.reading.store
+        held = {*findings.in_state("candidate"), *gone}
+        for user_id in held:
+            findings.suspects[user_id] = replace(findings.suspects[user_id], state="held")
+        store.lease.commit([store.deletions.hold(held)], findings.number)
+        log.warning("deletions.held", held=len(held), proven=len(gone), sweep=findings.number)
+
+    def _soft_delete(self, ids: Sequence[str], *, approved: bool) -> None:
+        findings, store = self.reading.findings, self.reading.store
+        young = {user_id for user_id in ids if self._just_inserted(user_id)}
+        findings.waiting += len(young)
+        ripe = [user_id for user_id in ids if user_id not in young]
+        for at in range(0, len(ripe), SOFT_DELETE_BATCH):
+            batch = ripe[at : at + SOFT_DELETE_BATCH]
+            proofs = [(user_id, self._gone[user_id]) for user_id in batch]
+            record = store.progress.record(findings.row())
+            statement = store.table.soft_delete(proofs, findings.number, approved=approved)
+            _, row = store.lease.commit([record, statement], findings.number)
+            self._take(batch, row[0] if row else "", approved=approved)
+
+    def _take(self, ids: Sequence[str], letters: str, *, approved: bool) -> None:
+        findings = self.reading.findings
+        for user_id, letter in zip(ids, letters, strict=True):
+            if letter == WAITING:
+                findings.waiting += 1
+                continue
+            key = findings.noticed.pop(user_id, None)
+            del findings.suspects[user_id]
+            self._struck.append(user_id)
+            findings.mirror.remove([key] if key else [])
+            if letter == DELETED:
+                findings.counts["approved" if approved else "deleted"] += 1
+
+    def _just_inserted(self, user_id: str) -> bool:
+        now = self.reading.store.database.clock.monotonic()
+        since = now - self.rules.grace_seconds
+        return self.reading.findings.mirror.inserted_since(user_id, since)
+
+    def _closing_statements(self) -> list[Statement]:
+        """Forget what was not noticed again; only a sweep that saw everything can say so."""
+        findings, store = self.reading.findings, self.reading.store
+        statements = [store.deletions.strike(self._struck)] if self._struck else []
+        statements.append(store.deletions.keep(findings.noticed, findings.number))
+        if findings.whole and self.trouble is None:
+            statements.append(store.deletions.forget_others(findings.noticed))
+            statements.append(store.quarantine.forget_others(findings.seen))
+        return statements

@@ -1,0 +1,86 @@
+"""Asks the API in the background, and keeps the lease alive while an answer is awaited."""
+
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Event
+from typing import Protocol, TypeVar
+
+from worker.clock import Clock
+from worker.errors import Stopped, Transient
+from worker.model import Page, Single
+from worker.retry import Retry
+from worker.walk import MAX_LIMIT, PageSize, Request
+
+Answered = TypeVar("Answered", Page, Single)
+
+# Proofs are asked for side by side; one process serves the API, so more would only queue there.
+THREADS = 4
+
+# How soon a stop is noticed while an answer is awaited.
+GLANCE_SECONDS = 0.25
+
+
+class Api(Protocol):
+    """What is asked of the users API; each call is one attempt."""
+
+    def fetch_page(self, cursor: str | None, limit: int) -> Page: ...
+
+    def fetch_user(self, user_id: str) -> Single: ...
+
+
+class Renewed(Protocol):
+    """What must be kept alive while waiting."""
+
+    def renew_if_due(self) -> None: ...
+
+
+class Source:
+    """The users API with retries, in threads of its own: ask first, wait for the answer later."""
+
+    def __init__(
+        self, api: Api, retry: Retry, *, page_size: PageSize, clock: Clock, lease: Renewed
+    ) -> None:
+        self.page_size = page_size
+        self._api = api
+        self._retry = retry
+        self._clock = clock
+        self._lease = lease
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ask")
+
+    @property
+    def stop(self) -> Event:
+        return self._retry.stop
+
+    def ask_page(self, request: Request) -> Future[Page]:
+        """Begin to fetch a page, with retries."""
+        return self._pool.submit(self._retry.call, lambda: self._fetch_page(request))
+
+    def ask_user(self, user_id: str) -> Future[Single]:
+        """Begin to fetch one user, with retries."""
+        return self._pool.submit(self._retry.call, lambda: self._api.fetch_user(user_id))
+
+    def await_answer(self, answer: Future[Answered]) -> Answered:
+        """Wait for an answer. Raises what asking raised, Stopped, LeaseLost or MirrorOutdated."""
+        self._lease.renew_if_due()
+        while not wait([answer], GLANCE_SECONDS).done:
+            if self.stop.is_set():
+                raise Stopped("asked to stop")
+            self._lease.renew_if_due()
+        return answer.result()
+
+    def close(self) -> None:
+        """Ask for nothing more; a request in flight ends when the stop is set."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch_page(self, request: Request) -> Page:
+        limit = min(self.page_size.limit * request.widen, MAX_LIMIT)
+        asked_at = self._clock.monotonic()
+        cursor = request.cursor.id if request.cursor else None
+        try:
+            page = self._api.fetch_page(cursor, limit)
+        except Transient as error:
+            if error.too_much:
+                self.page_size.shrink()
+            raise
+        users = len(page.users) + len(page.unreadable)
+        self.page_size.learn(users, page.size, self._clock.monotonic() - asked_at)
+        return page

@@ -1,0 +1,223 @@
+"""The HTTP edge: asks the users API once, and says what its answer means."""
+
+import re
+import ssl
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from threading import Event
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote
+from urllib.request import getproxies
+
+import httpx
+
+from worker.answer import (
+    URL_SETTING,
+    PASSING_STATUSES,
+    PROJECT_SETTING,
+    KEY_SETTING,
+    Answer,
+    proves_absence,
+    refused,
+)
+from worker.clock import Clock
+from worker.deadline import Network, choose_proxy, within
+from worker.decode import BrokenBody, parse_page, parse_user
+from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
+from worker.model import Page, Single
+
+Answered = TypeVar("Answered", Page, Single)
+
+# Eight times what a page is tuned to. Parsed, a body takes several times its size in memory.
+MAX_BODY_BYTES = 64 * 2**20
+
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Whom to ask, as whom, and for what."""
+
+    api_url: str
+    project_id: str
+    secret_server_key: str = field(repr=False)
+    timeout_seconds: float = 60
+    include_anonymous: bool = True
+    ignored_fields: tuple[str, ...] = ("last_active_at_millis",)
+
+
+class StackApi:
+    """Asks one Stack Auth project for its users, one attempt a call; a few threads may share it.
+
+    Every call raises Transient, Misconfigured or Stopped. No error's text holds the key, or
+    anything that an answer says about a user. `proxies` is in the form of
+    `urllib.request.getproxies`, which is the default; `transport` replaces the network.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        clock: Clock,
+        stop: Event,
+        transport: httpx.BaseTransport | None = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> None:
+        url = _read_url(access.api_url)
+        proxy = choose_proxy(url, getproxies() if proxies is None else proxies)
+        self._access = access
+        self._host = url.netloc.decode()  # without a password, should the URL have one
+        self._clock = clock
+        self._stop = stop
+        self._client = httpx.Client(
+            base_url=f"{str(url).rstrip('/')}/api/v1",
+            headers=_headers(access),
+            timeout=access.timeout_seconds,
+            transport=transport or Network(proxy),
+            trust_env=False,  # the proxy is chosen above, and ~/.netrc is no business of ours
+        )
+
+    def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page:
+        """Ask for up to `limit` users, beginning with the one whose id is `cursor`."""
+        query = {"limit": str(limit), "order_by": "signed_up_at"}
+        query["desc"] = "true" if newest_first else "false"
+        if cursor is not None:
+            query["cursor"] = cursor
+        if self._access.include_anonymous:
+            query["include_anonymous"] = "true"
+        return self._read(self._ask("/users", query), parse_page)
+
+    def fetch_user(self, user_id: str) -> Single:
+        """Ask for one user. Nothing but the API's own USER_NOT_FOUND proves that there is none."""
+        answer = self._ask(f"/users/{quote(user_id, safe='')}", {})
+        if proves_absence(answer):
+            return Single(None, answer.observed_at)
+        return self._read(answer, parse_user)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, path: str, query: dict[str, str]) -> Answer:
+        if self._stop.is_set():
+            raise Stopped("asked to stop")
+        observed_at = self._clock.now()
+        try:
+            with (
+                within(self._access.timeout_seconds, self._stop),
+                self._client.stream("GET", path, params=query) as answer,
+            ):
+                body = _read_body(answer, self._host)
+                return Answer(answer.status_code, answer.headers, body, observed_at)
+        except httpx.RequestError as error:
+            # A protocol error quotes the bytes it stumbled over.
+            cause = None if isinstance(error, httpx.ProtocolError) else error
+            raise self._unanswered(error) from cause
+
+    def _read(
+        self, answer: Answer, parse: Callable[[bytes, datetime, Collection[str]], Answered]
+    ) -> Answered:
+        if not 200 <= answer.status < 300:  # noqa: PLR2004 - as RFC 9110 has it
+            raise refused(answer, self._host)
+        if answer.is_html:
+            raise Transient(f"{self._host} answered HTML; is a proxy in front of the API?")
+        try:
+            return parse(answer.body, answer.observed_at, self._access.ignored_fields)
+        except BrokenBody as error:
+            raise Transient(f"{self._host} answered brokenly: {error}", too_much=True) from error
+
+    def _unanswered(self, error: httpx.RequestError) -> UsersSyncError:
+        """Say what it means that there is no answer, or no end of it."""
+        seconds = f"{self._access.timeout_seconds:g} s (stack.timeout_seconds)"
+        match error:
+            case httpx.ConnectTimeout() | httpx.PoolTimeout():
+                return Transient(f"{self._host} took no connection within {seconds}")
+            case httpx.TimeoutException():
+                return Transient(f"{self._host} did not answer within {seconds}", too_much=True)
+            case httpx.ProxyError():
+                return _proxy_refused(error, self._host)
+            case httpx.ConnectError():
+                return _not_connected(error, self._host)
+            case _:
+                return Transient(f"{self._host} broke off before its answer ended", too_much=True)
+
+
+def _read_url(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(text)
+        url.host.encode("idna")  # as the look-up of the name will
+    except (httpx.InvalidURL, UnicodeError):
+        url = httpx.URL()
+    if url.scheme not in {"http", "https"} or not url.host or not 0 < (url.port or 1) < 2**16:
+        raise Misconfigured(
+            f"{URL_SETTING} is not an address: write it like https://api.stack-auth.com"
+        )
+    return url
+
+
+def _headers(access: Access) -> dict[str, str]:
+    # Anything else would be refused by httpx, in words that quote it.
+    for name, value in (
+        (PROJECT_SETTING, access.project_id),
+        (KEY_SETTING, access.secret_server_key),
+    ):
+        if not _HEADER_VALUE.fullmatch(value):
+            raise Misconfigured(f"{name} is empty or holds a space, a line break or the like")
+    return {
+        "accept": "application/json",
+        "user-agent": f"users-sync/{_version()}",
+        "x-stack-access-type": "server",
+        "x-stack-project-id": access.project_id,
+        "x-stack-secret-server-key": access.secret_server_key,
+    }
+
+
+def _version() -> str:
+    try:
+        return version("users-sync")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0"
+
+
+def _read_body(answer: httpx.Response, host: str) -> bytes:
+    body = bytearray()
+    for chunk in answer.iter_bytes():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            size = f"{MAX_BODY_BYTES >> 20} MiB"
+            raise Transient(f"{host} answered with more than {size}", too_much=True)
+    return bytes(body)
+
+
+def _not_connected(error: httpx.ConnectError, host: str) -> UsersSyncError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Misconfigured(
+                f"the certificate of {host} is not trusted ({cause.verify_message}): correct"
+                f" {URL_SETTING}, or let SSL_CERT_FILE name the file of your own authority"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return Transient(f"{host} could not be reached: {error}")
+
+
+def _proxy_refused(error: httpx.ProxyError, host: str) -> UsersSyncError:
+    """Judge what a proxy said instead of opening a tunnel: its status begins httpcore's words."""
+    status = str(error)[:3]
+    said = f"the proxy in HTTPS_PROXY or ALL_PROXY opens no way to {host} (status {status})"
+    if status.startswith("4") and status not in map(str, PASSING_STATUSES):
+        return Misconfigured(f"{said}: correct the address, with its password if it needs one")
+    return Transient(said)

@@ -1,0 +1,113 @@
+"""Applies the users of one answer: in parts, halved where the database refuses one of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from worker.errors import Blocked, DataRefused, Transient
+from worker.model import Key, User
+from worker.store import users as letters
+from worker.store.lease import Lease
+from worker.store.quarantine import Quarantine, Rejected, refused
+from worker.store.statement import Row, Statement
+from worker.store.users import Table
+
+log = structlog.stdlib.get_logger(__name__)
+
+# More in one statement would make the server hold too much of it at once.
+PART_BYTES = 16_000_000
+
+# So many rows in a row are not an application's locks on some users but one on the table.
+MOST_BLOCKED = 3
+
+
+@dataclass(slots=True)
+class Applied:
+    """What became of the users of a batch: a letter for each, and the keys they no longer have."""
+
+    letters: list[tuple[User, str]] = field(default_factory=list)
+    moved: list[Key] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def by(self, *wanted: str) -> list[User]:
+        """Give the users with one of these letters."""
+        return [user for user, letter in self.letters if letter in wanted]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Users of one answer on their way into the table, and what must be written with the last."""
+
+    table: Table
+    lease: Lease
+    quarantine: Quarantine
+    sweep: int
+    observed_at: datetime
+    applied: Applied = field(default_factory=Applied)
+    blocked: int = 0
+
+    def apply(self, users: Sequence[User], size: int, extras: Sequence[Statement]) -> Applied:
+        """Apply `users`, `size` bytes in all; `extras` are committed with the last part.
+
+        Raises what Lease.commit raises, and Transient if the table as a whole is locked.
+        """
+        length = max(1, len(users) * PART_BYTES // max(size, PART_BYTES))
+        parts = [users[at : at + length] for at in range(0, len(users), length)] or [users]
+        for part in parts[:-1]:
+            self._apply(part, ())
+        self._apply(parts[-1], extras)
+        return self.applied
+
+    def _apply(self, users: Sequence[User], extras: Sequence[Statement]) -> None:
+        if not users:
+            if extras:
+                self.lease.commit(extras, self.sweep)
+            return
+        try:
+            rows = self.lease.commit(
+                [self.table.apply(users, self.observed_at), *extras], self.sweep
+            )
+        except (DataRefused, Blocked) as error:
+            self._halve(users, extras, error)
+        else:
+            self.blocked = 0
+            self._take(users, rows[0])
+
+    def _halve(
+        self, users: Sequence[User], extras: Sequence[Statement], error: DataRefused | Blocked
+    ) -> None:
+        """Look for the culprit: one of two halves, or the one user that is left."""
+        middle = len(users) // 2
+        if middle:
+            self._apply(users[:middle], ())
+            self._apply(users[middle:], extras)
+        elif isinstance(error, DataRefused):
+            self._reject(users[0], error, extras)
+        else:
+            self._leave(users[0], error, extras)
+
+    def _reject(self, user: User, error: DataRefused, extras: Sequence[Statement]) -> None:
+        rejected = refused(user, error)
+        self.lease.commit([self.quarantine.put(rejected), *extras], self.sweep)
+        self.applied.rejected.append(rejected)
+        log.warning("record.quarantined", user=user.id, error=rejected.error)
+
+    def _leave(self, user: User, error: Blocked, extras: Sequence[Statement]) -> None:
+        """Leave a row that an application keeps locked for the next sweep."""
+        self.blocked += 1
+        if self.blocked >= MOST_BLOCKED:
+            raise Transient(f"{self.table.schema}.users_sync is locked: {error}")
+        if extras:
+            self.lease.commit(extras, self.sweep)
+        self.applied.letters.append((user, letters.STALE))
+        log.warning("row.blocked", user=user.id)
+
+    def _take(self, users: Sequence[User], row: Row | None) -> None:
+        if row is None:
+            raise Transient("the database gave no answer to a statement")
+        text, positions, millis = row
+        self.applied.letters += zip(users, text, strict=True)
+        for position, old in zip(positions or (), millis or (), strict=True):
+            self.applied.moved.append((old, users[position].id))

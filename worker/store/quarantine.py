@@ -1,0 +1,90 @@
+"""The records that cannot be stored as they are, with what was wrong with them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from worker.errors import DataRefused
+from worker.model import Unreadable, User, dump
+from worker.store.database import Connection
+from worker.store.statement import Statement
+
+_LOAD = """
+select record, digest from users_sync_worker.quarantine where target = %(target)s and permanent
+"""
+
+_PUT = """
+insert into users_sync_worker.quarantine
+    (target, record, user_id, digest, payload, error, permanent, first_seen, last_seen, times)
+values (%(target)s, %(record)s, %(user_id)s, %(digest)s, %(payload)s, %(error)s, %(permanent)s,
+        clock_timestamp(), clock_timestamp(), 1)
+on conflict (target, record) do update
+set digest = excluded.digest, payload = excluded.payload, error = excluded.error,
+    permanent = excluded.permanent, last_seen = excluded.last_seen, times = quarantine.times + 1
+"""
+
+_FORGET = """
+delete from users_sync_worker.quarantine where target = %(target)s and record <> all(%(records)s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record and why it is not in the table; `permanent` if it fails for as long as it is so."""
+
+    user_id: str | None
+    digest: str
+    payload: str
+    error: str
+    permanent: bool = True
+
+    @property
+    def record(self) -> str:
+        """What it is known by: its user id, or its digest if that cannot be read."""
+        return self.user_id or self.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """The `quarantine` rows of one target."""
+
+    target: str
+
+    def load(self, conn: Connection) -> dict[str, str]:
+        """Give the digest of every permanent record, by what it is known by."""
+        rows = conn.execute(_LOAD, {"target": self.target})
+        return {row[0]: row[1] for row in rows}
+
+    def put(self, rejected: Rejected) -> Statement:
+        """Record it, or that it was seen again."""
+        params = {
+            "target": self.target,
+            "record": rejected.record,
+            "user_id": rejected.user_id,
+            "digest": rejected.digest,
+            "payload": rejected.payload,
+            "error": rejected.error,
+            "permanent": rejected.permanent,
+        }
+        return Statement(sql.SQL(_PUT), params)
+
+    def forget_others(self, records: Iterable[str]) -> Statement:
+        """Forget every record but these."""
+        return Statement(sql.SQL(_FORGET), {"target": self.target, "records": list(records)})
+
+
+def refused(user: User, error: DataRefused) -> Rejected:
+    """Describe a user that the database refused."""
+    return Rejected(
+        user_id=user.id,
+        digest=user.digest.hex(),
+        payload=dump(user.record).decode(),
+        error=f"refused by the database: {error}",
+        permanent=error.permanent,
+    )
+
+
+def unreadable(record: Unreadable) -> Rejected:
+    """Describe a record that could not even be read."""
+    return Rejected(record.id, record.digest.hex(), record.payload, record.error)

@@ -1,0 +1,121 @@
+"""Creates what the worker needs: the schema and its table, and the worker's own numbered tables."""
+
+from importlib import resources
+
+import structlog
+from psycopg import sql
+
+from worker.store.database import Connection, Database
+from worker.store.shape import Shape, detect_shape
+
+log = structlog.stdlib.get_logger(__name__)
+
+# Advisory locks share one space of numbers; this one was drawn at random.
+MIGRATION_LOCK = 6_152_907_331_845_720
+
+OWN_SCHEMA = "users_sync_worker"
+
+_BOOKKEEPING = """create table if not exists users_sync_worker.migration (
+    number int primary key,
+    name text not null,
+    applied_at timestamptz not null default now()
+);
+comment on table users_sync_worker.migration is 'Which of the numbered SQL files were applied.';
+"""
+
+_USERS_SYNC = """create table if not exists {table} (
+    raw_json jsonb not null,
+    id text generated always as (raw_json->>'id') stored not null primary key,
+    name text generated always as (raw_json->>'display_name') stored,
+    email text generated always as (raw_json->>'primary_email') stored,
+    created_at timestamptz generated always as (
+        to_timestamp(trunc((raw_json->>'signed_up_at_millis')::bigint::double precision) / 1000)
+    ) stored,
+    updated_at timestamptz,
+    deleted_at timestamptz
+);
+
+create index if not exists users_sync_deleted_at_idx on {table} (deleted_at);
+"""
+
+
+def migrations() -> dict[int, tuple[str, str]]:
+    """Give every numbered SQL file: number, then name and text, in order."""
+    folder = resources.files("worker.store") / "migrations"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    return {int(file.name[:3]): (file.name, file.read_text()) for file in files}
+
+
+def prepare(database: Database, schema: str) -> Shape:
+    """Create whatever is missing, and tell the table's shape. Changes nothing that is there.
+
+    A role that may not create anything is fine as long as nothing is missing. Raises Misconfigured
+    for a table that cannot be adopted.
+    """
+    return database.call(lambda conn: _prepare(conn, schema))
+
+
+def creation_sql(schema: str) -> str:
+    """Write the SQL that `prepare` runs on an empty database, for a person to read and run."""
+    parts = [
+        f"create schema if not exists {sql.Identifier(schema).as_string(None)};\n",
+        _create_table_sql(schema).as_string(None),
+        f"create schema if not exists {OWN_SCHEMA};\n",
+        _BOOKKEEPING,
+    ]
+    for number, (name, text) in migrations().items():
+        parts += [text, _record_sql(number, name).as_string(None) + ";\n"]
+    return "begin;\n\n" + "\n".join(parts) + "\ncommit;\n"
+
+
+def _prepare(conn: Connection, schema: str) -> Shape:
+    shape = detect_shape(conn, schema)
+    missing = _missing_migrations(conn)
+    if shape is not None and not missing:
+        return shape
+    with conn.transaction():
+        conn.execute("select pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+        if shape is None:
+            _ensure_schema(conn, schema)
+            conn.execute(_create_table_sql(schema))
+            log.info("table.created", table=f"{schema}.users_sync")
+        if missing:
+            _migrate(conn)
+    return shape or Shape.GENERATED
+
+
+def _ensure_schema(conn: Connection, schema: str) -> None:
+    """Create a schema; even `if not exists` asks for the right to create one that is there."""
+    found = conn.execute("select from pg_namespace where nspname = %s", (schema,)).fetchone()
+    if found is None:
+        conn.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
+
+
+def _missing_migrations(conn: Connection) -> set[int]:
+    row = conn.execute("select to_regclass('users_sync_worker.migration') is not null").fetchone()
+    if row != (True,):
+        return set(migrations())
+    rows = conn.execute("select number from users_sync_worker.migration").fetchall()
+    return set(migrations()) - {number for (number,) in rows}
+
+
+def _migrate(conn: Connection) -> None:
+    _ensure_schema(conn, OWN_SCHEMA)
+    conn.execute(_BOOKKEEPING.encode())
+    missing = _missing_migrations(conn)
+    for number, (name, text) in migrations().items():
+        if number in missing:
+            conn.execute(text.encode())
+            conn.execute(_record_sql(number, name))
+            log.info("migration.applied", name=name)
+
+
+def _create_table_sql(schema: str) -> sql.Composed:
+    return sql.SQL(_USERS_SYNC).format(table=sql.Identifier(schema, "users_sync"))
+
+
+def _record_sql(number: int, name: str) -> sql.Composed:
+    return sql.SQL(
+        "insert into users_sync_worker.migration (number, name) values ({}, {})"
+        " on conflict do nothing"
+    ).format(sql.Literal(number), sql.Literal(name))

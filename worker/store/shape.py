@@ -1,0 +1,135 @@
+"""Which of the known shapes a users_sync table has; a table of no known shape is refused."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from psycopg import sql
+
+from worker.errors import Misconfigured
+from worker.store.database import Connection
+
+TABLE = "users_sync"
+
+_COLUMNS = """
+select a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', a.attnotnull,
+       a.atthasdef or a.attidentity <> '', a.attname = 'id' and exists (
+           select from pg_index i
+           where i.indrelid = c.oid and i.indisunique and i.indimmediate and i.indpred is null
+             and i.indnkeyatts = 1 and i.indkey[0] = a.attnum)
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+join pg_attribute a on a.attrelid = c.oid
+where n.nspname = %s and c.relname = 'users_sync' and c.relkind in ('r', 'p')
+  and a.attnum > 0 and not a.attisdropped
+"""
+
+# Another kind of relation, a view say, has our name.
+_RELATION_KIND = """
+select c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = 'users_sync'
+"""
+
+_ROWS_ARE_FILTERED = "select row_security_active(format('%%I.users_sync', %s::text)::regclass)"
+
+
+class Shape(Enum):
+    """The shapes of users_sync found in the field."""
+
+    GENERATED = "generated"
+    PLAIN = "plain"
+    PLAIN_UUID = "plain, id uuid"
+
+    @property
+    def id_type(self) -> sql.SQL:
+        return sql.SQL("uuid") if self is Shape.PLAIN_UUID else sql.SQL("text")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table as the catalog describes it."""
+
+    name: str
+    type: str
+    generated: bool
+    not_null: bool
+    has_default: bool
+    unique: bool
+
+
+_TYPES = {
+    "raw_json": "jsonb",
+    "name": "text",
+    "email": "text",
+    "created_at": "timestamp with time zone",
+    "updated_at": "timestamp with time zone",
+    "deleted_at": "timestamp with time zone",
+}
+_GENERATED = {"id", "name", "email", "created_at"}
+
+
+def detect_shape(conn: Connection, schema: str) -> Shape | None:
+    """Tell the shape of `schema`.users_sync; None if there is no such table.
+
+    Raises Misconfigured, naming the column, for a table that cannot be adopted.
+    """
+    rows = conn.execute(_COLUMNS, (schema,)).fetchall()
+    table = f"{schema}.{TABLE}"
+    if not rows:
+        _refuse_other_relations(conn, schema)
+        return None
+    shape = _fit(table, {row[0]: Column(*row) for row in rows})
+    if conn.execute(_ROWS_ARE_FILTERED, (schema,)).fetchone() == (True,):
+        raise Misconfigured(
+            f"row-level security hides rows of {table} from the worker's role;"
+            " let the role own the table, or give it BYPASSRLS"
+        )
+    return shape
+
+
+def _refuse_other_relations(conn: Connection, schema: str) -> None:
+    row = conn.execute(_RELATION_KIND, (schema,)).fetchone()
+    if row is not None:
+        raise Misconfigured(
+            f"{schema}.{TABLE} is not a table; rename it, or set database.schema"
+            " (USERS_SYNC_DATABASE__SCHEMA) to another schema"
+        )
+
+
+def _fit(table: str, columns: dict[str, Column]) -> Shape:
+    for name, wanted in {"id": None, **_TYPES}.items():
+        if name not in columns:
+            raise _unfit(table, name, "is missing")
+        if wanted is not None and columns[name].type != wanted:
+            raise _unfit(table, name, f"is {columns[name].type}, not {wanted}")
+    for column in columns.values():
+        if column.name not in {"id", *_TYPES}:
+            _check_extra(table, column)
+    if not columns["id"].unique:
+        raise _unfit(table, "id", "is not unique: make it the primary key")
+    return _shape_of(table, columns)
+
+
+def _check_extra(table: str, column: Column) -> None:
+    if column.not_null and not column.has_default:
+        raise _unfit(table, column.name, "is not ours, and has neither a default nor allows null")
+
+
+def _shape_of(table: str, columns: dict[str, Column]) -> Shape:
+    generated = {name for name in ("id", *_TYPES) if columns[name].generated}
+    id_type = columns["id"].type
+    if generated == _GENERATED and id_type == "text":
+        return Shape.GENERATED
+    for name in sorted(generated):
+        raise _unfit(table, name, "is generated, which only Neon's own shape may have")
+    if id_type == "text":
+        return Shape.PLAIN
+    if id_type == "uuid":
+        return Shape.PLAIN_UUID
+    raise _unfit(table, "id", f"is {id_type}, neither text nor uuid")
+
+
+def _unfit(table: str, column: str, problem: str) -> Misconfigured:
+    return Misconfigured(
+        f"{table} cannot be used: column {column} {problem}; change it, or rename the table and let"
+        " `users-sync init` create a new one"
+    )

@@ -1,0 +1,218 @@
+"""What is done to users_sync: load the live keys, apply users, mark users deleted."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg import sql
+
+from worker.mirror import NO_MILLIS
+from worker.model import User, dump
+from worker.store.database import Connection
+from worker.store.shape import TABLE, Shape
+from worker.store.statement import Statement
+
+INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
+DELETED, WAITING = "dw"
+
+# With the letters this stays below what fits into a socket's buffers: a backend that sends more to
+# a stopped client is ended by no time-out.
+MOST_MOVED = 1_000
+
+_LOAD_CHUNK = 20_000
+
+# Exact to the year 9999; what lies beyond is read from the record itself.
+_MILLIS = """
+case when not isfinite({u}.created_at) then null
+     when {u}.created_at >= '10000-01-01' then ({u}.raw_json->>'signed_up_at_millis')::bigint
+     else (extract(epoch from {u}.created_at) * 1000)::bigint end
+"""
+
+_LOAD = """
+select coalesce({millis}, {no_millis}) as millis, decode(replace(u.id::text, '-', ''), 'hex') as id
+from {table} u
+where u.deleted_at is null
+  and u.id::text ~ '^[0-9a-f]{{8}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{12}}$'
+order by millis, id
+"""
+
+# Joined to the old rows first: `on conflict do update` would lock the unchanged ones, too. The
+# tests that a concurrent writer may upset stand on the target row itself, because after waiting for
+# a lock Postgres re-checks only those.
+_APPLY = """
+with incoming as materialized (
+    select position, record, (record->>'id')::{id_type} as id,
+           record - %(ignored)s::text[] as profile
+    from jsonb_array_elements(%(records)s::jsonb) with ordinality as r (record, position)
+), old as materialized (
+    select i.*, u.id is not null as known, u.deleted_at is not null as was_deleted,
+           u.id is not null and u.deleted_at is null and not ({differs}) as same,
+           {millis} as millis
+    from incoming i left join {table} u on u.id = i.id
+), changed as (
+    update {table} u
+    set {assignments}, updated_at = clock_timestamp(), deleted_at = null
+    from old i
+    where u.id = i.id and i.known and not i.same
+      and ({differs} or u.deleted_at is not null)
+      and not coalesce(
+          %(observed_at)s < greatest(u.updated_at, u.deleted_at)
+          and greatest(u.updated_at, u.deleted_at) <= clock_timestamp(), false)
+      and not coalesce(
+          u.deleted_at <= clock_timestamp()
+          and %(observed_at)s <= u.deleted_at + make_interval(secs => %(grace_seconds)s), false)
+    returning u.id
+), added as (
+    insert into {table} ({columns})
+    select {values} from old i where not i.known
+    on conflict (id) do nothing
+    returning id
+), letters as (
+    select o.position, o.millis, (o.record->>'signed_up_at_millis')::bigint as new_millis,
+           case when a.id is not null then 'i'
+                when c.id is not null and o.was_deleted then 'r'
+                when c.id is not null then 'u'
+                when o.same then '='
+                else 's' end as letter
+    from old o left join changed c on c.id = o.id left join added a on a.id = o.id
+)
+select coalesce(string_agg(letter, '' order by position), ''),
+       (array_agg(position - 1 order by position) filter (where {moved}))[1:%(most_moved)s],
+       (array_agg(coalesce(millis, {no_millis}) order by position)
+        filter (where {moved}))[1:%(most_moved)s]
+from letters
+"""
+
+_MOVED = "letter in ('u', 'r') and millis is distinct from new_millis"
+
+_PLAIN_VALUES = {
+    "name": "i.record->>'display_name'",
+    "email": "i.record->>'primary_email'",
+    "created_at": (
+        "to_timestamp(trunc((i.record->>'signed_up_at_millis')::bigint::double precision) / 1000)"
+    ),
+}
+
+_SAME_RECORD = """
+(case when jsonb_typeof(u.raw_json) = 'object' then u.raw_json - %(ignored)s::text[]
+      else u.raw_json end) is distinct from i.profile
+"""
+
+_SOFT_DELETE = """
+with proof as materialized (
+    select position, id::{id_type} as id, observed_at
+    from unnest(%(ids)s::text[], %(observed_at)s::timestamptz[]) with ordinality
+        as p (id, observed_at, position)
+), marked as (
+    update {table} u set deleted_at = clock_timestamp()
+    from proof p
+    where u.id = p.id and u.deleted_at is null and not ({young})
+      and not coalesce(p.observed_at < u.updated_at and u.updated_at <= clock_timestamp(), false)
+    returning u.id
+), counted as (
+    update users_sync_worker.sweep
+    set {counter} = {counter} + (select count(*) from marked)
+    where target = %(target)s and number = %(sweep)s
+)
+select coalesce(string_agg(
+    case when m.id is not null then 'd'
+         when u.id is not null and u.deleted_at is null and ({young}) then 'w'
+         else 's' end, '' order by p.position), '')
+from proof p left join marked m on m.id = p.id left join {table} u on u.id = p.id
+"""
+
+# The list may come from a replica that lags. Times in the future are not believed.
+_YOUNG = """
+coalesce(u.created_at > clock_timestamp() - make_interval(secs => %(grace_seconds)s)
+         and u.created_at <= clock_timestamp(), false)
+or coalesce(u.updated_at > clock_timestamp() - make_interval(secs => %(grace_seconds)s)
+            and u.updated_at <= clock_timestamp(), false)
+"""
+
+_SAMPLE = """
+select id::text from (
+    select id, row_number() over (order by id) as at, count(*) over () as live
+    from {table} where deleted_at is null
+      and id::text ~ '^[0-9a-f]{{8}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{12}}$'
+) u
+where (at - 1) %% greatest(1, (live + %(count)s - 1) / %(count)s) = 0
+order by at
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The users_sync table of one schema, in the shape that was found, and how it is compared."""
+
+    schema: str
+    shape: Shape
+    ignored_fields: tuple[str, ...]
+    grace_seconds: float
+
+    def load_keys(self, conn: Connection) -> Iterator[tuple[int, bytes]]:
+        """Give (millis, 16-byte id) of every live row in the order of the list, in one pass."""
+        with conn.transaction(), conn.cursor("users_sync_keys", binary=True) as cursor:
+            cursor.itersize = _LOAD_CHUNK
+            yield from cursor.execute(self._sql(_LOAD))
+
+    def sample_ids(self, conn: Connection, count: int) -> list[str]:
+        """Give up to `count` ids of live rows, spread over the table."""
+        return [row[0] for row in conn.execute(self._sql(_SAMPLE), {"count": count})]
+
+    def apply(self, users: Sequence[User], observed_at: datetime) -> Statement:
+        """Write what `observed_at` saw of these users, unless a row is newer.
+
+        Returns one letter per user, in order, and of the rows whose key changed the positions and
+        the millis they had before.
+        """
+        params = {
+            "records": (b"[" + b",".join([dump(user.record) for user in users]) + b"]").decode(),
+            "ignored": list(self.ignored_fields),
+            "observed_at": observed_at,
+            "grace_seconds": self.grace_seconds,
+            "most_moved": MOST_MOVED,
+        }
+        return Statement(self._sql(_APPLY), params)
+
+    def soft_delete(
+        self, proofs: Sequence[tuple[str, datetime]], sweep: int, *, approved: bool
+    ) -> Statement:
+        """Mark users deleted that a GET at the given moment proved gone; returns a letter for each.
+
+        The row of the sweep, which must be there, counts them in the same statement: the guard
+        relies on that count.
+        """
+        params = {
+            "target": self.schema,
+            "sweep": sweep,
+            "ids": [user_id for user_id, _ in proofs],
+            "observed_at": [observed_at for _, observed_at in proofs],
+            "grace_seconds": self.grace_seconds,
+        }
+        counter = sql.Identifier("approved" if approved else "deleted")
+        return Statement(self._sql(_SOFT_DELETE, counter=counter), params)
+
+    def _sql(self, template: str, **names: sql.Identifier) -> sql.Composed:
+        table = sql.Identifier(self.schema, TABLE)
+        own = {} if self.shape is Shape.GENERATED else _PLAIN_VALUES
+        columns = {"raw_json": "i.record", **own}
+        if self.shape is not Shape.GENERATED:
+            columns["id"] = "i.id"
+        differs = [_SAME_RECORD, *(f"u.{name} is distinct from {of}" for name, of in own.items())]
+        return sql.SQL(template).format(
+            **names,
+            table=table,
+            id_type=self.shape.id_type,
+            millis=sql.SQL(_MILLIS).format(u=sql.Identifier("u")),
+            no_millis=sql.Literal(NO_MILLIS),
+            young=sql.SQL(_YOUNG),
+            moved=sql.SQL(_MOVED),
+            differs=sql.SQL(" or ").join(map(sql.SQL, differs)),
+            assignments=_listed(f"{name} = {of}" for name, of in columns.items() if name != "id"),
+            columns=_listed(columns),
+            values=_listed(columns.values()),
+        )
+
+
+def _listed(parts: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.SQL, parts))

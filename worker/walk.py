@@ -1,0 +1,165 @@
+"""The chain: pages one after another, each proven to continue the one before.
+
+The list lies when its cursor's user was deleted, hidden or moved: it answers a clean end, or skips
+users. So the cursor is always the last user of the page before, and a page counts only if it begins
+with that very user at that very place.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from worker.errors import SweepIncomplete
+from worker.mirror import Span
+from worker.model import Key, Page, Place
+
+# Finding the way back takes a step for each doubling of a page's length, and two more.
+MAX_RECOVERIES = 60
+
+# More users in one answer make the server fail: it runs out of bind parameters.
+MAX_LIMIT = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Where the next page is asked for: the user it must begin with, and how far the list is known.
+
+    Without a cursor it is the start of the list. `widen` multiplies the page size.
+    """
+
+    cursor: Place | None = None
+    after: Key | None = None
+    widen: int = 1
+
+
+class Walk:
+    """One walk over the list; says what to ask for, and which span an answer proves.
+
+    `below` finds the nearest key of the mirror below a key, None if there is none. `resume_at` is
+    the key of the last user of an earlier, unfinished walk.
+    """
+
+    def __init__(self, below: Callable[[Key], Key | None], resume_at: Key | None = None) -> None:
+        self.ended = False
+        self.recoveries = 0
+        self.request = Request() if resume_at is None else _request_at(resume_at)
+        self._below = below
+        self._furthest = resume_at
+        self._without_progress = 0
+        self._ways_back = self._from_mirror(resume_at)
+
+    def take(self, page: Page) -> Span | None:
+        """Return the span that this answer to `request` proves, or None if it proves nothing.
+
+        Afterwards `request` is what to ask next, unless the walk has `ended`. Raises
+        SweepIncomplete if too many answers in a row brought the walk no further.
+        """
+        if not self._proven(page):
+            self._go_back()
+            return None
+        if page.next_cursor is not None and page.last == self.request.cursor:
+            self._widen()
+            return None
+        return self._advance(page)
+
+    def _proven(self, page: Page) -> bool:
+        begins = self.request.cursor is None or page.first == self.request.cursor
+        return begins and page.ascending
+
+    def _advance(self, page: Page) -> Span:
+        after = self.request.after
+        reached = max((key for key in (after, page.end) if key), default=None)
+        self.ended = page.next_cursor is None
+        if reached is not None and (self._furthest is None or reached > self._furthest):
+            self._furthest = reached
+            self._without_progress = 0
+        self.request = Request(page.last, reached)
+        self._ways_back = self._through(page)
+        return Span(after, None if self.ended else reached)
+
+    def _go_back(self) -> None:
+        self._count_recovery()
+        self.request = next(self._ways_back)
+
+    def _widen(self) -> None:
+        """Ask for more: the page held nobody but the chain user, yet the list goes on."""
+        self._count_recovery()
+        request = self.request
+        self.request = Request(request.cursor, request.after, request.widen * 2)
+
+    def _count_recovery(self) -> None:
+        self.recoveries += 1
+        self._without_progress += 1
+        if self._without_progress > MAX_RECOVERIES:
+            raise SweepIncomplete(
+                f"{MAX_RECOVERIES} answers of the users list in a row did not continue the walk"
+                f" behind {self._furthest[1] if self._furthest else 'its start'}"
+            )
+
+    def _through(self, page: Page) -> Iterator[Request]:
+        """Step back through the page before, ever further, then leave it for the mirror."""
+        step = 1
+        while step < len(page.users):
+            yield _request_at(page.users[-1 - step].key)
+            step *= 2
+        yield from self._from_mirror(page.users[0].key if page.users else None)
+
+    def _from_mirror(self, key: Key | None) -> Iterator[Request]:
+        """Begin behind the nearest live row we know of, or else at the start of the list."""
+        below = None if key is None else self._below(key)
+        if below is not None:
+            yield _request_at(below)
+        while True:
+            yield Request()
+
+
+def _request_at(key: Key) -> Request:
+    return Request(Place(key[1], key[0]), key)
+
+
+class PageSize:
+    """How many users to ask for at once: a fixed number, or tuned by what the server shows.
+
+    Large pages are cheaper for the server, which reads all rows behind a cursor for each page; too
+    large ones exhaust its memory, and time-outs.
+    """
+
+    FIRST = 1_000
+    LARGEST = 10_000
+    SMALLEST = 2
+    TARGET_BYTES = 8_000_000
+    # Less than this is noise, and not worth the server's memory.
+    WORTHWHILE_GAIN = 1.05
+    # Pages without trouble before a size that failed is tried again.
+    PAGES_OF_PEACE = 20
+
+    def __init__(self, setting: int | str) -> None:
+        self.fixed = isinstance(setting, int)
+        self.limit = setting if isinstance(setting, int) else self.FIRST
+        self._best_rate = 0.0
+        self._growing = True
+        self._peaceful_pages = 0
+
+    def learn(self, users: int, size: int, seconds: float) -> None:
+        """Take in how long a page of `users` users and `size` bytes took."""
+        if self.fixed or users < self.limit:
+            return
+        self._peaceful_pages += 1
+        rate = users / max(seconds, 1e-6)
+        if self._growing and rate > self._best_rate * self.WORTHWHILE_GAIN:
+            self._best_rate = rate
+            self.limit *= 2
+        elif self._peaceful_pages >= self.PAGES_OF_PEACE:
+            self._growing, self._best_rate, self._peaceful_pages = True, rate, 0
+            self.limit *= 2
+        elif self._growing:
+            self._growing = False
+            self.limit //= 2
+        by_bytes = int(self.TARGET_BYTES * users / max(size, 1))
+        self.limit = max(self.SMALLEST, min(self.limit, self.LARGEST, by_bytes))
+
+    def shrink(self) -> None:
+        """Ask for half as many: the server failed in a way that a smaller page may not."""
+        if not self.fixed:
+            self.limit = max(self.SMALLEST, self.limit // 2)
+            self._growing = False
+            self._peaceful_pages = 0
