@@ -135,9 +135,9 @@ def test_killed_user_does_not_keep_the_server_running(embedded: Named, tmp_path:
 def test_stale_pid_file_does_not_prevent_a_start(embedded: Named, pid: str) -> None:
     with embedded("server") as server:
         lines = (server.data / "postmaster.pid").read_text().splitlines()
-    lines[0] = pid
-    (server.data / "postmaster.pid").write_text("\n".join(lines) if pid else "")
-    (server.data / ".s.PGSQL.5432.lock").write_text("\n".join(lines[:5]))
+    (server.data / "postmaster.pid").write_text("\n".join([pid, *lines[1:]]) if pid else "")
+    if pid:
+        (server.data / ".s.PGSQL.5432.lock").write_text("\n".join([pid, *lines[1:5]]))
     with server:
         assert answers(server.url())
 

@@ -54,7 +54,7 @@ returning writes, clock_timestamp()
 """
 
 _RELEASE = """
-update users_sync_worker.lease set expires_at = '-infinity', holder = null
+update users_sync_worker.lease set expires_at = 'epoch', holder = null
 where target = %(target)s and epoch = %(epoch)s
 """
 

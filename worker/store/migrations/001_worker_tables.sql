@@ -6,7 +6,7 @@ create table users_sync_worker.lease (
     sweep bigint not null default 0 check (sweep >= 0),
     holder text,
     quiet boolean not null default false,
-    expires_at timestamptz not null default '-infinity'
+    expires_at timestamptz not null default 'epoch'
 );
 comment on table users_sync_worker.lease is
     'Who may write to a target schema: one row each. epoch rises with every holder, writes with every writing transaction; sweep is the newest sweep''s number, project the Stack Auth project the target is bound to.';
