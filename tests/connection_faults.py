@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from ssl import SSLContext
 from threading import Event, Thread
 
 
@@ -20,11 +21,12 @@ Behaviour = Callable[[socket.socket, FaultyServer], None]
 
 
 @contextmanager
-def serving(behave: Behaviour) -> Iterator[FaultyServer]:
+def serving(behave: Behaviour, tls: SSLContext | None = None) -> Iterator[FaultyServer]:
     """Read one request from each connection, hand the connection to `behave`, close it."""
+    scheme = "https" if tls else "http"
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = FaultyServer(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        thread = Thread(target=_accept, args=(listener, behave, server))
+        server = FaultyServer(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")
+        thread = Thread(target=_accept, args=(listener, behave, tls, server))
         thread.start()
         try:
             yield server
@@ -33,13 +35,16 @@ def serving(behave: Behaviour) -> Iterator[FaultyServer]:
             thread.join()
 
 
-def _accept(listener: socket.socket, behave: Behaviour, server: FaultyServer) -> None:
+def _accept(
+    listener: socket.socket, behave: Behaviour, tls: SSLContext | None, server: FaultyServer
+) -> None:
     listener.settimeout(0.05)  # no other way to end a waiting accept works on every system
     while not server.over.is_set():
-        with suppress(OSError), listener.accept()[0] as connection:
-            connection.settimeout(5)
-            server.requests.append(_read_request(connection))
-            behave(connection, server)
+        with suppress(OSError), listener.accept()[0] as plain:
+            plain.settimeout(5)
+            with tls.wrap_socket(plain, server_side=True) if tls else plain as connection:
+                server.requests.append(_read_request(connection))
+                behave(connection, server)
 
 
 def _read_request(connection: socket.socket) -> bytes:

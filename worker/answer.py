@@ -84,7 +84,7 @@ def proves_absence(answer: Answer) -> bool:
     if answer.status != httpx.codes.NOT_FOUND:
         return False
     code = answer.known_error.get("code")
-    return code == answer.headers.get("x-stack-known-error", code) == "USER_NOT_FOUND"
+    return {code, answer.headers.get("x-stack-known-error", code)} == {"USER_NOT_FOUND"}
 
 
 def refused(answer: Answer, host: str) -> UsersSyncError:
@@ -126,13 +126,13 @@ def _target(answer: Answer) -> str:
 def _schema_remedy(answer: Answer) -> str:
     """Name the parameter that the server did not take; an older one knows fewer of them."""
     found = _PARAMETERS.search(str(answer.known_error.get("error")))
-    names = (found[1] or found[2]) if found else "one of ours"
-    if "include_anonymous" in names:
+    parameter = f"the parameter {found[1] or found[2]}" if found else "a parameter of ours"
+    if "include_anonymous" in parameter:
         return (
             "the server does not know the parameter include_anonymous: set stack.include_anonymous"
             " = false (USERS_SYNC_STACK__INCLUDE_ANONYMOUS=false), or update the server"
         )
-    return f"the server does not take the parameter {names}: is {URL_SETTING} a Stack Auth of 2026?"
+    return f"the server does not take {parameter}: is {URL_SETTING} a Stack Auth of 2026?"
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

@@ -19,7 +19,7 @@ _COUNTED = {INSERTED: "inserted", UPDATED: "updated", RESTORED: "restored", STAL
 class Findings:
     """The state of one sweep.
 
-    `whole` says that this process walks the list from its start, so that what it has not noticed
+    `known_at_start` is how many rows were live then. `whole` says that this process walks the list from its start, so that what it has not noticed
     may be forgotten. `noticed` are the suspects that were missing, with the key they had; `seen`
     are the quarantined records that were met.
     """
@@ -30,6 +30,7 @@ class Findings:
     mirror: Mirror
     suspects: dict[str, Suspect]
     rejects: dict[str, str]
+    known_at_start: int = 0
     resume_at: Key | None = None
     whole: bool = True
     counts: Counter[str] = field(default_factory=Counter)
@@ -85,5 +86,6 @@ def begin(store: Store, kind: str, resume_minutes: float, now: Callable[[], date
         findings.resume_at = findings.furthest = checkpoint.key
         findings.whole = False
         findings.counts = Counter(checkpoint.counts)
+    findings.known_at_start = len(findings.mirror)
     store.lease.sweep = max(store.lease.sweep, findings.number)
     return findings

@@ -203,14 +203,13 @@ def _read_body(answer: httpx.Response, host: str) -> bytes:
 
 
 def _not_connected(error: httpx.ConnectError, host: str) -> UsersSyncError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return Misconfigured(
-                f"the certificate of {host} is not trusted ({cause.verify_message}): correct"
-                f" {URL_SETTING}, or let SSL_CERT_FILE name the file of your own authority"
-            )
-        cause = cause.__cause__ or cause.__context__
+    # httpx wraps httpcore's error, which wraps that of ssl.
+    cause = error.__cause__ and error.__cause__.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Misconfigured(
+            f"the certificate of {host} is not trusted ({cause.verify_message}): correct"
+            f" {URL_SETTING}, or let SSL_CERT_FILE name the file of your own authority"
+        )
     return Transient(f"{host} could not be reached: {error}")
 
 

@@ -118,7 +118,7 @@ def _without_sqlstate(error: psycopg.Error) -> UsersSyncError | None:
     if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return None
     lines = str(error).strip().splitlines()
-    reason = lines[-1].strip() if lines else type(error).__name__
+    reason = lines[0].strip() if lines else type(error).__name__
     fatal = [line.partition("FATAL:")[2].strip() for line in lines if "FATAL:" in line]
     if any(text.startswith(_WRONG_CREDENTIALS) for text in fatal) or "certificate" in reason:
         return Misconfigured(

@@ -70,7 +70,7 @@ def creation_sql(schema: str) -> str:
 
 def _prepare(conn: Connection, schema: str) -> Shape:
     shape = detect_shape(conn, schema)
-    missing = _missing_migrations(conn)
+    missing = missing_migrations(conn)
     if shape is not None and not missing:
         return shape
     with conn.transaction():
@@ -86,12 +86,18 @@ def _prepare(conn: Connection, schema: str) -> Shape:
 
 def _ensure_schema(conn: Connection, schema: str) -> None:
     """Create a schema; even `if not exists` asks for the right to create one that is there."""
-    found = conn.execute("select from pg_namespace where nspname = %s", (schema,)).fetchone()
-    if found is None:
+    if not schema_exists(conn, schema):
         conn.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
 
 
-def _missing_migrations(conn: Connection) -> set[int]:
+def schema_exists(conn: Connection, schema: str) -> bool:
+    """Whether there is such a schema."""
+    row = conn.execute("select from pg_namespace where nspname = %s", (schema,)).fetchone()
+    return row is not None
+
+
+def missing_migrations(conn: Connection) -> set[int]:
+    """Give the numbers of the SQL files that are yet to be applied."""
     row = conn.execute("select to_regclass('users_sync_worker.migration') is not null").fetchone()
     if row != (True,):
         return set(migrations())
@@ -102,7 +108,7 @@ def _missing_migrations(conn: Connection) -> set[int]:
 def _migrate(conn: Connection) -> None:
     _ensure_schema(conn, OWN_SCHEMA)
     conn.execute(_BOOKKEEPING.encode())
-    missing = _missing_migrations(conn)
+    missing = missing_migrations(conn)
     for number, (name, text) in migrations().items():
         if number in missing:
             conn.execute(text.encode())

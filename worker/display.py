@@ -1,0 +1,107 @@
+"""What people see on a terminal: progress while a sweep runs, and what it did."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from worker.findings import Findings
+from worker.sweep import Report
+
+OnPage = Callable[[Findings], None]
+
+_DONE = ("inserted", "updated", "restored", "unchanged", "deleted", "approved")
+_LEFT = ("waiting", "held", "hidden", "stale", "quarantined")
+
+
+class _Speed(ProgressColumn):
+    """Users per second, and of about how many."""
+
+    def render(self, task: Task) -> Text:
+        speed = f"{task.speed:,.0f} users/s" if task.speed else ""
+        about = f"of about {task.total:,.0f}" if task.total else ""
+        return Text(f"{task.completed:,.0f} users {about}  {speed}")
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[OnPage]:
+    """Show how far a sweep has come, if somebody is watching; gives what to call after a page."""
+    if not console.is_terminal:
+        yield _say_nothing
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Speed())
+    # Log lines on the same terminal go above the bar; elsewhere they are none of its business.
+    redirect = sys.stdout.isatty()
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=redirect, redirect_stderr=False
+    ) as shown:
+        task = shown.add_task("sweeping", total=None)
+        yield lambda findings: shown.update(
+            task, completed=findings.counts["users"], total=_about(findings)
+        )
+
+
+def summary(report: Report) -> Table:
+    """Make the small table that ends a sweep."""
+    seconds = report.duration_seconds
+    speed = f", {report.counts['users'] / seconds:,.0f} users/s" if seconds else ""
+    table = Table(
+        title=f"sweep {report.sweep}: {report.outcome}",
+        caption=f"{report.counts['users']:,} users in {seconds:.1f} s{speed}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    figures = {**report.counts, "unchanged": report.unchanged, "waiting": report.waiting}
+    shown = [*_DONE, *(name for name in _LEFT if figures[name])]
+    for name in shown:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{figures[name]:,}" for name in shown))
+    return table
+
+
+def sentence(report: Report) -> str:
+    """Say in one line what a sweep did."""
+    figures = {**report.counts, "unchanged": report.unchanged, "waiting": report.waiting}
+    done = [f"{figures[name]:,} {name}" for name in (*_DONE, *_LEFT) if figures[name]]
+    return (
+        f"{figures['users']:,} users in {report.duration_seconds:.1f} s:"
+        f" {', '.join(done) or 'nothing to do'}"
+    )
+
+
+def as_psql(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay out rows as psql does."""
+    lines = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [
+        max(cell_len(line[at]) for line in [list(header), *lines]) for at in range(len(header))
+    ]
+    head = " | ".join(
+        _padded(name, width, centre=True) for name, width in zip(header, widths, strict=True)
+    )
+    body = [
+        " " + " | ".join(_padded(c, w) for c, w in zip(line, widths, strict=True)) for line in lines
+    ]
+    rule = "-+-".join("-" * width for width in widths)
+    count = f"({len(rows)} row{'' if len(rows) == 1 else 's'})"
+    return "\n".join([f" {head}", f"-{rule}-", *(line.rstrip() for line in body), count])
+
+
+def _padded(text: str, width: int, *, centre: bool = False) -> str:
+    room = width - cell_len(text)
+    left = room // 2 if centre else 0
+    return " " * left + text + " " * (room - left)
+
+
+def _about(findings: Findings) -> float | None:
+    """Tell about how many users there are: as many as rows, if there were rows to begin with."""
+    live = len(findings.mirror)
+    return max(live, findings.counts["users"]) if findings.known_at_start else None
+
+
+def _say_nothing(_findings: Findings) -> None:
+    pass

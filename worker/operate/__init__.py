@@ -1,0 +1,1 @@
+"""The commands that do more than call one function."""
