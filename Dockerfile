@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
 
-# The image of the worker. One sweep, then it exits; to keep it running, replace the command:
+# The image of the worker: one sweep, then it exits.
 #
-#   docker run --read-only --env-file .env IMAGE run
+#   docker run --rm --read-only --env-file .env IMAGE
 #
 # It writes no file, so a read-only root file system is fine. Settings come from the environment, or
 # from a file that is mounted and named:
@@ -27,7 +27,6 @@ ENV PATH=/opt/users-sync/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     USERS_SYNC_HTTP__HOST=0.0.0.0
-EXPOSE 8080
 # A number, for Kubernetes cannot tell whether a name is root (runAsNonRoot).
 USER 10001:10001
 STOPSIGNAL SIGTERM

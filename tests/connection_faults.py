@@ -1,4 +1,4 @@
-"""A raw socket server for what no HTTP server does: answers that trickle, break off or never come."""
+"""A raw socket server for answers that trickle, break off or never come."""
 
 import socket
 from collections.abc import Callable, Iterator

@@ -4,7 +4,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from threading import Event
 
@@ -136,14 +135,7 @@ class SlowNetwork(httpcore.NetworkBackend):
         self.allowed = Event()
         self.stream = ClosingStream()
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
+    def connect_tcp(self, *_: object, **__: object) -> httpcore.NetworkStream:
         self.asked.set()
         self.allowed.wait(5)
         return self.stream

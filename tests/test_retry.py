@@ -92,13 +92,17 @@ def test_stop_ends_a_real_pause() -> None:
         retry(stop).call(attempt)
 
 
-def test_nothing_is_tried_after_a_stop() -> None:
-    stop = Event()
-    stop.set()
-    tried = []
+def test_what_succeeds_at_once_is_finished_after_a_stop() -> None:
+    pauses = Pauses()
+    pauses.set()
+    assert retry(pauses).call(failing()) == "done"
+
+
+def test_nothing_is_tried_twice_after_a_stop() -> None:
+    pauses = Pauses()
+    pauses.set()
     with pytest.raises(Stopped):
-        retry(stop).call(lambda: tried.append("once"))
-    assert tried == []
+        retry(pauses).call(failing(Transient("down")))
 
 
 def test_gives_up_when_the_next_pause_would_end_too_late() -> None:

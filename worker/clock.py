@@ -1,5 +1,6 @@
 """The database's clock, as a lower bound: what this machine's clock says never matters."""
 
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -31,4 +32,5 @@ class Clock:
     def now(self) -> datetime:
         """Tell the database's time, or a moment shortly before it."""
         age = self.monotonic() - self._read_at
-        return self._database_time + timedelta(seconds=age * (1 - DRIFT))
+        # A timedelta rounds to the nearest microsecond, which may lie in the future.
+        return self._database_time + timedelta(microseconds=math.floor(age * (1 - DRIFT) * 1e6))

@@ -34,7 +34,8 @@ MAX_INTEGER_DIGITS = 4300
 
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _LONG_NUMBER = re.compile(rb"[:,\[\s-]\d{19}")
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# Possessive, or a string of some megabytes would cost a hundred times its size in memory.
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 _UNSTORABLE_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _key = attrgetter("millis", "id")
@@ -118,7 +119,7 @@ def _load_slowly(body: bytes) -> Any:
 
 
 def _parse_int(digits: str) -> int | float:
-    return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else math.inf
+    return int(digits) if len(digits.lstrip("-")) <= MAX_INTEGER_DIGITS else math.inf
 
 
 def _cut_nesting(text: str) -> str:
@@ -130,6 +131,7 @@ def _cut_nesting(text: str) -> str:
             depth += 1
             if depth == deepest:
                 kept.append(text[start : token.start()] + "null")
+                start = len(text)  # if this is never closed, nothing is left to keep
         elif token[0] in "]}":
             if depth == deepest:
                 start = token.end()
@@ -200,7 +202,12 @@ def _clean(record: dict[str, Any]) -> dict[str, Any]:
     """Put U+FFFD for NUL and lone surrogates, in keys and values at any depth."""
     if _nesting(record) > MAX_NESTING:
         raise _Unstorable(f"nested deeper than {MAX_NESTING} levels")
-    return {_clean_text(name): _clean_value(value) for name, value in record.items()}
+    return _clean_object(record)
+
+
+def _clean_object(value: dict[str, Any]) -> dict[str, Any]:
+    # Two names may become one; in sorted order the same one of them counts in every answer.
+    return {_clean_text(name): _clean_value(value[name]) for name in sorted(value)}
 
 
 def _clean_value(value: Any) -> Any:
@@ -208,7 +215,7 @@ def _clean_value(value: Any) -> Any:
         case str():
             return _clean_text(value)
         case dict():
-            return {_clean_text(name): _clean_value(item) for name, item in value.items()}
+            return _clean_object(value)
         case list():
             return [_clean_value(item) for item in value]
         case float() if not math.isfinite(value):

@@ -16,6 +16,10 @@ ID_BYTES = 16
 NO_MILLIS = -(2**63)
 
 
+# A rebuilt stretch stands in memory as objects for a moment; the users of a page are nearer together.
+LONGEST_STRETCH = 30_000
+
+
 class Span(NamedTuple):
     """The part of the list a page covers: after the first key, up to and with the second.
 
@@ -107,12 +111,14 @@ class Mirror:
 
     def remove(self, keys: Iterable[Key]) -> None:
         """Drop keys whose rows are no longer live, or stand elsewhere; unknown keys are none."""
-        for key in keys:
-            at = self._find(key)
-            if at is not None:
-                del self._millis[at]
-                del self._ids[at * ID_BYTES : (at + 1) * ID_BYTES]
-                del self._digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]
+        gone = sorted({at for key in keys if (at := self._find(key)) is not None})
+        # What stays moves up stretch by stretch: cutting out one by one would move all each time.
+        end = gone[0] if gone else len(self)
+        for at, next_at in zip(gone, [*gone[1:], len(self)], strict=True):
+            end = self._move(at + 1, next_at, end)
+        del self._millis[end:]
+        del self._ids[end * ID_BYTES :]
+        del self._digests[end * DIGEST_BYTES :]
 
     def note_inserted(self, users: Sequence[User], at: float) -> None:
         """Remember when rows were inserted: a list that lags may not have them yet."""
@@ -123,7 +129,8 @@ class Mirror:
         """Whether the row was inserted after that moment; what is older is forgotten."""
         while self._inserted and self._inserted[0][0] < since:
             self._inserted.popleft()
-        return any(pack(user_id) in ids for _, ids in self._inserted)
+        packed = pack(user_id)
+        return any(_holds(ids, packed) for _, ids in self._inserted)
 
     def below(self, key: Key) -> Key | None:
         """Return the nearest key below this one that has a sign-up."""
@@ -166,12 +173,27 @@ class Mirror:
     def _insert(self, users: Sequence[User]) -> None:
         """Insert new keys: at the end all at once, in the middle by one rebuilt stretch."""
         low, high = self._place(users[0].key), self._place(users[-1].key)
+        if high - low > LONGEST_STRETCH and len(users) > 1:
+            half = len(users) // 2
+            self._insert(users[:half])
+            self._insert(users[half:])
+            return
         rows = [(*self._packed_key(at), self._digest(at)) for at in range(low, high)]
         rows += [(user.millis, pack(user.id), user.digest) for user in users]
         rows.sort()
         self._millis[low:high] = array("q", [row[0] for row in rows])
         self._ids[low * ID_BYTES : high * ID_BYTES] = b"".join([row[1] for row in rows])
         self._digests[low * DIGEST_BYTES : high * DIGEST_BYTES] = b"".join([row[2] for row in rows])
+
+    def _move(self, low: int, high: int, to: int) -> int:
+        """Move a stretch up to a lower place; returns where it ends."""
+        end = to + high - low
+        self._millis[to:end] = self._millis[low:high]
+        self._ids[to * ID_BYTES : end * ID_BYTES] = self._ids[low * ID_BYTES : high * ID_BYTES]
+        self._digests[to * DIGEST_BYTES : end * DIGEST_BYTES] = self._digests[
+            low * DIGEST_BYTES : high * DIGEST_BYTES
+        ]
+        return end
 
     def _find(self, key: Key) -> int | None:
         at = self._place(key)
@@ -204,6 +226,14 @@ class Mirror:
 def pack(user_id: str) -> bytes:
     """Write a canonical UUID as 16 bytes, which compare as the text does."""
     return bytes.fromhex(user_id.replace("-", ""))
+
+
+def _holds(ids: bytes, packed: bytes) -> bool:
+    """Whether one of these ids is the one that is looked for, not parts of two neighbours."""
+    at = ids.find(packed)
+    while at % ID_BYTES and at >= 0:
+        at = ids.find(packed, at + 1)
+    return at >= 0
 
 
 def _pack_all(users: Sequence[User]) -> bytes:

@@ -15,10 +15,10 @@ from urllib.request import getproxies
 import httpx
 
 from worker.answer import (
-    URL_SETTING,
+    KEY_SETTING,
     PASSING_STATUSES,
     PROJECT_SETTING,
-    KEY_SETTING,
+    URL_SETTING,
     Answer,
     proves_absence,
     refused,
@@ -203,8 +203,8 @@ def _read_body(answer: httpx.Response, host: str) -> bytes:
 
 
 def _not_connected(error: httpx.ConnectError, host: str) -> UsersSyncError:
-    # httpx wraps httpcore's error, which wraps that of ssl.
-    cause = error.__cause__ and error.__cause__.__cause__
+    # The cause is httpcore's own error, which takes that of ssl along as its argument.
+    cause = error.__cause__.args[0] if error.__cause__ and error.__cause__.args else None
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Misconfigured(
             f"the certificate of {host} is not trusted ({cause.verify_message}): correct"

@@ -69,6 +69,9 @@ class Walk:
         after = self.request.after
         reached = max((key for key in (after, page.end) if key), default=None)
         self.ended = page.next_cursor is None
+        if reached == after and not self.ended:
+            # Only records without a key: a server may go round in circles with those.
+            self._count_recovery()
         if reached is not None and (self._furthest is None or reached > self._furthest):
             self._furthest = reached
             self._without_progress = 0
@@ -136,6 +139,7 @@ class PageSize:
         self.fixed = isinstance(setting, int)
         self.limit = setting if isinstance(setting, int) else self.FIRST
         self._best_rate = 0.0
+        self._best_limit = self.limit
         self._growing = True
         self._peaceful_pages = 0
 
@@ -144,18 +148,19 @@ class PageSize:
         if self.fixed or users < self.limit:
             return
         self._peaceful_pages += 1
-        rate = users / max(seconds, 1e-6)
-        if self._growing and rate > self._best_rate * self.WORTHWHILE_GAIN:
-            self._best_rate = rate
-            self.limit *= 2
-        elif self._peaceful_pages >= self.PAGES_OF_PEACE:
-            self._growing, self._best_rate, self._peaceful_pages = True, rate, 0
-            self.limit *= 2
-        elif self._growing:
-            self._growing = False
-            self.limit //= 2
+        self._compare(users / max(seconds, 1e-6))
         by_bytes = int(self.TARGET_BYTES * users / max(size, 1))
         self.limit = max(self.SMALLEST, min(self.limit, self.LARGEST, by_bytes))
+
+    def _compare(self, users_per_second: float) -> None:
+        """Go on growing after a gain; without one go back to the size that was best."""
+        if self._growing and users_per_second <= self._best_rate * self.WORTHWHILE_GAIN:
+            self._growing = False
+            self.limit = self._best_limit
+        elif self._growing or self._peaceful_pages >= self.PAGES_OF_PEACE:
+            self._growing, self._peaceful_pages = True, 0
+            self._best_rate, self._best_limit = users_per_second, self.limit
+            self.limit *= 2
 
     def shrink(self) -> None:
         """Ask for half as many: the server failed in a way that a smaller page may not."""
