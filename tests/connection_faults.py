@@ -77,9 +77,10 @@ def trickle(answer: bytes, fast: int = 0) -> Behaviour:
 
 
 def hang(then: Callable[[], None] = lambda: None) -> Behaviour:
-    """Call `then` once the request has arrived, and answer nothing for 5 s."""
+    """Call `then` while the client waits for its answer, and answer nothing for 5 s."""
 
     def behave(_: socket.socket, server: FaultyServer) -> None:
+        server.over.wait(0.05)  # by now it waits; if it should not yet, the test is just weaker
         then()
         server.over.wait(5)
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, TypeVar
 
@@ -116,16 +117,13 @@ def run(
     settings = _settings(config, log_format, log_level)
     console = Console(stderr=True)
     with (
-        Signals() as signals,
+        _signals() as signals,
         _database_url(settings) as url,
         display.progress(console) as on_page,
     ):
         # Only now: on a terminal the progress display has its hand on stdout.
         configure_logging(settings.log.level, settings.log.format, sys.stdout)
-        try:
-            report = sweep_once(settings, url, signals.stop, on_page)
-        except Stopped:
-            return signals.exit_code
+        report = sweep_once(settings, url, signals.stop, on_page)
     if console.is_terminal:
         console.print(display.summary(report))
     return HELD if report.outcome == "held" else DONE
@@ -243,13 +241,9 @@ def demo(
     from worker.sandbox.demo import Demo  # noqa: PLC0415 - the extra may not be installed
 
     configure_logging(log_level or "error", log_format or "auto", sys.stderr)
-    with Signals() as signals:
-        try:
-            Demo(
-                users=users, keep=keep, command=_command(), new_stop=signals.new_stop, say=print
-            ).run()
-        except Stopped:
-            return signals.exit_code
+    say = partial(print, flush=True)  # also down a pipe, where Python would keep the lines back
+    with _signals() as signals:
+        Demo(users=users, keep=keep, command=_command(), new_stop=signals.new_stop, say=say).run()
     return DONE
 
 
@@ -260,6 +254,16 @@ def _settings(config: Path | None, log_format: str | None, log_level: str | None
     keep_out_of_logs(settings.secrets())
     configure_logging(settings.log.level, settings.log.format, sys.stderr)
     return settings
+
+
+@contextmanager
+def _signals() -> Iterator[Signals]:
+    """Stop on signals; what they stop ends with the exit code that a shell expects."""
+    with Signals() as signals:
+        try:
+            yield signals
+        except Stopped:
+            raise typer.Exit(signals.exit_code) from None
 
 
 @contextmanager
@@ -278,7 +282,7 @@ def _database_url(settings: Settings) -> Iterator[str]:
 @contextmanager
 def _opened(settings: Settings) -> Iterator[Database]:
     with (
-        Signals() as signals,
+        _signals() as signals,
         _database_url(settings) as url,
         opened_database(settings, url, Clock(), signals.stop) as database,
     ):

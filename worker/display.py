@@ -46,27 +46,29 @@ def progress(console: Console) -> Iterator[OnPage]:
         )
 
 
-def summary(report: Report) -> Table:
-    """Make the small table that ends a sweep."""
-    seconds = report.duration_seconds
-    speed = f", {report.counts['users'] / seconds:,.0f} users/s" if seconds else ""
-    table = Table(
-        title=f"sweep {report.sweep}: {report.outcome}",
-        caption=f"{report.counts['users']:,} users in {seconds:.1f} s{speed}",
-        title_justify="left",
-        caption_justify="left",
-    )
-    figures = {**report.counts, "unchanged": report.unchanged, "waiting": report.waiting}
-    shown = [*_DONE, *(name for name in _LEFT if figures[name])]
-    for name in shown:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{figures[name]:,}" for name in shown))
+def summary(*reports: Report) -> Table:
+    """Make the small table of what sweeps did."""
+    figures = [_figures(report) for report in reports]
+    columns = [*_DONE, *(name for name in _LEFT if any(row[name] for row in figures))]
+    table = Table()
+    for name in ("sweep", "outcome", "users", "seconds", "users/s", *columns):
+        table.add_column(name, justify="left" if name == "outcome" else "right")
+    for report, row in zip(reports, figures, strict=True):
+        seconds = report.duration_seconds
+        table.add_row(
+            str(report.sweep),
+            report.outcome,
+            f"{row['users']:,}",
+            f"{seconds:.1f}",
+            f"{row['users'] / max(seconds, 0.001):,.0f}",
+            *(f"{row[name]:,}" for name in columns),
+        )
     return table
 
 
 def sentence(report: Report) -> str:
     """Say in one line what a sweep did."""
-    figures = {**report.counts, "unchanged": report.unchanged, "waiting": report.waiting}
+    figures = _figures(report)
     done = [f"{figures[name]:,} {name}" for name in (*_DONE, *_LEFT) if figures[name]]
     return (
         f"{figures['users']:,} users in {report.duration_seconds:.1f} s:"
@@ -89,6 +91,10 @@ def as_psql(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     rule = "-+-".join("-" * width for width in widths)
     count = f"({len(rows)} row{'' if len(rows) == 1 else 's'})"
     return "\n".join([f" {head}", f"-{rule}-", *(line.rstrip() for line in body), count])
+
+
+def _figures(report: Report) -> dict[str, int]:
+    return {**report.counts, "unchanged": report.unchanged, "waiting": report.waiting}
 
 
 def _padded(text: str, width: int, *, centre: bool = False) -> str:

@@ -19,9 +19,9 @@ _COUNTED = {INSERTED: "inserted", UPDATED: "updated", RESTORED: "restored", STAL
 class Findings:
     """The state of one sweep.
 
-    `known_at_start` is how many rows were live then. `whole` says that this process walks the list from its start, so that what it has not noticed
-    may be forgotten. `noticed` are the suspects that were missing, with the key they had; `seen`
-    are the quarantined records that were met.
+    `known_at_start` is how many rows were live then. `whole` says that this process walks the list
+    from its start, so that what it has not noticed may be forgotten. `noticed` are the suspects
+    that were missing, with the key they had; `seen` are the quarantined records that were met.
     """
 
     number: int
@@ -62,6 +62,18 @@ class Findings:
             if suspect.state in states and (user_id in self.noticed or not self.whole)
         ]
         return sorted(ids, key=lambda user_id: (self.suspects[user_id].first_noticed, user_id))
+
+    def carry_on(self, before: "Findings") -> None:
+        """Be the same sweep as `before`, whose mirror had to be thrown away.
+
+        The process has seen the part of the list before the checkpoint, and what was deleted stays
+        counted: the guard relies on it.
+        """
+        self.number, self.started, self.whole = before.number, before.started, before.whole
+        self.noticed.update(before.noticed)
+        self.seen.update(before.seen)
+        for name in ("deleted", "approved"):
+            self.counts[name] = max(self.counts[name], before.counts[name])
 
     def checkpoint(self, key: Key) -> Checkpoint:
         return Checkpoint(self.number, key, self.counts, self.started)

@@ -5,6 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 from uuid import UUID
 
@@ -15,8 +16,7 @@ ID_BYTES = 16
 # Rows without created_at sort before every sign-up there can be.
 NO_MILLIS = -(2**63)
 
-
-# A rebuilt stretch stands in memory as objects for a moment; the users of a page are nearer together.
+# A rebuilt stretch is in memory as objects for a moment; the users of a page stand nearer together.
 LONGEST_STRETCH = 30_000
 
 
@@ -113,8 +113,9 @@ class Mirror:
         """Drop keys whose rows are no longer live, or stand elsewhere; unknown keys are none."""
         gone = sorted({at for key in keys if (at := self._find(key)) is not None})
         # What stays moves up stretch by stretch: cutting out one by one would move all each time.
-        end = gone[0] if gone else len(self)
-        for at, next_at in zip(gone, [*gone[1:], len(self)], strict=True):
+        stops = [*gone, len(self)]
+        end = stops[0]
+        for at, next_at in pairwise(stops):
             end = self._move(at + 1, next_at, end)
         del self._millis[end:]
         del self._ids[end * ID_BYTES :]

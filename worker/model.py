@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer of the list; of an id that comes twice the later record counts, at its first place.
+    """One answer of the list; of an id that comes twice the later record counts at the first place.
 
     `users` ascend by key. `first` and `last` are the first and the last record with a readable id,
     `end` the key of the last one that has a key; `ascending` says whether the records came in the

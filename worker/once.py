@@ -174,13 +174,15 @@ def take_lease(lease: Lease, project: str, stop: Event) -> None:
 def bind_project(store: Store, source: Source) -> None:
     """Bind a target to the project before the first write, unless it is plainly another's.
 
-    Raises Misconfigured if the table has live users and the project knows none of a sample.
+    Raises Misconfigured if the table has live users and the project knows none of a sample. An
+    empty table is no reason not to ask: a mistyped project would be bound for good.
     """
     if store.lease.bound:
         return
     ids = store.database.call(lambda conn: store.table.sample_ids(conn, SAMPLE_IDS))
-    answers = [source.ask_user(user_id) for user_id in ids]
-    if ids and all(source.await_answer(answer).found is None for answer in answers):
+    answers = [source.ask_user(user_id) for user_id in ids or [str(uuid4())]]
+    found = any(source.await_answer(answer).found is not None for answer in answers)
+    if ids and not found:
         raise Misconfigured(
             f"{store.table.schema}.users_sync has live users, but the Stack Auth project knows"
             f" none of {len(ids)} that were asked for: it is another project's table; set"

@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from worker.errors import Misconfigured, SourceUnavailable
+from worker.errors import Blocked, DataRefused, Misconfigured, SourceUnavailable
 from worker.guard import Guard
 from worker.model import Single, Unreadable, User
 from worker.reading import Reading
+from worker.store.batch import MOST_BLOCKED
 from worker.store.quarantine import unreadable
 from worker.store.statement import Statement
 from worker.store.users import DELETED, WAITING
@@ -40,6 +41,7 @@ class Settling:
     trouble: SourceUnavailable | Misconfigured | None = None
     _gone: dict[str, datetime] = field(default_factory=dict)
     _struck: list[str] = field(default_factory=list)
+    _left: int = 0
 
     def settle(self) -> list[Statement]:
         """Ask about the suspects and delete what is proven and not too much.
@@ -136,17 +138,37 @@ class Settling:
         log.warning("deletions.held", held=len(held), proven=len(gone), sweep=findings.number)
 
     def _soft_delete(self, ids: Sequence[str], *, approved: bool) -> None:
-        findings, store = self.reading.findings, self.reading.store
         young = {user_id for user_id in ids if self._just_inserted(user_id)}
-        findings.waiting += len(young)
+        self.reading.findings.waiting += len(young)
         ripe = [user_id for user_id in ids if user_id not in young]
         for at in range(0, len(ripe), SOFT_DELETE_BATCH):
-            batch = ripe[at : at + SOFT_DELETE_BATCH]
-            proofs = [(user_id, self._gone[user_id]) for user_id in batch]
-            record = store.progress.record(findings.row())
-            statement = store.table.soft_delete(proofs, findings.number, approved=approved)
+            self._mark(ripe[at : at + SOFT_DELETE_BATCH], approved=approved)
+
+    def _mark(self, ids: Sequence[str], *, approved: bool) -> None:
+        """Mark users deleted in one transaction, or in ever smaller ones to pass a locked row."""
+        findings, store = self.reading.findings, self.reading.store
+        record = store.progress.record(findings.row())
+        proofs = [(user_id, self._gone[user_id]) for user_id in ids]
+        statement = store.table.soft_delete(proofs, findings.number, approved=approved)
+        try:
             _, row = store.lease.commit([record, statement], findings.number)
-            self._take(batch, row[0] if row else "", approved=approved)
+        except (Blocked, DataRefused) as error:
+            self._mark_halves(ids, error, approved=approved)
+        else:
+            self._take(ids, row[0] if row else "", approved=approved)
+
+    def _mark_halves(
+        self, ids: Sequence[str], error: Blocked | DataRefused, *, approved: bool
+    ) -> None:
+        middle = len(ids) // 2
+        if not middle:
+            self._left += 1
+            log.warning("deletion.blocked", user=ids[0], error=str(error))
+            return
+        for half in (ids[:middle], ids[middle:]):
+            # So many in a row are not a lock on some rows but one on the table: the next sweep.
+            if self._left < MOST_BLOCKED:
+                self._mark(half, approved=approved)
 
     def _take(self, ids: Sequence[str], letters: str, *, approved: bool) -> None:
         findings = self.reading.findings

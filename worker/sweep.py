@@ -81,10 +81,7 @@ class Sweep:
         clock = self.store.database.clock
         findings = begin(self.store, self.kind, self.resume_minutes, clock.now)
         if before is not None:
-            # The same process has seen the part of the list before the checkpoint.
-            findings.whole = before.whole
-            findings.noticed.update(before.noticed)
-            findings.seen.update(before.seen)
+            findings.carry_on(before)
         log.info("sweep.started", sweep=findings.number, resumed=findings.resume_at is not None)
         return Reading(self.source, self.store, findings, self.on_page)
 

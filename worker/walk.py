@@ -132,6 +132,8 @@ class PageSize:
     TARGET_BYTES = 8_000_000
     # Less than this is noise, and not worth the server's memory.
     WORTHWHILE_GAIN = 1.05
+    # The first page of a list is cheaper than any other: a size without a gain is tried once more.
+    CHANCES = 2
     # Pages without trouble before a size that failed is tried again.
     PAGES_OF_PEACE = 20
 
@@ -140,7 +142,7 @@ class PageSize:
         self.limit = setting if isinstance(setting, int) else self.FIRST
         self._best_rate = 0.0
         self._best_limit = self.limit
-        self._growing = True
+        self._chances = self.CHANCES
         self._peaceful_pages = 0
 
     def learn(self, users: int, size: int, seconds: float) -> None:
@@ -154,11 +156,11 @@ class PageSize:
 
     def _compare(self, users_per_second: float) -> None:
         """Go on growing after a gain; without one go back to the size that was best."""
-        if self._growing and users_per_second <= self._best_rate * self.WORTHWHILE_GAIN:
-            self._growing = False
-            self.limit = self._best_limit
-        elif self._growing or self._peaceful_pages >= self.PAGES_OF_PEACE:
-            self._growing, self._peaceful_pages = True, 0
+        if self._chances and users_per_second <= self._best_rate * self.WORTHWHILE_GAIN:
+            self._chances -= 1
+            self._best_rate, self.limit = 0.0, self._best_limit
+        elif self._chances or self._peaceful_pages >= self.PAGES_OF_PEACE:
+            self._chances, self._peaceful_pages = self._chances or self.CHANCES, 0
             self._best_rate, self._best_limit = users_per_second, self.limit
             self.limit *= 2
 
@@ -166,5 +168,5 @@ class PageSize:
         """Ask for half as many: the server failed in a way that a smaller page may not."""
         if not self.fixed:
             self.limit = max(self.SMALLEST, self.limit // 2)
-            self._growing = False
+            self._chances = 0
             self._peaceful_pages = 0

@@ -16,7 +16,7 @@ from worker.retry import Retry
 from worker.settings import Settings
 from worker.stack_api import StackApi
 from worker.store.database import Connection, Database
-from worker.store.schema import missing_migrations, schema_exists
+from worker.store.schema import OWN_SCHEMA, missing_migrations
 from worker.store.shape import detect_shape
 
 OLDEST_SERVER = 140000
@@ -24,9 +24,18 @@ OLDEST_SERVER = 140000
 _SERVER = """
 select current_setting('server_version_num')::int, current_setting('server_version'),
        current_setting('server_encoding'), pg_is_in_recovery(),
-       current_setting('default_transaction_read_only')::boolean,
-       has_database_privilege(current_database(), 'create')
+       current_setting('default_transaction_read_only')::boolean
 """
+
+_ROLE = "select quote_ident(current_user)"
+
+# Without a row there is no such schema.
+_SCHEMA_RIGHTS = """
+select has_schema_privilege(oid, 'usage'), has_schema_privilege(oid, 'create')
+from pg_namespace where nspname = %s
+"""
+
+_MAY_CREATE_SCHEMAS = "select true, has_database_privilege(current_database(), 'create')"
 
 _TABLE_RIGHTS = """
 select right_name from unnest(array['select', 'insert', 'update']) as right_name
@@ -35,7 +44,7 @@ where not has_table_privilege(format('%%I.%%I', %s::text, %s::text), right_name)
 
 _OWN_TABLES = """
 select relname from pg_class
-where relnamespace = 'users_sync_worker'::regnamespace and relkind = 'r'
+where relnamespace = to_regnamespace('users_sync_worker') and relkind = 'r'
   and not (has_table_privilege(oid, 'select') and (relname = 'migration' or (
       has_table_privilege(oid, 'insert') and has_table_privilege(oid, 'update')
       and has_table_privilege(oid, 'delete'))))
@@ -78,23 +87,29 @@ def check(settings: Settings, url: str) -> Iterator[Finding]:
     retry = Retry("the database", 0, Event(), DatabaseUnavailable)
     database = Database(url, clock, retry)
     try:
-        yield from _guarded("database", lambda: database.call(_check_server))
-        yield from _guarded(
-            "table", lambda: database.call(lambda conn: _check_table(conn, settings))
-        )
-        yield from _guarded(
-            "worker", lambda: database.call(lambda conn: _check_own(conn, settings))
-        )
+        yield from _check_database(database, settings)
     finally:
         database.close()
 
 
+def _check_database(database: Database, settings: Settings) -> Iterator[Finding]:
+    server = _guarded("database", lambda: database.call(_check_server))
+    yield from server
+    if any(finding.exit_code for finding in server):
+        return  # the others could only say the same again
+    yield from _guarded("table", lambda: database.call(lambda conn: _check_table(conn, settings)))
+    yield from _guarded("worker", lambda: database.call(lambda conn: _check_own(conn, settings)))
+
+
 def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
-    codes = {SourceUnavailable: 3, DatabaseUnavailable: 4}
     try:
         return look()
+    except (SourceUnavailable, DatabaseUnavailable) as error:
+        code = 3 if isinstance(error, SourceUnavailable) else 4
+        # Of its cause: it was asked once only, so for how long is of no interest.
+        return [Finding("FAIL", subject, str(error.__cause__ or error), code)]
     except UsersSyncError as error:
-        return [Finding("FAIL", subject, str(error), codes.get(type(error), 2))]
+        return [Finding("FAIL", subject, str(error), 2)]
 
 
 def _check_source(settings: Settings) -> list[Finding]:
@@ -110,7 +125,7 @@ def _check_server(conn: Connection) -> list[Finding]:
     row = conn.execute(_SERVER).fetchone()
     if row is None:
         raise Misconfigured("the server does not describe itself")
-    number, version, encoding, standby, read_only, _ = row
+    number, version, encoding, standby, read_only = row
     if number < OLDEST_SERVER:
         raise Misconfigured(f"PostgreSQL {version} is too old: 14 is the oldest that will do")
     if encoding != "UTF8":
@@ -123,15 +138,16 @@ def _check_server(conn: Connection) -> list[Finding]:
 def _check_table(conn: Connection, settings: Settings) -> list[Finding]:
     schema = settings.database.schema_name
     name = f"{schema}.users_sync"
+    may_create = _may_create(conn, schema)
     shape = detect_shape(conn, schema)
     if shape is None:
-        _check_may_create(conn, schema)
+        _require(schema, may_create=may_create)
         return [Finding("ok", "table", f"{name} is not there yet; `users-sync init` creates it")]
     lacking = [row[0] for row in conn.execute(_TABLE_RIGHTS, (schema, "users_sync"))]
     if lacking:
         raise Misconfigured(
-            f"the worker's role may not {', '.join(lacking)}: run"
-            f" `grant select, insert, update on {name} to current_role` as its owner"
+            f"the worker's role may not {', '.join(lacking)}: let its owner run"
+            f" `grant select, insert, update on {name} to {_role(conn)}`"
         )
     indexed, unique_email = conn.execute(_INDEXES, (schema, schema)).fetchone() or (True, False)
     findings = [Finding("ok", "table", f"{name} can be adopted: {shape.value}")]
@@ -146,15 +162,17 @@ def _check_table(conn: Connection, settings: Settings) -> list[Finding]:
 
 
 def _check_own(conn: Connection, settings: Settings) -> list[Finding]:
-    if missing := missing_migrations(conn):
-        _check_may_create(conn, "users_sync_worker")
-        text = f"{len(missing)} of the worker's SQL files to apply; `users-sync init` does it"
-        return [Finding("ok", "worker", text)]
+    may_create = _may_create(conn, OWN_SCHEMA)
     if lacking := [row[0] for row in conn.execute(_OWN_TABLES)]:
         raise Misconfigured(
-            f"the worker's role may not write users_sync_worker.{lacking[0]}: run"
-            " `grant select, insert, update, delete on all tables in schema users_sync_worker`"
+            f"the worker's role may not write {OWN_SCHEMA}.{lacking[0]}: let its owner run"
+            f" `grant select, insert, update, delete on all tables in schema {OWN_SCHEMA}"
+            f" to {_role(conn)}`"
         )
+    if missing := missing_migrations(conn):
+        _require(OWN_SCHEMA, may_create=may_create)
+        text = f"{len(missing)} of the worker's SQL files to apply; `users-sync init` does it"
+        return [Finding("ok", "worker", text)]
     row = conn.execute(_LEASE, (settings.database.schema_name,)).fetchone()
     project, holder, live = row or (None, None, False)
     if project not in {None, settings.require_stack().project_id}:
@@ -165,15 +183,26 @@ def _check_own(conn: Connection, settings: Settings) -> list[Finding]:
     return [Finding("ok", "worker", f"at work: {holder}" if live else "ready; nobody is at work")]
 
 
-def _check_may_create(conn: Connection, schema: str) -> None:
-    row = conn.execute(_SERVER).fetchone()
-    exists = schema_exists(conn, schema)
-    may = conn.execute(
-        "select has_schema_privilege(%s, 'create')" if exists else "select %s <> '' and %s",
-        (schema,) if exists else (schema, bool(row and row[-1])),
-    ).fetchone()
-    if may != (True,):
+def _may_create(conn: Connection, schema: str) -> bool:
+    """Whether our role may create tables in `schema`. Raises Misconfigured if it may not enter."""
+    rights = conn.execute(_SCHEMA_RIGHTS, (schema,)).fetchone()
+    usage, create = rights or conn.execute(_MAY_CREATE_SCHEMAS).fetchone() or (True, False)
+    if not usage:
+        raise Misconfigured(
+            f"the worker's role may not use the schema {schema}: let its owner run"
+            f" `grant usage on schema {schema} to {_role(conn)}`"
+        )
+    return bool(create)
+
+
+def _require(schema: str, *, may_create: bool) -> None:
+    if not may_create:
         raise Misconfigured(
             f"the worker's role may not create what is missing in {schema}: let an owner run the"
             " output of `users-sync init --print-sql`"
         )
+
+
+def _role(conn: Connection) -> str:
+    row = conn.execute(_ROLE).fetchone()
+    return str(row[0]) if row else "the worker's role"

@@ -60,16 +60,18 @@ class Demo:
         with _database() as url, serve(FakeStackApi(project)) as api_url:
             settings = _settings(project, api_url, url)
             self.say(f"A Postgres and a fake Stack Auth API with {self.users:,} users are running.")
-            self._sweep("First sweep: ", settings, url)
+            first = self._sweep("First sweep: ", settings, url)
             signed_up, changed, deleted = _live_a_day(project)
             self.say(f"Now {signed_up} sign up, {changed} change and {deleted} are deleted.")
-            self._sweep("Second sweep:", settings, url)
+            second = self._sweep("Second sweep:", settings, url)
             self._show_rows(url)
+            if (console := Console(stderr=True)).is_terminal:
+                console.print(display.summary(first, second))
             if self.keep:
                 self._wait(settings, url, api_url)
             else:
                 self.say(
-                    f"\nTo look further, with psql or the other commands: {self.command} demo --keep"
+                    f"\nTo look further, with psql or other commands: {self.command} demo --keep"
                 )
 
     def _sweep(self, name: str, settings: Settings, url: str) -> Report:
@@ -162,6 +164,8 @@ grace_seconds = 0
 """
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / "demo.toml"
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)  # the database's URL may hold a password
     path.write_text(text)
     try:
         yield path

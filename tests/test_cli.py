@@ -1,0 +1,550 @@
+"""Every command as a user runs it: what it prints and where, and the code it exits with."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from tests.conftest import remove_data
+from tests.processes import Ended, Shell, Site, command, kept_waiting, opened_site, until
+from worker.sandbox.api import server_error
+from worker.sandbox.postgres import EmbeddedPostgres
+from worker.store.progress import COUNTS
+
+LIVE = "select id from neon_auth.users_sync where deleted_at is null order by id"
+DELETED = "select id from neon_auth.users_sync where deleted_at is not null order by id"
+SWEEPS = "select number, outcome from users_sync_worker.sweep order by number"
+# Nobody listens there.
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture
+def site(database_url: str, tmp_path: Path) -> Iterator[Site]:
+    with opened_site(database_url, tmp_path) as site:
+        yield site
+
+
+@pytest.fixture
+def empty_shell(tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(tmp_path)
+    yield shell
+    shell.close()
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """Return a shell in a folder of its own, whose embedded Postgres is removed in the end."""
+    shell = Shell(tmp_path_factory.mktemp("embedded"))
+    yield shell
+    shell.close()
+    remove_data(EmbeddedPostgres(shell.folder / ".users-sync"))
+
+
+@pytest.fixture
+def role(postgres_url: str) -> Iterator[str]:
+    """Return the name of a role that may log in with the password `hush`, and no more."""
+    name = f"users_sync_{uuid4().hex}"
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        conn.execute(f"create role {name} login password 'hush'".encode())
+        yield name
+        # After the database of the test, and with it every right of this role.
+        conn.execute(f"drop role {name}".encode())
+
+
+def ids(rows: list[tuple[Any, ...]]) -> list[str]:
+    return [row[0] for row in rows]
+
+
+def complaint(ended: Ended) -> str:
+    """Return the one line on stderr that says what is wrong and what to do."""
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("users-sync: ")
+    assert all(line["level"] for line in ended.log)
+    return line
+
+
+def findings(ended: Ended) -> list[tuple[str, str]]:
+    """Return verdict and subject of each line of `check`."""
+    assert ended.stderr == ""
+    return [(line[:5].rstrip(), line[6:20].rstrip()) for line in ended.stdout.splitlines()]
+
+
+# One sweep
+
+
+def test_once_logs_json_and_nothing_else(site: Site) -> None:
+    site.project.populate(25)
+    for number, arguments in enumerate([("--once",), ("run", "--once")], 1):
+        ended = site.shell.run(*arguments)
+        assert (ended.code, ended.stderr) == (0, "")
+        assert all({"event", "level", "timestamp"} <= line.keys() for line in ended.log)
+        finished = ended.event("sweep.finished")
+        inserted, unchanged = (25, 0) if number == 1 else (0, 25)
+        expected = dict.fromkeys(COUNTS, 0) | {"pages": 1, "users": 25, "inserted": inserted}
+        expected |= {"sweep": number, "unchanged": unchanged, "waiting": 0}
+        assert finished.items() >= {**expected, "outcome": "complete"}.items()
+        assert finished["duration_seconds"] > 0
+    assert ids(site.rows(LIVE)) == sorted(site.project.ids())
+    assert site.rows(SWEEPS) == [(1, "complete"), (2, "complete")]
+
+
+def test_project_without_users_is_swept(site: Site) -> None:
+    ended = site.shell.run("--once")
+    assert (ended.code, ended.event("sweep.finished")["users"]) == (0, 0)
+
+
+def test_no_secret_email_or_name_in_any_output(site: Site) -> None:
+    site.project.populate(25)
+    leaver, refused = site.project.create(), site.project.create(primary_email="bad@example.com")
+    odd = str(uuid4())
+    raw = b'{"id":"%s","primary_email":"odd@example.com","signed_up_at_millis":"x"}'
+    site.project.put_raw(odd, 1, raw % odd.encode())
+    password = str(conninfo_to_dict(site.database_url).get("password") or "hush-hush")
+    url = make_conninfo(site.database_url, password=password)
+    shell = site.shell.having(DATABASE_URL=url, USERS_SYNC_LOG__LEVEL="debug")
+    outputs = [shell.run("init")]
+    site.execute("alter table neon_auth.users_sync add check (email <> 'bad@example.com')")
+    site.api.fail_next(server_error())
+    outputs.append(shell.run("--once"))
+    assert outputs[-1].event("sweep.finished")["quarantined"] == 2
+    site.project.delete(leaver)
+    outputs += [shell.run("run", "--once"), shell.run("deletions"), shell.run("check")]
+    wrong_key = "ssk_another_secret"
+    outputs.append(shell.having(STACK_SECRET_SERVER_KEY=wrong_key).run("--once"))
+    assert [ended.code for ended in outputs] == [0, 0, 0, 0, 0, 2]
+
+    hidden = {password, wrong_key, site.project.secret_server_key, "odd@example.com"}
+    for user in site.project.users().values():
+        hidden |= {user["display_name"], user["primary_email"]} - {None}
+    assert len(hidden) > 50
+    for ended in outputs:
+        decoded = json.dumps([ended.stdout, ended.stderr], ensure_ascii=False)
+        texts = (decoded, decoded.encode().decode("unicode_escape"))
+        assert [value for value in hidden if any(value in text for text in texts)] == []
+    assert refused in outputs[1].stdout
+
+
+# Exit code 2: a person must act
+
+
+@pytest.mark.parametrize(
+    ("variables", "advice"),
+    [
+        ({"STACK_SECRET_SERVER_KEY": "ssk_wrong"}, "STACK_SECRET_SERVER_KEY"),
+        ({"STACK_PROJECT_ID": ""}, "set the variable STACK_PROJECT_ID"),
+        ({"DATABASE_URL": ""}, "set the variable DATABASE_URL"),
+        ({"USERS_SYNC_STACK__PAGE_SISE": "5"}, "did you mean USERS_SYNC_STACK__PAGE_SIZE?"),
+        ({"USERS_SYNC_CONFIG": "absent.toml"}, "absent.toml cannot be read"),
+    ],
+)
+def test_wrong_settings_exit_with_2(site: Site, variables: dict[str, str], advice: str) -> None:
+    ended = site.shell.having(**variables).run("--once")
+    assert ended.code == 2
+    assert advice in complaint(ended)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("--once", "--config", "absent.toml"), "absent.toml cannot be read"),
+        (("--once", "--config", "bad.toml"), "did you mean stack.page_size?"),
+        (("--once", "--bad"), "No such option: --bad (`users-sync --help`"),
+        (("nonsense",), "No such command 'nonsense'."),
+        (("--once", "check"), "options stand after the command"),
+        (("--config", "absent.toml", "deletions"), "options stand after the command"),
+        (("run", "--once", "--log-level", "loud"), "--log-level"),
+        (("deletions", "approve"), "'sweep'"),
+    ],
+)
+def test_wrong_use_exits_with_2(
+    empty_shell: Shell, arguments: tuple[str, ...], advice: str
+) -> None:
+    (empty_shell.folder / "bad.toml").write_text("[stack]\npage_sise = 5\n")
+    ended = empty_shell.run(*arguments)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert advice in complaint(ended)
+
+
+def test_table_that_cannot_be_used_exits_with_2(site: Site) -> None:
+    site.execute("create schema neon_auth create table users_sync (id integer primary key)")
+    ended = site.shell.run("--once")
+    assert (ended.code, site.api.requests) == (2, [])
+    assert "column raw_json is missing; change it, or rename" in complaint(ended)
+
+
+def test_another_projects_table_exits_with_2_before_anything_is_read(site: Site) -> None:
+    site.project.populate(3)
+    assert site.shell.run("--once").code == 0
+    asked = len(site.api.requests)
+    other = site.shell.having(STACK_PROJECT_ID="22222222-2222-4222-8222-222222222222")
+    refused, checked = other.run("--once"), other.run("check")
+    assert refused.code == 2
+    assert site.project.project_id in complaint(refused)
+    assert len(site.api.requests) == asked + 1  # by `check`
+    assert checked.code == 2
+    assert findings(checked)[1::3] == [("FAIL", "stack auth"), ("FAIL", "worker")]
+    assert len(site.rows(LIVE)) == 3
+
+
+def test_mistyped_project_is_not_bound_to_an_empty_table(site: Site) -> None:
+    mistyped = site.shell.having(STACK_PROJECT_ID="22222222-2222-4222-8222-222222222222")
+    assert "STACK_PROJECT_ID" in complaint(mistyped.run("--once"))
+    assert site.shell.run("--once").code == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("run",)])
+def test_without_once_help_is_shown(empty_shell: Shell, arguments: tuple[str, ...]) -> None:
+    ended = empty_shell.run(*arguments)
+    assert (ended.code, ended.stderr) == (2, "")
+    for name in ("--once", "run", "init", "check", "demo", "deletions"):
+        assert f"  {name} " in ended.stdout
+
+
+# Exit codes 3 to 6
+
+
+def test_api_that_fails_for_ever_exits_with_3(site: Site) -> None:
+    site.api.on_request(lambda _request: server_error())
+    shell = site.shell.having(USERS_SYNC_STACK__RETRY_MINUTES="0.005")
+    assert shell.run("init").code == 0
+    for unusable in (shell, shell.having(STACK_API_URL=f"http://{NOWHERE}")):
+        ended = unusable.run("--once")
+        assert ended.code == 3
+        assert "Stack Auth could not be used for 0.005 minutes" in complaint(ended)
+    site.api.on_request(None)
+    assert site.shell.run("--once").code == 0  # at once: the lease was given back
+
+
+def test_database_that_is_down_exits_with_4(site: Site) -> None:
+    shell = site.shell.having(
+        DATABASE_URL=f"postgresql://{NOWHERE}/x", USERS_SYNC_DATABASE__RETRY_MINUTES="0.005"
+    )
+    ended = shell.run("--once")
+    assert (ended.code, site.api.requests) == (4, [])
+    assert "the database could not be used for 0.005 minutes" in complaint(ended)
+
+
+def test_lease_that_is_renewed_by_somebody_else_exits_with_5(site: Site) -> None:
+    assert site.shell.run("init").code == 0
+    site.execute(
+        "insert into users_sync_worker.lease (target, holder, epoch, expires_at)"
+        " values ('neon_auth', 'another', 1, now() + interval '1 hour')"
+    )
+    running = site.shell.start("--once")
+    until("the lease is awaited", lambda: "lease.awaited" in running.stdout.read_text())
+    site.execute("update users_sync_worker.lease set expires_at = now() + interval '2 hours'")
+    ended = running.end()
+    assert (ended.code, site.api.requests) == (5, [])
+    assert "another worker is at work on neon_auth (another)" in complaint(ended)
+
+
+def test_held_deletions_exit_with_6_until_they_are_approved(site: Site) -> None:
+    everybody = site.project.populate(25)
+    leaving = sorted(everybody[::5] + everybody[1::5] + everybody[2::5])
+    assert site.shell.run("--once").code == 0
+    for user_id in leaving:
+        site.project.delete(user_id)
+    held = site.shell.run("--once")
+    finished = held.event("sweep.finished")
+    assert (held.code, held.stderr, finished["outcome"]) == (6, "", "held")
+    assert (finished["held"], site.rows(DELETED)) == (15, [])
+
+    listed = site.shell.run("deletions")
+    lines = listed.stdout.splitlines()
+    assert (listed.code, listed.stderr) == (0, "")
+    expected = [[user_id, "held", "2", "2"] for user_id in leaving]
+    assert [line.replace("|", " ").split() for line in lines[2:17]] == expected
+    assert lines[17] == "(15 rows)"
+    assert lines[-1].endswith(" -m worker deletions approve 2")
+
+    assert "nothing is held" in complaint(site.shell.run("deletions", "approve", "1"))
+    approved = site.shell.run("deletions", "approve", "2")
+    assert (approved.code, approved.stderr) == (0, "")
+    assert approved.stdout.startswith("Approved 15 deletions.")
+    ended = site.shell.run("--once")
+    finished = ended.event("sweep.finished")
+    assert (ended.code, finished["approved"], finished["deleted"]) == (0, 15, 0)
+    assert ids(site.rows(DELETED)) == leaving
+    nothing = site.shell.run("deletions")
+    assert (nothing.code, nothing.stdout) == (0, "No user of the table is missing from the list.\n")
+
+
+def test_deletions_need_the_workers_tables(site: Site) -> None:
+    for arguments in (("deletions",), ("deletions", "approve", "1")):
+        ended = site.shell.run(*arguments)
+        assert ended.code == 2
+        assert complaint(ended).endswith(" -m worker init`")
+
+
+# Signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_in_the_middle_of_a_sweep_ends_it_and_the_next_goes_on(
+    site: Site, number: signal.Signals, code: int
+) -> None:
+    everybody = site.project.populate(45)
+    shell = site.shell.having(USERS_SYNC_STACK__PAGE_SIZE="10", USERS_SYNC_LOG__LEVEL="warning")
+    with kept_waiting(site.api, page=4) as go_on:
+        running = shell.start("--once", "--log-level", "info")
+        until("three pages are applied", lambda: len(applied(site)) == 28)
+        until("the fourth is asked for", lambda: len(site.pages_asked()) == 4)
+        running.signal(number)
+        ended = running.end()
+        go_on.set()
+    assert (ended.code, ended.stderr) == (code, "")
+    assert ended.event("sweep.finished").items() >= {"outcome": "stopped", "users": 28}.items()
+    assert site.rows(SWEEPS) == [(1, "stopped")]
+
+    asked = len(site.pages_asked())
+    resumed = shell.run("--once", "--log-level", "info")
+    assert (resumed.code, resumed.stderr) == (0, "")
+    assert resumed.event("sweep.started").items() >= {"sweep": 1, "resumed": True}.items()
+    assert resumed.event("sweep.finished").items() >= {"users": 45, "inserted": 45}.items()
+    assert site.pages_asked()[asked].query["cursor"] == everybody[27]
+    assert ids(site.rows(LIVE)) == sorted(everybody)
+    assert site.rows(SWEEPS) == [(1, "complete")]
+
+
+def applied(site: Site) -> list[str]:
+    with suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return ids(site.rows(LIVE))
+    return []
+
+
+@pytest.mark.parametrize("arguments", [("init",), ("deletions",)])
+def test_signal_while_the_database_is_awaited_ends_a_command(
+    site: Site, arguments: tuple[str, ...]
+) -> None:
+    shell = site.shell.having(DATABASE_URL=f"postgresql://{NOWHERE}/x")
+    running = shell.start(*arguments)
+    until("it tries again", lambda: "call.failed" in running.stderr.read_text())
+    running.signal(signal.SIGTERM)
+    assert running.end().code == 143
+
+
+# init
+
+
+def test_init_creates_what_is_missing_and_changes_nothing_that_is_there(site: Site) -> None:
+    first = site.shell.run("init")
+    assert (first.code, first.stderr.count("\n")) == (0, 2)
+    assert first.stdout.splitlines() == [
+        "neon_auth.users_sync: ready (generated)",
+        "users_sync_worker: 1 SQL files applied",
+    ]
+    schema = site.rows(CATALOG)
+    again = site.shell.run("init")
+    assert (again.code, again.stderr) == (0, "")
+    assert again.stdout.splitlines()[1] == "users_sync_worker: up to date"
+    assert site.rows(CATALOG) == schema
+    assert site.api.requests == []
+
+
+CATALOG = "select oid, xmin::text, relname from pg_class order by oid"
+
+
+def test_printed_sql_makes_everything_that_check_asks_for(site: Site, empty_shell: Shell) -> None:
+    """Printing needs neither database nor settings."""
+    printed = empty_shell.run("init", "--print-sql")
+    assert (printed.code, printed.stderr) == (0, "")
+    with psycopg.connect(site.database_url, autocommit=True) as conn:
+        conn.execute(printed.stdout.encode())
+    checked = site.shell.run("check")
+    assert findings(checked) == [("ok", name) for name in SUBJECTS]
+    assert site.shell.run("init").stdout.splitlines()[1] == "users_sync_worker: up to date"
+
+
+SUBJECTS = ("configuration", "stack auth", "database", "table", "worker")
+
+
+# check
+
+
+def test_check_writes_nothing_and_says_what_init_would_do(site: Site) -> None:
+    before = site.rows(CATALOG)
+    ended = site.shell.run("check")
+    assert (ended.code, findings(ended)) == (0, [("ok", name) for name in SUBJECTS])
+    assert ended.stdout.count("`users-sync init`") == 2
+    assert site.rows(CATALOG) == before
+
+
+def test_check_tells_each_trouble_from_the_others(site: Site) -> None:
+    ok = dict.fromkeys(SUBJECTS, "ok")
+    no_database = {name: ok[name] for name in SUBJECTS[:2]} | {"database": "FAIL"}
+    no_api = {"STACK_API_URL": f"http://{NOWHERE}"}
+    nowhere = {"DATABASE_URL": f"postgresql://{NOWHERE}/x"}
+    no_such = {"DATABASE_URL": make_conninfo(site.database_url, dbname="hush")}
+    for variables, code, expected, advice in (
+        ({"STACK_SECRET_SERVER_KEY": "ssk_no"}, 2, ok | {"stack auth": "FAIL"}, "SECRET_SERVER"),
+        (no_api, 3, ok | {"stack auth": "FAIL"}, f"{NOWHERE} could not be reached"),
+        (nowhere, 4, no_database, "no connection to the database: "),
+        ({**no_api, **nowhere}, 3, no_database | {"stack auth": "FAIL"}, "could not be reached"),
+        (no_such, 2, no_database, 'the database does not let us in: database "hush"'),
+    ):
+        ended = site.shell.having(**variables).run("check")
+        assert (ended.code, {name: verdict for verdict, name in findings(ended)}) == (code, expected)
+        assert advice in ended.stdout
+        assert " 0 minutes" not in ended.stdout
+
+
+def test_check_needs_settings_first(empty_shell: Shell) -> None:
+    ended = empty_shell.run("check")
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "set the variable STACK_PROJECT_ID" in complaint(ended)
+
+
+def test_check_judges_the_table(site: Site) -> None:
+    site.execute(
+        "create schema neon_auth; create table neon_auth.users_sync (raw_json jsonb, id text"
+        " primary key, name text, email text unique, created_at timestamptz,"
+        " updated_at timestamptz, deleted_at timestamptz)"
+    )
+    plain = site.shell.run("check")
+    assert (plain.code, findings(plain)[3:6]) == (0, [("ok", "table"), *[("warn", "table")] * 2])
+    assert "can be adopted: plain" in plain.stdout
+    fix = plain.stdout.partition("run `")[2].partition("`")[0]
+    with psycopg.connect(site.database_url, autocommit=True) as conn:
+        conn.execute(fix.encode())
+    assert findings(site.shell.run("check"))[3:5] == [("ok", "table"), ("warn", "table")]
+    site.execute("alter table neon_auth.users_sync drop column deleted_at")
+    unfit = site.shell.run("check")
+    assert (unfit.code, findings(unfit)[3]) == (2, ("FAIL", "table"))
+    assert "column deleted_at is missing" in unfit.stdout
+
+
+def test_check_names_every_right_that_is_lacking(site: Site, role: str) -> None:
+    url = make_conninfo(site.database_url, user=role, password="hush")
+    lacking = site.shell.having(DATABASE_URL=url)
+    site.execute("revoke create on schema public from public")
+    ended = lacking.run("check")
+    assert (ended.code, findings(ended)[3:]) == (2, [("FAIL", "table"), ("FAIL", "worker")])
+    assert ended.stdout.count("users-sync init --print-sql") == 2
+
+    assert site.shell.run("init").code == 0
+    granted = 0
+    while (ended := lacking.run("check")).code:
+        assert "users-sync check" not in ended.stdout
+        grants = [line.partition("`")[2].rstrip("`") for line in ended.stdout.splitlines()]
+        for grant in filter(None, grants):
+            site.execute(grant)
+            granted += 1
+    assert granted == 4
+    assert lacking.run("--once").code == 0
+
+
+# Where settings come from
+
+
+def test_config_is_found_by_flag_by_variable_and_by_name(site: Site) -> None:
+    config = 'lease_seconds = "{}"\n'
+    for name in ("config", "variable", "flag"):
+        (site.shell.folder / f"{name}.toml").write_text("[database]\n" + config.format(name))
+    shell = site.shell.having(USERS_SYNC_CONFIG="variable.toml")
+    for name, ended in (
+        ("config", site.shell.run("check")),
+        ("variable", shell.run("check")),
+        ("flag", shell.run("check", "--config", "flag.toml")),
+    ):
+        assert ended.code == 2
+        assert f"database.lease_seconds (from the file {name}.toml)" in complaint(ended)
+
+
+# Embedded
+
+
+def test_embedded_database_is_started_stopped_and_kept(embedded: Shell, site: Site) -> None:
+    site.project.populate(5)
+    shell = embedded.having(
+        **{**site.shell.variables, "DATABASE_URL": "embedded"},
+        USERS_SYNC_DATABASE__EMBEDDED_DIR=str(embedded.folder / ".users-sync"),
+    )
+    assert shell.run("--once").event("sweep.finished")["inserted"] == 5
+    assert shell.run("--once").event("sweep.finished")["unchanged"] == 5
+    data = EmbeddedPostgres(embedded.folder / ".users-sync").data
+    assert not (data / "postmaster.pid").exists()
+
+
+def test_demo_shows_two_sweeps_and_the_rows_they_wrote(embedded: Shell) -> None:
+    ended = embedded.run("demo", "--users", "50")
+    assert (ended.code, ended.stderr) == (0, "")
+    first, second = (line for line in ended.stdout.splitlines() if "sweep:" in line)
+    assert first.startswith("First sweep:  50 users in ")
+    assert first.endswith(" s: 50 inserted.")
+    assert second.startswith("Second sweep: 59 users in ")
+    assert second.endswith(" s: 12 inserted, 9 updated, 38 unchanged, 3 deleted.")
+    assert "(9 rows)" in ended.stdout
+
+
+def test_demo_without_users_has_nothing_to_delete(embedded: Shell) -> None:
+    ended = embedded.run("demo", "--users", "0")
+    assert (ended.code, ended.stderr) == (0, "")
+    assert " s: 12 inserted." in ended.stdout
+
+
+def test_kept_demo_serves_other_commands_until_it_is_interrupted(embedded: Shell) -> None:
+    running = embedded.start("demo", "--users", "50", "--keep")
+    until("it is ready", lambda: "until Ctrl-C" in running.stdout.read_text())
+    config = embedded.folder / ".users-sync" / "demo.toml"
+    assert config.stat().st_mode & 0o777 == 0o600
+    checked = embedded.run("check", "--config", ".users-sync/demo.toml")
+    assert findings(checked) == [("ok", name) for name in SUBJECTS]
+    swept = embedded.run("--once", "--config", ".users-sync/demo.toml")
+    assert (swept.code, swept.event("sweep.finished")["unchanged"]) == (0, 59)
+    running.signal(signal.SIGINT)
+    ended = running.end()
+    assert (ended.code, ended.stderr, config.exists()) == (0, "", False)
+
+
+# On a terminal
+
+
+def on_terminal(shell: Shell, *, logs_too: bool) -> tuple[int, str, str]:
+    """Run `--once` with stderr, and perhaps stdout, on a terminal; return code, both outputs."""
+    here, there = pty.openpty()
+    environ = {**shell.environ(), "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(
+        command("--once"),
+        cwd=shell.folder,
+        env=environ,
+        stderr=there,
+        stdout=there if logs_too else subprocess.PIPE,
+    ) as process:
+        os.close(there)
+        shown = b""
+        # Reading fails once nobody has the terminal open any more.
+        with suppress(OSError):
+            while part := os.read(here, 4096):
+                shown += part
+        logged = process.stdout.read() if process.stdout else b""
+        code = process.wait(10)
+    os.close(here)
+    return code, logged.decode(), shown.decode()
+
+
+def test_terminal_shows_progress_and_a_table_while_stdout_stays_logs(site: Site) -> None:
+    site.project.populate(25)
+    code, logged, shown = on_terminal(site.shell, logs_too=False)
+    assert (code, Ended(code, logged, "").event("sweep.finished")["users"]) == (0, 25)
+    assert "sweeping" in shown
+    table = shown.rpartition("sweeping")[2]
+    for word in ("sweep", "outcome", "complete", "inserted", "unchanged", "deleted"):
+        assert word in table
+    assert "sweep.finished" not in shown
+
+
+def test_terminal_shows_logs_as_text(site: Site) -> None:
+    code, _, shown = on_terminal(site.shell, logs_too=True)
+    assert code == 0
+    assert "sweep.finished" in shown
+    assert '{"event"' not in shown

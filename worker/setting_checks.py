@@ -1,0 +1,127 @@
+"""What a value must be like. What a check says quotes nothing: any value may be a secret."""
+
+import json
+from ipaddress import ip_address
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+EMBEDDED = "embedded"
+# A change of these must reach the table: its columns are made of them.
+NEVER_IGNORED = {"id", "signed_up_at_millis", "display_name", "primary_email"}
+# Postgres cuts longer identifiers off silently.
+LONGEST_IDENTIFIER_BYTES = 63
+
+
+def is_safe_for_secrets(url: str) -> bool:
+    """Whether nobody on the way to the URL's host can read along."""
+    parts = _split(url)
+    return parts.scheme == "https" or _is_loopback(parts.hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # parsed on access only
+    except ValueError:  # it quotes the URL, which may hold a password
+        raise ValueError("should be a URL such as https://api.stack-auth.com") from None
+    return parts
+
+
+def _api_url(text: str) -> str:
+    """Return the base URL, to which paths that begin with /api/v1 are appended."""
+    url = text.strip()
+    parts = _split(url)
+    if "@" in url:
+        raise ValueError("should hold no user or password")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("should begin with https:// and a host")
+    if set(url) & set("?#") or not url.isprintable() or " " in url:
+        raise ValueError("should have no query, fragment or space")
+    return url.rstrip("/").removesuffix("/api/v1").rstrip("/")
+
+
+def _header_value(text: str) -> str:
+    """Refuse what cannot stand in a header, before a library quotes it in its error."""
+    if not (text and text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("should be letters, digits and punctuation without spaces")
+    return text
+
+
+def _secret_header_value(secret: SecretStr) -> SecretStr:
+    _header_value(secret.get_secret_value())
+    return secret
+
+
+def _database_url(secret: SecretStr) -> SecretStr:
+    """Let libpq read it, and drop libpq's own message, which quotes what it stumbled over."""
+    if secret.get_secret_value() != EMBEDDED and not _is_conninfo(secret.get_secret_value()):
+        raise ValueError(
+            "should be postgresql://user:password@host:5432/database (special characters of the"
+            f" password percent-encoded, parameters known to libpq only), or {EMBEDDED}"
+        )
+    return secret
+
+
+def _is_conninfo(text: str) -> bool:
+    try:
+        parameters = conninfo_to_dict(text)
+    except (psycopg.Error, ValueError):  # ValueError: lone surrogates
+        return False
+    # libpq takes what stands before a / in a password for the port, and says so on connecting.
+    ports = str(parameters.get("port") or "").split(",")
+    return bool(parameters) and all(port.isdigit() or not port for port in ports)
+
+
+def _identifier(text: str) -> str:
+    if not 0 < len(text.encode()) <= LONGEST_IDENTIFIER_BYTES or "\0" in text:
+        raise ValueError(f"should be 1 to {LONGEST_IDENTIFIER_BYTES} bytes long, without NUL")
+    return text
+
+
+def _names(value: Any) -> Any:
+    """Read a list from the environment: as JSON, or separated by commas."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return [name.strip() for name in value.split(",") if name.strip()]
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("should be a JSON list or names separated by commas") from None
+
+
+def _ignorable(names: tuple[str, ...]) -> tuple[str, ...]:
+    if kept := sorted(NEVER_IGNORED.intersection(names)):
+        raise ValueError(f"should not contain {', '.join(kept)}: the table is made of it")
+    return names
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+ApiUrl = Annotated[str, AfterValidator(_api_url)]
+HeaderValue = Annotated[str, AfterValidator(_header_value)]
+SecretHeaderValue = Annotated[SecretStr, AfterValidator(_secret_header_value)]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+Identifier = Annotated[str, AfterValidator(_identifier)]
+IgnoredFields = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_ignorable)]
+any_case = BeforeValidator(_lower)
+
+# Longer waits than a day are mistakes, and overflow the millisecond time-outs of Postgres.
+DAY_SECONDS = 86_400
+Seconds = Annotated[float, Field(gt=0, le=DAY_SECONDS)]
+Minutes = Annotated[float, Field(ge=0)]
+# The API answers 400 to a limit over 30,000; a chained page of one user cannot progress.
+PageSize = Annotated[int, Field(ge=2, le=30_000)]

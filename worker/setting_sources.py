@@ -1,0 +1,190 @@
+"""Where the value of each setting comes from; names that nobody knows are refused."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from worker.errors import Misconfigured
+
+Setting = tuple[str, ...]  # section and name
+Known = Mapping[Setting, tuple[str, ...]]  # with the variables that set it, strongest first
+
+PREFIX = "USERS_SYNC_"
+CONFIG_VARIABLE = "USERS_SYNC_CONFIG"
+# Names that the people of Stack Auth and Postgres have set already, strongest first.
+WELL_KNOWN: Known = {
+    ("stack", "api_url"): ("STACK_API_URL",),
+    ("stack", "project_id"): ("STACK_PROJECT_ID", "NEXT_PUBLIC_STACK_PROJECT_ID"),
+    ("stack", "secret_server_key"): ("STACK_SECRET_SERVER_KEY",),
+    ("database", "url"): ("DATABASE_URL",),
+}
+_WELL_KNOWN_NAMES = {name for names in WELL_KNOWN.values() for name in names}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value as it was found, and where: in words, for messages."""
+
+    value: Any
+    origin: str
+
+
+Layer = dict[Setting, Given]
+
+
+def from_flags(flags: Mapping[str, Mapping[str, Any]]) -> Layer:
+    """Take the flags, by section and name; None is a flag that was not given."""
+    return {
+        (section, name): Given(value, "the command line")
+        for section, values in flags.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def from_environment(environ: Mapping[str, str], known: Known) -> Layer:
+    # Compose files and shells set variables to nothing when they mean not to set them.
+    found = {
+        variable: Given(value, f"the variable {variable}")
+        for variable, value in environ.items()
+        if value and _is_ours(variable)
+    }
+    return _by_setting(found, known)
+
+
+def from_secret_files(folder: Path, known: Known) -> Layer:
+    """Read the files named like one of our variables; no folder is no source."""
+    try:
+        files = {file.name.upper(): file for file in sorted(folder.iterdir())}
+    except OSError:
+        return {}
+    texts = {file: _text(file).rstrip("\r\n") for name, file in files.items() if _is_ours(name)}
+    found = {
+        file.name.upper(): Given(text, f"the file {file}") for file, text in texts.items() if text
+    }
+    return _by_setting(found, known)
+
+
+def from_config_file(
+    named: Path | None, environ: Mapping[str, str], working_dir: Path, known: Known
+) -> Layer:
+    """Read the TOML file; only one that nobody asked for may be absent."""
+    name = named or environ.get(CONFIG_VARIABLE)
+    path = working_dir / (name or "config.toml")
+    if not name and not os.path.lexists(path):
+        return {}
+    try:
+        sections = tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise _misconfigured(f"{path} is not valid TOML: {error}") from None
+    values = _in_sections(sections, path, known)
+    return {setting: Given(value, f"the file {path}") for setting, value in values}
+
+
+def variables(setting: Setting) -> tuple[str, ...]:
+    """Give the variables that set a setting, strongest first."""
+    return (PREFIX + "__".join(setting).upper(), *WELL_KNOWN.get(setting, ()))
+
+
+def nested(given: Mapping[Setting, Given]) -> dict[str, dict[str, Any]]:
+    """Give the values by section and name."""
+    sections: dict[str, dict[str, Any]] = {}
+    for (section, name), found in given.items():
+        sections.setdefault(section, {})[name] = found.value
+    return sections
+
+
+def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfigured:
+    """Say in one line what is wrong with the first setting, and how many more are wrong."""
+    reasons: dict[Setting, list[str]] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        reason = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        reasons.setdefault(_setting_of(detail), []).append(reason)
+    setting = next(iter(reasons))
+    origin = f" (from {given[setting].origin})" if setting in given else ""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return _misconfigured(f"{'.'.join(setting)}{origin}: {' or '.join(reasons[setting])}{more}")
+
+
+def not_set(section: str, name: str) -> Misconfigured:
+    """Say how to set what has no default."""
+    variable = WELL_KNOWN[section, name][0]
+    return Misconfigured(
+        f"{section}.{name} is not set: set the variable {variable}, put it into the file"
+        f' /run/secrets/{variable}, or write {name} = "..." under [{section}] in config.toml'
+    )
+
+
+def _is_ours(variable: str) -> bool:
+    """Whether a variable is a setting, or means to be one.
+
+    Without `__` it is not: Kubernetes sets USERS_SYNC_PORT, and more, for a Service of our name.
+    """
+    return (variable.startswith(PREFIX) and "__" in variable) or variable in _WELL_KNOWN_NAMES
+
+
+def _by_setting(found: Mapping[str, Given], known: Known) -> Layer:
+    """Sort what was found by variable; of several variables for one setting the strongest wins."""
+    names = [name for names in known.values() for name in names]
+    for variable in found:
+        if variable not in names:
+            raise _unknown("unknown variable", variable, names)
+    return {
+        setting: found[name]
+        for setting, names in known.items()
+        for name in reversed(names)
+        if name in found
+    }
+
+
+def _in_sections(
+    given: Mapping[str, Any], path: Path, known: Known
+) -> Iterator[tuple[Setting, Any]]:
+    sections = {section for section, _ in known}
+    dotted = [".".join(setting) for setting in known]
+    for section, values in given.items():
+        if section in sections and not isinstance(values, dict):
+            raise _misconfigured(f"{path}: {section} should be a section, [{section}]")
+        if not isinstance(values, dict):
+            raise _unknown(f"{path}: unknown setting", section, dotted)
+        if section not in sections:
+            raise _unknown(f"{path}: unknown section", section, sections)
+        for name, value in values.items():
+            if (section, name) not in known:
+                raise _unknown(f"{path}: unknown setting", f"{section}.{name}", dotted)
+            yield (section, name), value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")  # Windows editors begin files with a BOM
+    except OSError as error:
+        raise _misconfigured(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:  # it carries the file's bytes
+        raise _misconfigured(f"{path} cannot be read: it is not UTF-8") from None
+
+
+def _setting_of(detail: ErrorDetails) -> Setting:
+    """Return section and name, without the branch of a union or the place in a list."""
+    named = detail.get("ctx", {}).get("setting")
+    place = (*detail["loc"], named) if named else detail["loc"]
+    return tuple(str(part) for part in place[:2])
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> Misconfigured:
+    closest = difflib.get_close_matches(name, known, n=1)
+    return _misconfigured(
+        f"{what} {name}; " + (f"did you mean {closest[0]}?" if closest else "remove it")
+    )
+
+
+def _misconfigured(message: str) -> Misconfigured:
+    # Names of files and keys may hold line breaks.
+    return Misconfigured(" ".join(message.split()))
