@@ -271,6 +271,11 @@ def test_bytes_that_are_no_utf8_become_a_replacement(raw: bytes) -> None:
     assert page.users[1].record == NEIGHBOUR
 
 
+def test_bare_control_characters_in_a_string_cost_nobody_the_page() -> None:
+    page = parse(with_raw(b'"a\x00b\x01c"', NEIGHBOUR))
+    assert [user.record.get("client_metadata") for user in page.users] == ["a\ufffdb\x01c", None]
+
+
 def test_surrogate_written_as_utf8_becomes_replacements() -> None:
     user = read_user(with_raw(b'"\xed\xa0\x80"'))
     assert set(user.record["client_metadata"]) == {"\ufffd"}

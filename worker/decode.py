@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from worker.model import (
+    Key,
     Page,
     Place,
     Single,
@@ -58,20 +59,22 @@ def parse_page(body: bytes, observed_at: datetime, ignored_fields: Collection[st
         case _:
             raise BrokenBody("the answer is not a list of users")
     found: dict[str | bytes, User | Unreadable] = {}
+    placed: list[dict[str, Any]] = []
     cleaned: list[str] = []
     for item in items:
         record, was_cleaned = _read(item, ignored_fields, careful=careful)
+        if record.id and record.id not in found:
+            placed.append(item)
         found[record.id or record.digest] = record
         if was_cleaned and record.id:
             cleaned.append(record.id)
     users = [record for record in found.values() if isinstance(record, User)]
-    places = _places(items)
-    keys = [(place.millis, place.id) for place in places if type(place.millis) is int]
+    keys = _keys(placed)
     return Page(
         users=tuple(sorted(users, key=_key)),
         unreadable=tuple(record for record in found.values() if isinstance(record, Unreadable)),
-        first=places[0] if places else None,
-        last=places[-1] if places else None,
+        first=_place(placed[0]) if placed else None,
+        last=_place(placed[-1]) if placed else None,
         end=keys[-1] if keys else None,
         ascending=keys == sorted(keys),
         next_cursor=next_cursor,
@@ -107,7 +110,7 @@ def _load(body: bytes) -> tuple[Any, bool]:
 def _load_slowly(body: bytes) -> Any:
     # Bytes that are no UTF-8 become lone surrogates, which cleaning then replaces.
     text = body.decode("utf-8", "surrogateescape")
-    load = partial(json.loads, parse_int=_parse_int)
+    load = partial(json.loads, parse_int=_parse_int, strict=False)
     try:
         try:
             return load(text)
@@ -139,13 +142,13 @@ def _cut_nesting(text: str) -> str:
     return "".join(kept) + text[start:]
 
 
-def _places(items: Iterable[Any]) -> list[Place]:
-    """Give the first place of each readable id, in the order they came."""
-    places: dict[str, Place] = {}
-    for item in items:
-        if isinstance(item, dict) and is_user_id(item.get("id")) and item["id"] not in places:
-            places[item["id"]] = Place(item["id"], item.get("signed_up_at_millis"))
-    return list(places.values())
+def _place(item: dict[str, Any]) -> Place:
+    return Place(item["id"], item.get("signed_up_at_millis"))
+
+
+def _keys(items: Iterable[dict[str, Any]]) -> list[Key]:
+    keyed = ((item.get("signed_up_at_millis"), item["id"]) for item in items)
+    return [(millis, user_id) for millis, user_id in keyed if type(millis) is int]
 
 
 def _read(

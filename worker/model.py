@@ -1,7 +1,6 @@
 """The values everything else works with: users, their place in the list, and whole answers."""
 
 import json
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +13,9 @@ import orjson
 DIGEST_BYTES = 8
 UNKNOWN_DIGEST = bytes(DIGEST_BYTES)
 
-_USER_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+# A regular expression takes ten times as long, for every user of every page.
+_HEX_TO_ZERO = str.maketrans("123456789abcdef", "0" * 15)
+_NIL = "00000000-0000-0000-0000-000000000000"
 
 Key = tuple[int, str]
 """A user's place in the list: (signed_up_at_millis, id), compared in that order."""
@@ -93,7 +94,7 @@ class Single:
 
 def is_user_id(text: object) -> bool:
     """Whether this is a canonical lower-case UUID: another spelling would be another row."""
-    return isinstance(text, str) and _USER_ID.fullmatch(text) is not None
+    return isinstance(text, str) and text.translate(_HEX_TO_ZERO) == _NIL
 
 
 def dump(value: Any) -> bytes:
@@ -111,7 +112,10 @@ def dump(value: Any) -> bytes:
 
 def canonical(record: dict[str, Any], ignored_fields: Collection[str]) -> bytes:
     """Write a user's JSON without the fields whose change is no change."""
-    return dump({name: value for name, value in record.items() if name not in ignored_fields})
+    kept = record.copy()
+    for name in ignored_fields:
+        kept.pop(name, None)
+    return dump(kept)
 
 
 def digest(canonical_json: bytes) -> bytes:
