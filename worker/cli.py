@@ -15,6 +15,7 @@ from rich.console import Console
 from worker import display
 from worker.clock import Clock
 from worker.errors import (
+    Blocked,
     DatabaseUnavailable,
     LeaseLost,
     Misconfigured,
@@ -42,6 +43,7 @@ EXIT_CODES: dict[type[UsersSyncError], int] = {
     SourceUnavailable: 3,
     SweepIncomplete: 3,
     DatabaseUnavailable: 4,
+    Blocked: 4,
     LeaseLost: 5,
 }
 

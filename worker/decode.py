@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeGuard
 
 import orjson
 
@@ -147,8 +147,14 @@ def _place(item: dict[str, Any]) -> Place:
 
 
 def _keys(items: Iterable[dict[str, Any]]) -> list[Key]:
+    """Give the keys of those that have one: the list is not sorted by what is no sign-up."""
     keyed = ((item.get("signed_up_at_millis"), item["id"]) for item in items)
-    return [(millis, user_id) for millis, user_id in keyed if type(millis) is int]
+    return [(millis, user_id) for millis, user_id in keyed if _is_sign_up(millis)]
+
+
+def _is_sign_up(millis: object) -> TypeGuard[int]:
+    # A bool is an int to isinstance.
+    return type(millis) is int and MIN_MILLIS <= millis <= MAX_MILLIS
 
 
 def _read(
@@ -172,9 +178,9 @@ def _check_form(item: Any) -> None:
     if not is_user_id(item.get("id")):
         raise _Unstorable("id is not a lower-case UUID")
     millis = item.get("signed_up_at_millis")
-    if type(millis) is not int:  # a bool is an int to isinstance
+    if type(millis) is not int:
         raise _Unstorable("signed_up_at_millis is not an integer")
-    if not MIN_MILLIS <= millis <= MAX_MILLIS:
+    if not _is_sign_up(millis):
         raise _Unstorable("signed_up_at_millis is out of the range of timestamptz")
 
 

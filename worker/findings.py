@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from worker.mirror import Mirror
-from worker.model import Key
+from worker.model import Key, User
 from worker.store import Store
 from worker.store.deletions import Suspect
 from worker.store.progress import Checkpoint, SweepRow
@@ -21,7 +21,9 @@ class Findings:
 
     `known_at_start` is how many rows were live then. `whole` says that this process walks the list
     from its start, so that what it has not noticed may be forgotten. `noticed` are the suspects
-    that were missing, with the key they had; `seen` are the quarantined records that were met.
+    that were missing, with the key they had; `seen` are the quarantined records that were met,
+    `stale` the users whose row was newer. `beside` counts what became of users who are not on the
+    list, though the API knows them.
     """
 
     number: int
@@ -36,20 +38,27 @@ class Findings:
     counts: Counter[str] = field(default_factory=Counter)
     noticed: dict[str, Key] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    stale: set[str] = field(default_factory=set)
+    beside: int = 0
     furthest: Key | None = None
     waiting: int = 0
 
-    def count_letters(self, letters: Iterable[str]) -> None:
-        """Count what became of the users of a batch."""
-        for letter, times in Counter(letters).items():
-            if letter in _COUNTED:
-                self.counts[_COUNTED[letter]] += times
+    def count_letters(self, letters: Iterable[tuple[User, str]]) -> None:
+        """Count what became of the users of a batch; a stale one is met again on the next page."""
+        for user, letter in letters:
+            if letter in _COUNTED and not (letter == STALE and user.id in self.stale):
+                self.counts[_COUNTED[letter]] += 1
+            if letter == STALE:
+                self.stale.add(user.id)
+
+    @property
+    def touched(self) -> int:
+        """How many users were not found as they were."""
+        return sum(self.counts[name] for name in (*_COUNTED.values(), "quarantined"))
 
     @property
     def unchanged(self) -> int:
-        """How many users were found as they were."""
-        touched = sum(self.counts[name] for name in (*_COUNTED.values(), "quarantined"))
-        return max(0, self.counts["users"] - touched)
+        return max(0, self.counts["users"] + self.beside - self.touched)
 
     def in_state(self, *states: str) -> list[str]:
         """Give the ids of suspects in these states, those first noticed first.
@@ -63,17 +72,28 @@ class Findings:
         ]
         return sorted(ids, key=lambda user_id: (self.suspects[user_id].first_noticed, user_id))
 
+    def forget_who_is_not_live(self) -> None:
+        """Drop suspects that this very sweep has marked deleted already: they count only once."""
+        if self.suspects:
+            keys = self.mirror.keys()
+            live = {user_id for _, user_id in keys}
+            self.suspects = {id_: s for id_, s in self.suspects.items() if id_ in live}
+
     def carry_on(self, before: "Findings") -> None:
         """Be the same sweep as `before`, whose mirror had to be thrown away.
 
-        The process has seen the part of the list before the checkpoint, and what was deleted stays
-        counted: the guard relies on it.
+        The process has seen the part of the list before the checkpoint, and what was written stays
+        counted; the guard relies on that for deletions. Only the list is read again from there.
         """
-        self.number, self.started, self.whole = before.number, before.started, before.whole
+        self.number, self.started = before.number, before.started
+        self.whole = before.whole or self.resume_at is None
         self.noticed.update(before.noticed)
         self.seen.update(before.seen)
-        for name in ("deleted", "approved"):
+        self.stale.update(before.stale)
+        self.beside = before.beside
+        for name in before.counts.keys() - {"pages", "users"}:
             self.counts[name] = max(self.counts[name], before.counts[name])
+        self.forget_who_is_not_live()
 
     def checkpoint(self, key: Key) -> Checkpoint:
         return Checkpoint(self.number, key, self.counts, self.started)
@@ -98,6 +118,7 @@ def begin(store: Store, kind: str, resume_minutes: float, now: Callable[[], date
         findings.resume_at = findings.furthest = checkpoint.key
         findings.whole = False
         findings.counts = Counter(checkpoint.counts)
+        findings.forget_who_is_not_live()
     findings.known_at_start = len(findings.mirror)
     store.lease.sweep = max(store.lease.sweep, findings.number)
     return findings

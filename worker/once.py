@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from threading import Event
 from uuid import uuid4
 
+import httpx
 import structlog
 
 from worker.clock import Clock
@@ -46,9 +47,13 @@ SAMPLE_IDS = 20
 
 
 def sweep_once(
-    settings: Settings, url: str, stop: Event, on_page: Callable[[Findings], None]
+    settings: Settings,
+    url: str,
+    stop: Event,
+    on_page: Callable[[Findings], None],
+    transport: httpx.BaseTransport | None = None,
 ) -> Report:
-    """Sweep the configured target once, with the database at `url`.
+    """Sweep the configured target once, with the database at `url`; `transport` is for tests.
 
     Raises whatever a sweep raises, LeaseLost if another worker is at work, and Misconfigured for
     a table that is not ours to write.
@@ -56,7 +61,7 @@ def sweep_once(
     clock = Clock()
     with opened_database(settings, url, clock, stop) as database:
         store = open_store(settings, database)
-        with opened_source(settings, clock, stop, store.lease) as source:
+        with opened_source(settings, clock, stop, store.lease, transport) as source:
             take_lease(store.lease, settings.require_stack().project_id, stop)
             try:
                 bind_project(store, source)
@@ -64,6 +69,8 @@ def sweep_once(
                     source, store, rules(settings), settings.schedule.resume_minutes, on_page
                 ).run()
             finally:
+                # Whatever took all the retries there are is not tried for as long again.
+                stop.set()
                 _give_back(store.lease)
 
 
@@ -101,10 +108,16 @@ def open_store(settings: Settings, database: Database) -> Store:
 
 
 @contextmanager
-def opened_source(settings: Settings, clock: Clock, stop: Event, lease: Lease) -> Iterator[Source]:
+def opened_source(
+    settings: Settings,
+    clock: Clock,
+    stop: Event,
+    lease: Lease,
+    transport: httpx.BaseTransport | None = None,
+) -> Iterator[Source]:
     """Open the users API; in the end whatever is still being asked is given up."""
     retry = Retry("Stack Auth", settings.stack.retry_minutes, stop, SourceUnavailable)
-    with StackApi(access(settings), clock=clock, stop=stop) as api:
+    with StackApi(access(settings), clock=clock, stop=stop, transport=transport) as api:
         page_size = PageSize(settings.stack.page_size)
         source = Source(api, retry, page_size=page_size, clock=clock, lease=lease)
         try:

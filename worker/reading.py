@@ -78,7 +78,7 @@ class Reading:
                 store.table, store.lease, store.quarantine, findings.number, observed_at
             ).apply(users, size, extras)
         )
-        findings.count_letters(letter for _, letter in applied.letters)
+        findings.count_letters(applied.letters)
         findings.mirror.remove(applied.moved)
         findings.mirror.accept(applied.by(INSERTED, UPDATED, RESTORED, UNCHANGED))
         for user in applied.by(STALE):
@@ -100,10 +100,11 @@ class Reading:
 
     def _take(self, page: Page, span: Span) -> None:
         findings = self.findings
-        self._count(page)
+        rejected = [unreadable(record) for record in page.unreadable]
+        self._count(page, rejected)
         delta = findings.mirror.compare(page.users, span, lambda: page.ids)
         struck = self._struck(page)
-        extras = self.reject([unreadable(record) for record in page.unreadable])
+        extras = self.reject(rejected)
         if struck:
             extras.append(self.store.deletions.strike(struck))
         extras += self._suspect(delta, page)
@@ -121,13 +122,13 @@ class Reading:
             log.warning("record.cleaned", user=user_id)
         self.on_page(findings)
 
-    def _count(self, page: Page) -> None:
+    def _count(self, page: Page, rejected: Sequence[Rejected]) -> None:
         """Count each user once: not the overlap of the chain, nor what a recovery reads again."""
         findings = self.findings
         before = findings.furthest
         new = [user for user in page.users if before is None or user.key > before]
         findings.counts["pages"] += 1
-        findings.counts["users"] += len(new)
+        findings.counts["users"] += len(new) + len({r.record for r in rejected} - findings.seen)
         if page.end and (before is None or page.end > before):
             findings.furthest = page.end
 

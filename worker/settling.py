@@ -101,7 +101,7 @@ class Settling:
             findings.mirror.remove([key] if key and user_id in users else [])
         for user_id in found:
             del findings.suspects[user_id]
-        findings.counts["hidden"] += len(hidden)
+        touched = findings.touched
         statements = [
             reading.store.deletions.hide(hidden),
             reading.store.deletions.strike(found.keys() - set(hidden)),
@@ -110,6 +110,8 @@ class Settling:
         # The earliest moment is true of all of them.
         observed_at = min(single.observed_at for single in found.values())
         reading.apply(list(users.values()), observed_at, 0, statements)
+        findings.counts["hidden"] += len(hidden)
+        findings.beside += findings.touched - touched
 
     def _judge(self) -> None:
         """Delete what a person approved, and the rest unless it is too much to believe."""

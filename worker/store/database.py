@@ -1,11 +1,13 @@
 """One connection: opened when it is needed, replaced when it broke; its errors mapped once."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
 import structlog
+from psycopg.rows import RowFactory
 
 from worker.clock import Clock
 from worker.errors import Blocked, DataRefused, Misconfigured, Transient, UsersSyncError
@@ -16,17 +18,28 @@ log = structlog.stdlib.get_logger(__name__)
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-# libpq says these only as text: a failed connection has no SQLSTATE.
-_WRONG_CREDENTIALS = (
+# A failed connection has no SQLSTATE, only the server's words, a pooler's or libpq's own.
+_SAID_BY_SERVER = re.compile(r"(?:FATAL|ERROR): +(.*)")
+_NOT_LET_IN = (
     "password authentication failed",
-    "no password supplied",
+    "SASL authentication failed",
     "no pg_hba.conf entry",
+    "pg_hba.conf rejects",
+    "permission denied for database",
     "role ",
     "database ",
-    "certificate",
-    "SSL was required",
-    "server does not support SSL",
+    "no such database",
+    "no such user",
 )
+_SAID_BY_LIBPQ = (
+    "certificate",
+    "no password supplied",
+    "but SSL was required",
+    "connection is bad: invalid",
+)
+
+# Of these classes the standard makes no use, and Postgres neither: a trigger's author made it up.
+_MADE_UP = tuple("6789IJKLMNOQRSTUVWYZ")
 
 _PARAMETERS: dict[str, Any] = {
     "application_name": "users-sync",
@@ -38,6 +51,14 @@ _PARAMETERS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
+
+
+class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
+    """A cursor that reads binary results: as text, moments depend on the server's DateStyle."""
+
+    def __init__(self, connection: Connection, *, row_factory: RowFactory[tuple[Any, ...]]) -> None:
+        super().__init__(connection, row_factory=row_factory)
+        self.format = psycopg.pq.Format.BINARY
 
 
 class Database:
@@ -82,7 +103,9 @@ class Database:
 
 def connect(url: str) -> Connection:
     """Open a connection that proxies like: autocommit, and no prepared statements."""
-    return psycopg.connect(url, autocommit=True, prepare_threshold=None, **_PARAMETERS)
+    return psycopg.connect(
+        url, autocommit=True, prepare_threshold=None, cursor_factory=_Cursor, **_PARAMETERS
+    )
 
 
 @contextmanager
@@ -102,7 +125,7 @@ def _ours(error: psycopg.Error) -> UsersSyncError | None:
     if state is None:
         return _without_sqlstate(error)
     # For what a record met, the server's own words hold emails: only the SQLSTATE is kept.
-    if state[:2] in {"22", "23", "54"} or state == "P0001":
+    if state[:2] in {"21", "22", "23", "44", "54", "P0"} or state.startswith(_MADE_UP):
         return DataRefused(state, error.diag.constraint_name)
     text = f"{error.diag.message_primary or ''} ({state})"
     if state in {"55P03", "57014"}:
@@ -119,10 +142,10 @@ def _without_sqlstate(error: psycopg.Error) -> UsersSyncError | None:
         return None
     lines = str(error).strip().splitlines()
     reason = lines[0].strip() if lines else type(error).__name__
-    fatal = [line.partition("FATAL:")[2].strip() for line in lines if "FATAL:" in line]
-    if any(text.startswith(_WRONG_CREDENTIALS) for text in fatal) or "certificate" in reason:
+    said = [text for text in _SAID_BY_SERVER.findall(str(error)) if text.startswith(_NOT_LET_IN)]
+    if said or any(text in reason for text in _SAID_BY_LIBPQ):
         return Misconfigured(
-            f"the database does not let us in: {fatal[0] if fatal else reason};"
+            f"the database does not let us in: {said[0] if said else reason};"
             " see database.url (DATABASE_URL)"
         )
     return Transient(f"no connection to the database: {reason}")

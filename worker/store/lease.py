@@ -1,6 +1,8 @@
 """Who may write: one row per target, and a fence that every writing transaction passes first."""
 
-from collections.abc import Sequence
+import selectors
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -105,8 +107,8 @@ class Lease:
 
     def acquire(self) -> bool:
         """Take the lease if it is free or has run out. False if not, or for another project."""
-        self._database.call(lambda conn: conn.execute(_CREATE, self._params))
-        row = self._database.call(lambda conn: conn.execute(_ACQUIRE, self._params).fetchone())
+        self._run(_CREATE)
+        row = self._run(_ACQUIRE)
         if row is None:
             return False
         self._params["epoch"], self._writes, self.sweep, project, now = row
@@ -116,7 +118,7 @@ class Lease:
 
     def resync(self) -> None:
         """Take over `writes` as it is, after the mirror was thrown away. Raises LeaseLost."""
-        row = self._database.call(lambda conn: conn.execute(_RENEW, self._params).fetchone())
+        row = self._run(_RENEW)
         self._writes = row[0] if row else 0
         self._check(row, self._writes)
 
@@ -127,19 +129,18 @@ class Lease:
 
     def bind(self) -> None:
         """Bind the target to our project, for good."""
-        self._database.call(lambda conn: conn.execute(_BIND, self._params))
+        self._run(_BIND)
         self.bound = True
 
     def release(self) -> None:
         """Give the lease back, if it is still ours."""
-        self._database.call(lambda conn: conn.execute(_RELEASE, self._params))
+        self._run(_RELEASE)
 
     def renew_if_due(self) -> None:
         """Renew the lease every third of its life. Raises LeaseLost or MirrorOutdated."""
         if self._database.clock.monotonic() - self._touched_at < self.seconds / 3:
             return
-        row = self._database.call(lambda conn: conn.execute(_RENEW, self._params).fetchone())
-        self._check(row, self._writes)
+        self._check(self._run(_RENEW), self._writes)
 
     def commit(self, statements: Sequence[Statement], sweep: int) -> list[Row | None]:
         """Run statements in one fenced transaction, two round trips in all.
@@ -149,21 +150,35 @@ class Lease:
         """
         return self._database.call(lambda conn: self._commit(conn, statements, sweep))
 
+    def _run(self, query: str) -> Row | None:
+        """Run one statement on the lease row alone, within the same limits as any write."""
+        return self._database.call(lambda conn: self._run_limited(conn, query))
+
+    def _run_limited(self, conn: Connection, query: str) -> Row | None:
+        try:
+            with _transaction(conn):
+                conn.execute(_TIME_LIMITS, self._limits)
+                cursor = conn.execute(query, self._params)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
+            raise _lease_row_is_locked() from error
+        return cursor.fetchone() if cursor.description else None
+
     def _commit(
         self, conn: Connection, statements: Sequence[Statement], sweep: int
     ) -> list[Row | None]:
         fence = None
         try:
-            with conn.pipeline() as pipeline, conn.transaction():
+            with _transaction(conn) as pipeline:
                 conn.execute(_TIME_LIMITS, self._limits)
                 fence = conn.execute(_FENCE, {**self._params, "sweep": sweep})
                 cursors = [conn.execute(each.query, each.params) for each in statements]
+                _push(conn)
                 pipeline.sync()
                 self._check(fence.fetchone(), self._writes + 1)
                 rows = [cursor.fetchone() if cursor.description else None for cursor in cursors]
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
             if fence is None or fence.pgresult is None:
-                raise Transient("the lease row is locked by somebody else") from error
+                raise _lease_row_is_locked() from error
             raise
         self._writes += 1
         return rows
@@ -178,3 +193,35 @@ class Lease:
     def _touched(self, now: datetime) -> None:
         self._database.clock.learn(now)
         self._touched_at = self._database.clock.monotonic()
+
+
+@contextmanager
+def _transaction(conn: Connection) -> Iterator[psycopg.Pipeline]:
+    """Run a transaction in a pipeline: psycopg's own would cost three round trips more."""
+    try:
+        with conn.pipeline() as pipeline:
+            conn.execute("begin")
+            yield pipeline
+            conn.execute("commit")
+    except BaseException:
+        if not conn.closed:
+            conn.rollback()
+        raise
+
+
+def _push(conn: Connection) -> None:
+    """Send all that is queued. A pipeline's sync would wait for answers to what it has not sent.
+
+    psycopg gives up sending when the socket's buffer is full, which a page of users fills, and then
+    only reads (its issue 685, mended for the end of a pipeline alone).
+    """
+    with selectors.DefaultSelector() as selector:
+        selector.register(conn.fileno(), selectors.EVENT_READ | selectors.EVENT_WRITE)
+        while conn.pgconn.flush():
+            for _, events in selector.select():
+                if events & selectors.EVENT_READ:
+                    conn.pgconn.consume_input()
+
+
+def _lease_row_is_locked() -> Transient:
+    return Transient("the lease row is locked by somebody else")

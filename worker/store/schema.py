@@ -3,7 +3,7 @@
 from importlib import resources
 
 import structlog
-from psycopg import sql
+from psycopg import Cursor, sql
 
 from worker.store.database import Connection, Database
 from worker.store.shape import Shape, detect_shape
@@ -77,7 +77,7 @@ def _prepare(conn: Connection, schema: str) -> Shape:
         conn.execute("select pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         if shape is None:
             _ensure_schema(conn, schema)
-            conn.execute(_create_table_sql(schema))
+            _run_script(conn, _create_table_sql(schema).as_string())
             log.info("table.created", table=f"{schema}.users_sync")
         if missing:
             _migrate(conn)
@@ -107,13 +107,18 @@ def missing_migrations(conn: Connection) -> set[int]:
 
 def _migrate(conn: Connection) -> None:
     _ensure_schema(conn, OWN_SCHEMA)
-    conn.execute(_BOOKKEEPING.encode())
+    _run_script(conn, _BOOKKEEPING)
     missing = missing_migrations(conn)
     for number, (name, text) in migrations().items():
         if number in missing:
-            conn.execute(text.encode())
+            _run_script(conn, text)
             conn.execute(_record_sql(number, name))
             log.info("migration.applied", name=name)
+
+
+def _run_script(conn: Connection, text: str) -> None:
+    """Run several statements at once, which the protocol allows for results as text only."""
+    Cursor(conn).execute(text.encode())
 
 
 def _create_table_sql(schema: str) -> sql.Composed:

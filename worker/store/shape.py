@@ -14,7 +14,8 @@ _COLUMNS = """
 select a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated <> '', a.attnotnull,
        a.atthasdef or a.attidentity <> '', a.attname = 'id' and exists (
            select from pg_index i
-           where i.indrelid = c.oid and i.indisunique and i.indimmediate and i.indpred is null
+           where i.indrelid = c.oid and i.indisunique and i.indimmediate and i.indisvalid
+             and i.indpred is null
              and i.indnkeyatts = 1 and i.indkey[0] = a.attnum)
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
@@ -101,6 +102,9 @@ def _fit(table: str, columns: dict[str, Column]) -> Shape:
             raise _unfit(table, name, "is missing")
         if wanted is not None and columns[name].type != wanted:
             raise _unfit(table, name, f"is {columns[name].type}, not {wanted}")
+    for name in ("updated_at", "deleted_at"):
+        if columns[name].not_null:
+            raise _unfit(table, name, "does not allow null, which a live user's row must have")
     for column in columns.values():
         if column.name not in {"id", *_TYPES}:
             _check_extra(table, column)

@@ -21,10 +21,13 @@ MOST_MOVED = 1_000
 
 _LOAD_CHUNK = 20_000
 
-# Exact to the year 9999; what lies beyond is read from the record itself.
+# Exact to the year 9999; what lies beyond is read from the record itself, if that has it: a plain
+# table may hold anything.
 _MILLIS = """
 case when not isfinite({u}.created_at) then null
-     when {u}.created_at >= '10000-01-01' then ({u}.raw_json->>'signed_up_at_millis')::bigint
+     when {u}.created_at >= '10000-01-01'
+          and {u}.raw_json->>'signed_up_at_millis' ~ '^-?[0-9]{{1,18}}$'
+     then ({u}.raw_json->>'signed_up_at_millis')::bigint
      else (extract(epoch from {u}.created_at) * 1000)::bigint end
 """
 
@@ -63,8 +66,8 @@ with incoming as materialized (
           and %(observed_at)s <= u.deleted_at + make_interval(secs => %(grace_seconds)s), false)
     returning u.id
 ), added as (
-    insert into {table} ({columns})
-    select {values} from old i where not i.known
+    insert into {table} ({columns}, updated_at, deleted_at)
+    select {values}, null, null from old i where not i.known
     on conflict (id) do nothing
     returning id
 ), letters as (
@@ -153,7 +156,7 @@ class Table:
         """Give (millis, 16-byte id) of every live row in the order of the list, in one pass."""
         with conn.transaction(), conn.cursor("users_sync_keys", binary=True) as cursor:
             cursor.itersize = _LOAD_CHUNK
-            yield from cursor.execute(self._sql(_LOAD))
+            yield from cursor.execute(self._sql(_LOAD), {})
 
     def sample_ids(self, conn: Connection, count: int) -> list[str]:
         """Give up to `count` ids of live rows, spread over the table."""
@@ -193,7 +196,8 @@ class Table:
         return Statement(self._sql(_SOFT_DELETE, counter=counter), params)
 
     def _sql(self, template: str, **names: sql.Identifier) -> sql.Composed:
-        table = sql.Identifier(self.schema, TABLE)
+        # In a query with parameters a percent sign is doubled, and psycopg leaves that to us.
+        name = sql.Identifier(self.schema, TABLE).as_string().replace("%", "%%")
         own = {} if self.shape is Shape.GENERATED else _PLAIN_VALUES
         columns = {"raw_json": "i.record", **own}
         if self.shape is not Shape.GENERATED:
@@ -201,7 +205,7 @@ class Table:
         differs = [_SAME_RECORD, *(f"u.{name} is distinct from {of}" for name, of in own.items())]
         return sql.SQL(template).format(
             **names,
-            table=table,
+            table=sql.SQL(name),
             id_type=self.shape.id_type,
             millis=sql.SQL(_MILLIS).format(u=sql.Identifier("u")),
             no_millis=sql.Literal(NO_MILLIS),

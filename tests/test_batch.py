@@ -1,0 +1,272 @@
+"""One odd record or one locked row costs the users of its page nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from psycopg import sql
+
+from tests.store_target import IGNORED, Target, people, person
+from worker.errors import DatabaseUnavailable, LeaseLost, Transient
+from worker.model import User
+from worker.store.batch import PART_BYTES, Applied, Batch
+from worker.store.lease import Lease
+from worker.store.quarantine import Quarantine
+from worker.store.statement import Statement
+
+pytest_plugins = ["tests.store_fixtures"]
+
+# A time-out on locks is a quarter of the lease at most: nobody wants to wait for longer here.
+SHORT = 0.6
+SWEEP = 3
+
+QUARANTINED = """
+select user_id, error, permanent from users_sync_worker.quarantine where target = %s
+order by user_id
+"""
+
+RAISING = """
+create function refuse() returns trigger language plpgsql as $$
+begin
+    if new.raw_json->>'display_name' = 'Odd' then
+        raise exception 'not %', new.raw_json->>'primary_email' using errcode = '{state}';
+    end if;
+    return new;
+end $$;
+create trigger refuse before insert or update on users_sync for each row execute function refuse()
+"""
+
+
+@pytest.fixture
+def generated(generated: Target) -> Target:
+    """Return a target with a table that says how often something was committed."""
+    generated.query("create table log (entry text)")
+    return generated
+
+
+def batch(target: Target, lease: Lease | None = None) -> Batch:
+    return Batch(
+        target.table(),
+        lease or target.held_lease(),
+        Quarantine(target.schema),
+        SWEEP,
+        target.now(),
+    )
+
+
+def extra(target: Target) -> Statement:
+    """Give what must be committed with the last part, and tells whom it found committed by then."""
+    log, table = (sql.SQL(target.qualified(name)) for name in ("log", "users_sync"))
+    query = "insert into {} select count(*)::text from {} where deleted_at is null"
+    return Statement(sql.SQL(query).format(log, table))
+
+
+def apply(target: Target, users: Sequence[User], size: int = 0) -> Applied:
+    return batch(target).apply(users, size, [extra(target)])
+
+
+def apply_soon(target: Target, users: Sequence[User]) -> Applied:
+    return batch(target, target.held_lease(seconds=SHORT)).apply(users, 0, [extra(target)])
+
+
+def letters(applied: Applied) -> dict[str, str]:
+    return {user.id: letter for user, letter in applied.letters}
+
+
+def inserted(users: Sequence[User]) -> dict[str, str]:
+    return {user.id: "i" for user in users}
+
+
+def logged(target: Target) -> list[Any]:
+    return [row[0] for row in target.query("select entry from log")]
+
+
+def quarantined(target: Target) -> list[tuple[Any, ...]]:
+    return target.query(QUARANTINED, target.schema)
+
+
+def test_nothing_to_do_is_no_write(generated: Target) -> None:
+    applied = batch(generated).apply([], 0, [])
+    assert (applied, generated.lease_row("writes")) == (Applied(), 0)
+
+
+def test_no_users_are_no_reason_to_drop_the_extras(generated: Target) -> None:
+    applied = apply(generated, [])
+    assert (applied, logged(generated), generated.lease_row("writes")) == (Applied(), ["0"], 1)
+
+
+def test_users_and_extras_are_one_write(generated: Target) -> None:
+    users = people(1, 2, 3)
+    applied = apply(generated, users)
+    assert letters(applied) == inserted(users)
+    assert (logged(generated), generated.lease_row("writes")) == (["3"], 1)
+    assert generated.lease_row("sweep") == SWEEP
+
+
+def test_moved_users_come_with_the_key_they_had(generated: Target) -> None:
+    before = people(*range(5))
+    apply(generated, before)
+    after = [person(0), *people(1, 2, signed_up_at_millis=7), person(3), person(4)]
+    applied = apply(generated, after, 5 * PART_BYTES)
+    assert applied.moved == [before[1].key, before[2].key]
+    assert applied.by("u", "=") == after
+
+
+def test_many_bytes_go_in_parts_and_the_extras_with_the_last(generated: Target) -> None:
+    users = people(*range(10))
+    applied = apply(generated, users, 3 * PART_BYTES)
+    assert [user for user, _ in applied.letters] == users
+    assert (logged(generated), generated.lease_row("writes")) == (["10"], 4)
+
+
+def test_users_larger_than_a_part_go_one_by_one(generated: Target) -> None:
+    users = people(1, 2)
+    assert letters(apply(generated, users, 100 * PART_BYTES)) == inserted(users)
+    assert (logged(generated), generated.lease_row("writes")) == (["2"], 2)
+
+
+@pytest.mark.parametrize("odd", [0, 3, 5])
+def test_refused_record_stands_alone_in_quarantine_and_the_extras_are_committed_once(
+    generated: Target, odd: int
+) -> None:
+    generated.query("alter table users_sync add constraint no_odd check (name <> 'Odd')")
+    users = people(*range(6))
+    users[odd] = person(odd, display_name="Odd")
+    rest = [user for user in users if user != users[odd]]
+
+    applied = apply(generated, users)
+
+    assert letters(applied) == inserted(rest)
+    assert generated.ids() == {user.id for user in rest}
+    assert [rejected.user_id for rejected in applied.rejected] == [users[odd].id]
+    assert quarantined(generated) == [
+        (users[odd].id, "refused by the database: 23514 no_odd", False)
+    ]
+    assert logged(generated) == ["5"]
+
+
+def test_only_user_may_be_refused(generated: Target) -> None:
+    generated.query("alter table users_sync add check (name <> 'Odd')")
+    applied = apply(generated, [person(1, display_name="Odd")])
+    assert (applied.letters, len(applied.rejected)) == ([], 1)
+    assert logged(generated) == ["0"]
+
+
+def test_several_refused_records_stand_apart(generated: Target) -> None:
+    generated.query("alter table users_sync add check (name <> 'Odd')")
+    users = [person(n, display_name="Odd" if n in {0, 3, 4} else "Fine") for n in range(6)]
+    applied = apply(generated, users, 2 * PART_BYTES)
+    assert {rejected.user_id for rejected in applied.rejected} == {users[n].id for n in (0, 3, 4)}
+    assert generated.ids() == {users[n].id for n in (1, 2, 5)}
+    assert logged(generated) == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("state", "permanent"),
+    [
+        ("P0001", False),
+        ("P0002", False),
+        ("23000", False),
+        ("44000", False),
+        ("U0001", False),
+        ("22023", True),
+        ("54001", True),
+    ],
+)
+def test_record_that_a_trigger_refuses_is_quarantined_without_the_triggers_words(
+    generated: Target, state: str, *, permanent: bool
+) -> None:
+    generated.query(RAISING.format(state=state))
+    users = [person(1), person(2, display_name="Odd"), person(3)]
+
+    applied = apply(generated, users)
+
+    assert letters(applied) == inserted([users[0], users[2]])
+    assert quarantined(generated) == [(users[1].id, f"refused by the database: {state}", permanent)]
+
+
+@pytest.mark.parametrize(
+    ("millis", "state"),
+    [(1.5, "22P02"), ("soon", "22P02"), (10**30, "22003"), (10**17, "22008")],
+)
+def test_record_that_would_break_the_whole_statement_is_quarantined(
+    target: Target, millis: Any, state: str
+) -> None:
+    users = [person(1), person(2, signed_up_at_millis=millis), person(3)]
+    applied = batch(target).apply(users, 0, [])
+    assert letters(applied) == inserted([users[0], users[2]])
+    assert quarantined(target) == [(users[1].id, f"refused by the database: {state}", True)]
+
+
+def test_addresses_that_must_be_unique_refuse_the_second(plain: Target) -> None:
+    plain.query("create unique index one_each on users_sync (email)")
+    users = [person(1), person(2), person(3, primary_email="1@example.com"), person(4)]
+    applied = batch(plain).apply(users, 0, [])
+    assert [rejected.error for rejected in applied.rejected] == [
+        "refused by the database: 23505 one_each"
+    ]
+    assert len(plain.ids()) == 3
+    assert "example.com" not in quarantined(plain)[0][1]
+
+
+def test_row_that_an_application_keeps_locked_is_stale_and_the_rest_is_stored(
+    generated: Target,
+) -> None:
+    generated.apply(people(*range(6)))
+    users = people(*range(6), display_name="New")
+    with generated.conn.transaction():
+        generated.query("select from users_sync where id = %s for update", users[4].id)
+        applied = apply_soon(generated, users)
+    assert [letter for _, letter in applied.letters] == list("uuuusu")
+    assert generated.query("select count(*) from users_sync where name = 'New'") == [(5,)]
+    assert (quarantined(generated), len(logged(generated))) == ([], 1)
+
+
+def test_last_user_may_be_the_locked_one(generated: Target) -> None:
+    generated.apply(people(1))
+    with generated.conn.transaction():
+        generated.query("select from users_sync for update")
+        applied = apply_soon(generated, people(1, display_name="New"))
+    assert [letter for _, letter in applied.letters] == ["s"]
+    assert logged(generated) == ["1"]
+
+
+def test_locks_on_rows_far_apart_are_not_taken_for_one_on_the_table(generated: Target) -> None:
+    generated.apply(people(*range(6)))
+    users = people(*range(6), display_name="New")
+    locked = [users[n].id for n in (0, 2, 4)]
+    with generated.conn.transaction():
+        generated.query("select from users_sync where id = any(%s) for update", locked)
+        applied = apply_soon(generated, users)
+    assert [letter for _, letter in applied.letters] == list("sususu")
+
+
+def test_lock_on_the_table_is_an_outage(generated: Target) -> None:
+    """It is tried again as long as any, and no user is taken for the culprit."""
+    generated.apply(people(*range(4)))
+    database = generated.database()
+    lease = generated.held_lease(database, seconds=SHORT)
+    users = people(*range(4), display_name="New")
+    with generated.conn.transaction():
+        generated.query("alter table users_sync add column plan text")
+        with pytest.raises(DatabaseUnavailable, match="users_sync is locked") as caught:
+            database.retry.call(lambda: batch(generated, lease).apply(users, 0, [extra(generated)]))
+    assert isinstance(caught.value.__cause__, Transient)
+    assert logged(generated) == []
+
+
+def test_lost_lease_ends_a_batch_at_once(generated: Target) -> None:
+    lease = generated.held_lease()
+    generated.run_out()
+    generated.lease(holder="second").acquire()
+    with pytest.raises(LeaseLost):
+        batch(generated, lease).apply(people(1, 2), 0, [extra(generated)])
+    assert (generated.ids(), logged(generated)) == (set(), [])
+
+
+def test_batch_that_is_repeated_changes_nothing_more(generated: Target) -> None:
+    users = people(*range(6))
+    apply(generated, users, 3 * PART_BYTES)
+    again = [person(int(n), **{IGNORED: 1}) for n in range(6)]
+    applied = apply(generated, again, 3 * PART_BYTES)
+    assert set(letters(applied).values()) == {"="}

@@ -1,0 +1,341 @@
+"""The connection: what becomes of every error, and that a broken one is replaced."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Thread
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from tests.conftest import remove_data
+from tests.store_target import IGNORED, PROJECT, Target, people, person
+from worker.clock import Clock
+from worker.errors import (
+    Blocked,
+    DatabaseUnavailable,
+    DataRefused,
+    Misconfigured,
+    Transient,
+    UsersSyncError,
+)
+from worker.mirror import pack
+from worker.retry import Retry
+from worker.sandbox.postgres import EmbeddedPostgres
+from worker.store.database import Connection, Database
+from worker.store.lease import Lease
+from worker.store.schema import prepare
+from worker.store.statement import Statement
+from worker.store.users import Table
+
+pytest_plugins = ["tests.store_fixtures"]
+
+RAISE = """
+do $$ begin
+    raise exception 'words' using errcode = '{state}', detail = 'Key (email)=(ada@example.com)';
+end $$
+"""
+
+SSL_REQUEST = bytes([0, 0, 0, 8, 4, 210, 22, 47])
+
+
+def ping(conn: Connection) -> int:
+    return conn.info.backend_pid
+
+
+def database_at(url: str, retry_seconds: float = 0) -> Database:
+    retry = Retry("the database", retry_seconds / 60, Event(), DatabaseUnavailable)
+    return Database(url, Clock(), retry)
+
+
+def chain(error: BaseException | None) -> str:
+    """Give the words of an error and of all that it came from, as a traceback would show them."""
+    words = []
+    while error is not None:
+        words.append(str(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n".join(words)
+
+
+@contextmanager
+def refusing_server(words: str) -> Iterator[str]:
+    """Answer every connection with these words, and no TLS; gives the URL, with a password."""
+    over = Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=_refuse, args=(listener, words, over))
+        thread.start()
+        try:
+            yield f"postgresql://ada:hunter2@127.0.0.1:{listener.getsockname()[1]}/app"
+        finally:
+            over.set()
+            thread.join()
+
+
+def _refuse(listener: socket.socket, words: str, over: Event) -> None:
+    listener.settimeout(0.05)
+    fields = b"".join(f"{text}\0".encode() for text in ("SFATAL", "VFATAL", "CXXXXX", f"M{words}"))
+    answer = b"E" + (len(fields) + 5).to_bytes(4, "big") + fields + b"\0"
+    while not over.is_set():
+        with suppress(TimeoutError, OSError), listener.accept()[0] as client:
+            client.settimeout(5)
+            while client.recv(4096) == SSL_REQUEST:
+                client.sendall(b"N")
+            client.sendall(answer)
+
+
+def test_nothing_is_opened_before_it_is_needed() -> None:
+    database_at("postgresql://nobody@127.0.0.1:1/none").close()
+
+
+def test_connection_is_opened_once(empty_target: Target) -> None:
+    database = empty_target.database()
+    pids = {database.call(ping) for _ in range(3)}
+    assert len(pids) == 1
+
+
+def test_closed_connection_is_opened_again(empty_target: Target) -> None:
+    database = empty_target.database()
+    before = database.call(ping)
+    database.close()
+    database.close()
+    assert database.call(ping) != before
+
+
+def test_opening_sets_the_clock(empty_target: Target) -> None:
+    database = empty_target.database(monotonic=lambda: 1000.0)
+    before = empty_target.now()
+    database.call(ping)
+    assert before < database.clock.now() < empty_target.now()
+
+
+@pytest.mark.parametrize("style", ["SQL, DMY", "German"])
+def test_moments_are_read_whatever_style_the_server_writes_them_in(
+    connection: psycopg.Connection, database_url: str, style: str
+) -> None:
+    name = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL("alter database {} set datestyle to {}").format(name, style))
+    database = database_at(database_url)
+    try:
+        prepare(database, "neon_auth")
+        lease = Lease(database, target="neon_auth", project=PROJECT, holder="one", seconds=60)
+        assert lease.acquire()
+        lease.bind()
+        lease.commit([], 1)
+    finally:
+        database.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ("22003", DataRefused),
+        ("23505", DataRefused),
+        ("54001", DataRefused),
+        ("P0001", DataRefused),
+        ("44000", DataRefused),
+        ("U0001", DataRefused),
+        ("55P03", Blocked),
+        ("57014", Blocked),
+        ("08006", DatabaseUnavailable),
+        ("25006", DatabaseUnavailable),
+        ("40001", DatabaseUnavailable),
+        ("40P01", DatabaseUnavailable),
+        ("53300", DatabaseUnavailable),
+        ("55000", DatabaseUnavailable),
+        ("57P01", DatabaseUnavailable),
+        ("58030", DatabaseUnavailable),
+        ("XX000", DatabaseUnavailable),
+        ("0A000", Misconfigured),
+        ("28000", Misconfigured),
+        ("3D000", Misconfigured),
+        ("3F000", Misconfigured),
+        ("42501", Misconfigured),
+    ],
+)
+def test_error_says_what_to_do_and_never_its_detail(
+    empty_target: Target, state: str, kind: type[UsersSyncError]
+) -> None:
+    database = empty_target.database()
+    with pytest.raises(kind) as caught:
+        database.call(lambda conn: conn.execute(RAISE.format(state=state).encode()))
+    assert state in str(caught.value)
+    assert "example.com" not in str(caught.value)
+    if kind is DataRefused:
+        assert chain(caught.value) == state
+
+
+def test_error_that_means_a_bug_is_passed_on(empty_target: Target) -> None:
+    database = empty_target.database()
+    with pytest.raises(psycopg.Error):
+        database.call(lambda conn: conn.execute(RAISE.format(state="34000").encode()))
+    with pytest.raises(ZeroDivisionError):
+        database.call(lambda _: 1 // 0)
+    assert database.call(ping)
+
+
+def test_refused_row_is_known_by_its_constraint_alone(generated: Target) -> None:
+    generated.apply([person(1)])
+    database = generated.database()
+    generated.query("create unique index one_each on users_sync (email)")
+    statement = generated.table().apply(people(2, primary_email="1@example.com"), generated.now())
+    with pytest.raises(DataRefused) as caught:
+        database.call(lambda conn: conn.execute(statement.query, statement.params))
+    assert chain(caught.value) == "23505 one_each"
+
+
+def test_work_is_tried_again_until_it_passes(empty_target: Target) -> None:
+    database = empty_target.database(retry_seconds=30)
+    pids = []
+
+    def work(conn: Connection) -> None:
+        pids.append(conn.info.backend_pid)
+        if len(pids) < 2:
+            conn.execute(RAISE.format(state="40001").encode())
+
+    database.call(work)
+    assert len(set(pids)) == 2
+
+
+def test_killed_backend_is_replaced(empty_target: Target) -> None:
+    database = empty_target.database(retry_seconds=30)
+    before = database.call(ping)
+    empty_target.query("select pg_terminate_backend(%s, 5000)", before)
+    after = database.call(lambda conn: conn.execute("select pg_backend_pid()").fetchone())
+    assert after != (before,)
+
+
+def test_restarted_server_is_found_again(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path)
+    try:
+        with server:
+            database = database_at(server.url(), retry_seconds=30)
+            assert database.call(ping)
+        with server:
+            assert database.call(lambda conn: conn.execute("select 1").fetchone()) == (1,)
+            database.close()
+    finally:
+        remove_data(server)
+
+
+def test_refused_connection_is_an_outage() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"postgresql://ada:hunter2@127.0.0.1:{taken.getsockname()[1]}/app"
+        with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1.*refused") as caught:
+            database_at(url).call(ping)
+    assert "hunter2" not in chain(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'password authentication failed for user "ada"',
+        "SASL authentication failed",
+        'no pg_hba.conf entry for host "127.0.0.1", user "ada", database "app", no encryption',
+        'pg_hba.conf rejects connection for host "127.0.0.1", user "ada", database "app"',
+        'role "ada" does not exist',
+        'role "ada" is not permitted to log in',
+        'database "app" does not exist',
+        'permission denied for database "app"',
+        "no such database: app",
+        "no such user: ada",
+    ],
+)
+def test_whom_the_server_does_not_let_in_has_to_be_mended_by_a_person(words: str) -> None:
+    with refusing_server(words) as url, pytest.raises(Misconfigured) as caught:
+        database_at(url).call(ping)
+    assert str(caught.value) == (
+        f"the database does not let us in: {words}; see database.url (DATABASE_URL)"
+    )
+    assert "hunter2" not in chain(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "the database system is starting up",
+        "the database system is in recovery mode",
+        "sorry, too many clients already",
+        'too many connections for role "ada"',
+        "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+        "terminating connection due to administrator command",
+    ],
+)
+def test_server_that_is_not_ready_is_an_outage(words: str) -> None:
+    with refusing_server(words) as url, pytest.raises(DatabaseUnavailable) as caught:
+        database_at(url).call(ping)
+    assert isinstance(caught.value.__cause__, Transient)
+    assert words in str(caught.value)
+    assert "hunter2" not in chain(caught.value)
+
+
+@pytest.mark.parametrize("option", ["sslmode=require", "sslmode=nonsense", "sslrootcert=/none"])
+def test_tls_that_cannot_be_had_has_to_be_mended_by_a_person(option: str) -> None:
+    url_option = option if "mode" in option else f"sslmode=verify-full&{option}"
+    with refusing_server("") as url, pytest.raises(Misconfigured, match=r"DATABASE_URL") as caught:
+        database_at(f"{url}?{url_option}").call(ping)
+    assert "hunter2" not in chain(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"user": "nobody at all"}, {"dbname": "none such"}])
+def test_real_server_does_not_know_us(empty_target: Target, wrong: dict[str, str]) -> None:
+    database = empty_target.database(url=make_conninfo(empty_target.url, **wrong))
+    with pytest.raises(Misconfigured, match="does not let us in"):
+        database.call(ping)
+
+
+def test_role_that_may_not_connect_has_to_be_mended_by_a_person(
+    connection: psycopg.Connection, database_url: str, plain_role: str
+) -> None:
+    role = sql.Identifier(plain_role)
+    name = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL("alter role {} login").format(role))
+    connection.execute(sql.SQL("revoke connect on database {} from public").format(name))
+    with pytest.raises(Misconfigured, match="does not let us in"):
+        database_at(make_conninfo(database_url, user=plain_role)).call(ping)
+
+
+@pytest.fixture
+def pooled(database_url: str, pgbouncer_url: str) -> Iterator[Database]:
+    """Return a worker's connection by way of PgBouncer, whose sessions are everybody's."""
+    database = database_at(pgbouncer_url)
+    yield database
+    database.close()
+
+
+def test_pooler_by_the_transaction_is_no_hindrance(
+    pooled: Database, connection: psycopg.Connection
+) -> None:
+    table = Table("neon_auth", prepare(pooled, "neon_auth"), (IGNORED,), 0)
+    lease = Lease(pooled, target="neon_auth", project=PROJECT, holder="one", seconds=60)
+    users = people(1, 2, 3)
+
+    assert prepare(pooled, "neon_auth") is table.shape
+    assert lease.acquire()
+    lease.bind()
+    for letters in ("iii", "==="):
+        rows = lease.commit([table.apply(users, pooled.clock.now())], 1)
+        assert rows == [(letters, None, None)]
+    lease.resync()
+    keys = pooled.call(lambda conn: list(table.load_keys(conn)))
+    lease.release()
+
+    assert keys == [(user.millis, pack(user.id)) for user in users]
+    assert connection.execute("select count(*) from neon_auth.users_sync").fetchone() == (3,)
+
+
+def test_nothing_of_ours_is_left_in_a_poolers_session(pooled: Database, pgbouncer_url: str) -> None:
+    query = "select current_setting('lock_timeout'), current_setting('statement_timeout')"
+    before = pooled.call(lambda conn: conn.execute(query).fetchone())
+    prepare(pooled, "neon_auth")
+    lease = Lease(pooled, target="neon_auth", project=PROJECT, holder="one", seconds=60)
+    assert lease.acquire()
+    lease.bind()
+    lease.commit([], 1)
+    with pytest.raises(DataRefused):
+        lease.commit([Statement(sql.SQL("select 1 / 0"))], 1)
+    with psycopg.connect(pgbouncer_url, prepare_threshold=None) as other:
+        assert before == other.execute(query).fetchone()
