@@ -9,7 +9,7 @@ from threading import Event, RLock
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -179,6 +179,8 @@ rounds = st.builds(
 moderate = hypothesis_settings(
     max_examples=15,
     deadline=None,
+    # Each attempt at a smaller history takes a second: a failing one is printed as it is.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

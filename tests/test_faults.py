@@ -1,7 +1,7 @@
 """What goes wrong on the way to either side: over real sockets, and what it leaves behind."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,11 +68,11 @@ def test_a_sweep_outlives_a_fault_on_any_page_and_of_a_proof(
 
 
 @contextmanager
-def relayed(url: str, behave: Behaviour, at: int) -> Iterator[str]:
-    """Pass each request on to `url`; the one with this number, from 1, gets `behave` instead."""
+def relayed(url: str, behave: Behaviour, numbers: Container[int]) -> Iterator[FaultyServer]:
+    """Pass each request on to `url`; those with these numbers, from 1, get `behave` instead."""
 
     def relay(connection: socket.socket, server: FaultyServer) -> None:
-        if len(server.requests) == at:
+        if len(server.requests) in numbers:
             behave(connection, server)
             return
         host, port = url.removeprefix("http://").split(":")
@@ -83,7 +83,7 @@ def relayed(url: str, behave: Behaviour, at: int) -> Iterator[str]:
                 connection.sendall(part)
 
     with serving(relay) as server:
-        yield server.url
+        yield server
 
 
 HALF = (
@@ -104,17 +104,38 @@ DROPS: dict[str, Behaviour] = {
 
 
 @pytest.mark.parametrize("fault", DROPS)
-@pytest.mark.parametrize("at", [2, 4])
-def test_a_sweep_outlives_a_broken_connection(quick_world: World, fault: str, at: int) -> None:
+@pytest.mark.parametrize("number", [1, 2, 3], ids=["first page", "last page", "proof"])
+def test_a_sweep_outlives_a_broken_connection(quick_world: World, fault: str, number: int) -> None:
     ids = sign_up(quick_world.project, *range(12))
     quick_world.sweep()
     quick_world.project.delete(ids[6])
 
-    with serve(quick_world.api) as url, relayed(url, DROPS[fault], at) as api_url:
-        report = quick_world.sweep(api_url=api_url, timeout_seconds=0.3, page_size=7)
+    with serve(quick_world.api) as url, relayed(url, DROPS[fault], {number}) as server:
+        report = quick_world.sweep(api_url=server.url, timeout_seconds=0.3, page_size=7)
 
+    assert len(server.requests) == 4
     assert (report.outcome, report.counts["deleted"]) == ("complete", 1)
     assert quick_world.wanted() == quick_world.rows()
+
+
+@pytest.mark.parametrize("fault", DROPS)
+def test_a_proof_that_never_arrives_deletes_nobody(quick_world: World, fault: str) -> None:
+    ids = sign_up(quick_world.project, *range(12))
+    quick_world.sweep()
+    quick_world.project.delete(ids[6])
+
+    with serve(quick_world.api) as url, relayed(url, DROPS[fault], range(3, 100)) as server:
+        expect(
+            quick_world,
+            SourceUnavailable,
+            api_url=server.url,
+            timeout_seconds=0.3,
+            retry_minutes=0,
+            page_size=7,
+        )
+
+    assert set(ids) == quick_world.live()
+    assert {ids[6]} == quick_world.suspects("candidate")
 
 
 def test_users_may_go_while_a_page_is_asked_for_again(quick_world: World) -> None:

@@ -66,9 +66,9 @@ def test_what_cannot_be_stored_is_quarantined_and_its_neighbours_are_rows(
 
 def test_what_is_known_to_be_unstorable_is_not_written_again(quick_world: World) -> None:
     sign_up(quick_world.project, *range(9))
-    for n, (case, record) in enumerate(REFUSED.items()):
-        if case == "nesting of 100,000":
-            continue  # a page that holds it is read in another way
+    # A page with a record that no parser reads whole is read in another way.
+    records = [REFUSED[case] for case in REFUSED if case != "nesting of 100,000"]
+    for n, record in enumerate(records):
         user_id = numbered(100 + n)
         quick_world.project.put_raw(user_id, MILLIS, record.replace(ODD.encode(), user_id.encode()))
     first = quick_world.sweep(page_size=12)
@@ -77,7 +77,7 @@ def test_what_is_known_to_be_unstorable_is_not_written_again(quick_world: World)
     report = quick_world.sweep(page_size=12)
 
     assert before == quick_world.query("select q.*, xmin::text from users_sync_worker.quarantine q")
-    assert len(REFUSED) == first.counts["quarantined"] == report.counts["quarantined"]
+    assert len(records) == first.counts["quarantined"] == report.counts["quarantined"]
     assert report.unchanged == 9
 
 

@@ -119,7 +119,9 @@ class Project:
         self.edit(user_id, **RESTRICTED)
 
     def unrestrict(self, user_id: str) -> None:
-        self.edit(user_id, **UNRESTRICTED)
+        """Show a user again; an anonymous one stays restricted until the sign-up."""
+        if not self.is_anonymous(user_id):
+            self.edit(user_id, **UNRESTRICTED)
 
     def upgrade(self, user_id: str) -> None:
         """Let an anonymous user sign up properly, which moves the user to the end of the list.
