@@ -38,7 +38,7 @@ def test_at_first_nothing_is_in_quarantine(generated: Target, quarantine: Quaran
 
 
 def test_record_is_kept_with_what_was_wrong(generated: Target, quarantine: Quarantine) -> None:
-    run(generated, quarantine.put(Rejected("a", "d1", '{"id": "a"}', "odd")))
+    run(generated, quarantine.put([Rejected("a", "d1", '{"id": "a"}', "odd")]))
     assert rows(generated) == [("a", "a", "d1", '{"id": "a"}', "odd", True, 1, False)]
     assert quarantine.load(generated.conn) == {"a": "d1"}
 
@@ -46,15 +46,15 @@ def test_record_is_kept_with_what_was_wrong(generated: Target, quarantine: Quara
 def test_record_that_is_met_again_is_counted_and_brought_up_to_date(
     generated: Target, quarantine: Quarantine
 ) -> None:
-    run(generated, quarantine.put(Rejected("a", "d1", "{}", "odd")))
-    run(generated, quarantine.put(Rejected("a", "d2", "[]", "other", permanent=False)))
+    run(generated, quarantine.put([Rejected("a", "d1", "{}", "odd")]))
+    run(generated, quarantine.put([Rejected("a", "d2", "[]", "other", permanent=False)]))
     assert rows(generated) == [("a", "a", "d2", "[]", "other", False, 2, True)]
 
 
 def test_record_whose_cause_may_go_is_not_remembered_as_known(
     generated: Target, quarantine: Quarantine
 ) -> None:
-    run(generated, quarantine.put(Rejected("a", "d1", "{}", "odd", permanent=False)))
+    run(generated, quarantine.put([Rejected("a", "d1", "{}", "odd", permanent=False)]))
     assert quarantine.load(generated.conn) == {}
 
 
@@ -63,7 +63,7 @@ def test_record_without_an_id_is_known_by_its_digest(
 ) -> None:
     bad = Unreadable(None, b"\x01" * 8, '{"id": 7}', "the id is no text")
     for _ in range(2):
-        run(generated, quarantine.put(unreadable(bad)))
+        run(generated, quarantine.put([unreadable(bad)]))
     assert quarantine.load(generated.conn) == {"01" * 8: "01" * 8}
     assert [(row[1], row[6]) for row in rows(generated)] == [(None, 2)]
 
@@ -71,13 +71,13 @@ def test_record_without_an_id_is_known_by_its_digest(
 @pytest.mark.parametrize("left", [[], ["a"], ["a", "b"]])
 def test_others_are_forgotten(generated: Target, quarantine: Quarantine, left: list[str]) -> None:
     for record in ("a", "b"):
-        run(generated, quarantine.put(Rejected(record, "d", "{}", "odd")))
+        run(generated, quarantine.put([Rejected(record, "d", "{}", "odd")]))
     run(generated, quarantine.forget_others(left))
     assert list(quarantine.load(generated.conn)) == left
 
 
 def test_targets_have_records_of_their_own(generated: Target, quarantine: Quarantine) -> None:
-    run(generated, quarantine.put(Rejected("a", "d", "{}", "odd")))
+    run(generated, quarantine.put([Rejected("a", "d", "{}", "odd")]))
     run(generated, Quarantine("another target").forget_others([]))
     assert Quarantine("another target").load(generated.conn) == {}
     assert quarantine.load(generated.conn) == {"a": "d"}

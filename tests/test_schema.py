@@ -297,7 +297,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
             progress.record(SweepRow(1, "sweep", now(), {})),
             progress.move(Checkpoint(1, user.key, {}, now())),
             deletions.notice([user.id], 1, now()),
-            quarantine.put(Rejected(None, "00", "{}", "nothing")),
+            quarantine.put([Rejected(None, "00", "{}", "nothing")]),
         ],
         1,
     )

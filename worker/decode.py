@@ -26,9 +26,10 @@ from worker.model import (
 # Postgres fails on deep nesting (54001), and orjson cannot write more than 254 levels.
 MAX_NESTING = 200
 
-# What timestamptz holds, in milliseconds: from 4714-11-24 BC to the end of 294276 AD.
+# What timestamptz holds, in milliseconds: from 4714-11-24 BC to the end of 294276 AD, where the
+# double in between rounds the very last one up.
 MIN_MILLIS = -210_866_803_200_000
-MAX_MILLIS = 9_224_318_015_999_999
+MAX_MILLIS = 9_224_318_015_999_998
 
 # Python refuses to read a longer integer in one go.
 MAX_INTEGER_DIGITS = 4300

@@ -45,11 +45,16 @@ class Findings:
 
     def count_letters(self, letters: Iterable[tuple[User, str]]) -> None:
         """Count what became of the users of a batch; a stale one is met again on the next page."""
-        for user, letter in letters:
-            if letter in _COUNTED and not (letter == STALE and user.id in self.stale):
-                self.counts[_COUNTED[letter]] += 1
-            if letter == STALE:
-                self.stale.add(user.id)
+        letters = list(letters)
+        self.counts.update(self._counted(letters))
+        self.stale.update(user.id for user, letter in letters if letter == STALE)
+
+    def _counted(self, letters: Iterable[tuple[User, str]]) -> Counter[str]:
+        return Counter(
+            _COUNTED[letter]
+            for user, letter in letters
+            if letter in _COUNTED and not (letter == STALE and user.id in self.stale)
+        )
 
     @property
     def touched(self) -> int:
@@ -95,8 +100,9 @@ class Findings:
             self.counts[name] = max(self.counts[name], before.counts[name])
         self.forget_who_is_not_live()
 
-    def checkpoint(self, key: Key) -> Checkpoint:
-        return Checkpoint(self.number, key, self.counts, self.started)
+    def checkpoint(self, key: Key, letters: Iterable[tuple[User, str]] = ()) -> Checkpoint:
+        """Say how far the sweep has come once what `letters` tell of a batch is counted, too."""
+        return Checkpoint(self.number, key, self.counts + self._counted(letters), self.started)
 
     def row(self, outcome: str | None = None, error: str | None = None) -> SweepRow:
         return SweepRow(self.number, self.kind, self.started, self.counts, outcome, error)

@@ -11,7 +11,7 @@ from worker.mirror import Delta, Span
 from worker.model import Key, Page, User
 from worker.source import Source
 from worker.store import Store
-from worker.store.batch import Applied, Batch
+from worker.store.batch import Applied, Batch, Extra
 from worker.store.deletions import Suspect
 from worker.store.quarantine import Rejected, unreadable
 from worker.store.statement import Statement
@@ -65,11 +65,12 @@ class Reading:
 
     def save(self) -> None:
         """Write the checkpoint now: what was applied, not what was asked for since."""
-        if statements := self._checkpoint(self._reached):
-            self.store.lease.commit(statements, self.findings.number)
+        if self._reached is not None:
+            statement = self._moved(self._reached, ())
+            self.store.write([statement], self.findings.number)
 
     def apply(
-        self, users: Sequence[User], observed_at: datetime, size: int, extras: Sequence[Statement]
+        self, users: Sequence[User], observed_at: datetime, size: int, extras: Sequence[Extra]
     ) -> Applied:
         """Apply users to the table, `size` bytes in all, and what came of it to the mirror."""
         store, findings = self.store, self.findings
@@ -90,13 +91,13 @@ class Reading:
 
     def reject(self, records: Sequence[Rejected]) -> list[Statement]:
         """Give the statements that quarantine these records; those known as they are need none."""
-        statements = []
+        known = self.findings.rejects
+        new = [each for each in records if known.get(each.record) != each.digest]
+        for rejected in new:
+            log.warning("record.quarantined", user=rejected.user_id, error=rejected.error)
         for rejected in records:
-            if self.findings.rejects.get(rejected.record) != rejected.digest:
-                statements.append(self.store.quarantine.put(rejected))
-                log.warning("record.quarantined", user=rejected.user_id, error=rejected.error)
             self._remember(rejected)
-        return statements
+        return [self.store.quarantine.put(new)] if new else []
 
     def _take(self, page: Page, span: Span) -> None:
         findings = self.findings
@@ -115,7 +116,7 @@ class Reading:
                 changed,
                 page.observed_at,
                 page.size,
-                extras + self._checkpoint(self.walk.request.after),
+                [*extras, *self._checkpoint(self.walk.request.after)],
             )
         findings.mirror.remove(delta.moved)
         for user_id in page.cleaned:
@@ -174,11 +175,15 @@ class Reading:
         if rejected.permanent:
             findings.rejects[rejected.record] = rejected.digest
 
-    def _checkpoint(self, key: Key | None) -> list[Statement]:
-        """Give the statement that moves the checkpoint; at the start of the list there is none."""
+    def _checkpoint(self, key: Key | None) -> list[Extra]:
+        """Give what moves the checkpoint with a batch; at the start of the list there is none."""
         if key is None:
             return []
-        return [self.store.progress.move(self.findings.checkpoint(key))]
+        return [lambda letters: self._moved(key, letters)]
+
+    def _moved(self, key: Key, letters: Sequence[tuple[User, str]]) -> Statement:
+        """Move the checkpoint, with counts that include what became of the batch's users."""
+        return self.store.progress.move(self.findings.checkpoint(key, letters))
 
     def _checkpoint_is_due(self) -> bool:
         return self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS

@@ -136,7 +136,7 @@ class Settling:
         held = {*findings.in_state("candidate"), *gone}
         for user_id in held:
             findings.suspects[user_id] = replace(findings.suspects[user_id], state="held")
-        store.lease.commit([store.deletions.hold(held)], findings.number)
+        store.write([store.deletions.hold(held)], findings.number)
         log.warning("deletions.held", held=len(held), proven=len(gone), sweep=findings.number)
 
     def _soft_delete(self, ids: Sequence[str], *, approved: bool) -> None:

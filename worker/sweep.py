@@ -126,9 +126,7 @@ class Sweep:
         """Write the sweep's row with its outcome, and log it."""
         findings = reading.findings
         row = findings.row(outcome, str(error) if error else None)
-        self.store.lease.commit(
-            [*(closing or []), self.store.progress.record(row)], findings.number
-        )
+        self.store.write([*(closing or []), self.store.progress.record(row)], findings.number)
         return self._tell(findings, outcome, error, began)
 
     def _tell(

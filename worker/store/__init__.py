@@ -1,12 +1,15 @@
 """The SQL edge: everything that talks to Postgres."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from worker.errors import Blocked, Transient
 from worker.store.database import Database
 from worker.store.deletions import Deletions
 from worker.store.lease import Lease
 from worker.store.progress import Progress
 from worker.store.quarantine import Quarantine
+from worker.store.statement import Statement
 from worker.store.users import Table
 
 
@@ -20,3 +23,14 @@ class Store:
     deletions: Deletions
     quarantine: Quarantine
     progress: Progress
+
+    def write(self, statements: Sequence[Statement], sweep: int) -> None:
+        """Commit statements on the worker's own tables; whoever locks those is waited for."""
+
+        def attempt() -> None:
+            try:
+                self.lease.commit(statements, sweep)
+            except Blocked as error:
+                raise Transient(f"a table of the worker is locked: {error}") from error
+
+        self.database.retry.call(attempt)

@@ -1,6 +1,6 @@
 """Applies the users of one answer: in parts, halved where the database refuses one of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -21,6 +21,10 @@ PART_BYTES = 16_000_000
 
 # So many rows in a row are not an application's locks on some users but one on the table.
 MOST_BLOCKED = 3
+
+
+# A statement to commit with the last part of a batch, or one that tells what became of its users.
+Extra = Statement | Callable[[Sequence[tuple[User, str]]], Statement]
 
 
 @dataclass(slots=True)
@@ -48,7 +52,7 @@ class Batch:
     applied: Applied = field(default_factory=Applied)
     blocked: int = 0
 
-    def apply(self, users: Sequence[User], size: int, extras: Sequence[Statement]) -> Applied:
+    def apply(self, users: Sequence[User], size: int, extras: Sequence[Extra]) -> Applied:
         """Apply `users`, `size` bytes in all; `extras` are committed with the last part.
 
         Raises what Lease.commit raises, and Transient if the table as a whole is locked.
@@ -60,15 +64,12 @@ class Batch:
         self._apply(parts[-1], extras)
         return self.applied
 
-    def _apply(self, users: Sequence[User], extras: Sequence[Statement]) -> None:
+    def _apply(self, users: Sequence[User], extras: Sequence[Extra]) -> None:
         if not users:
-            if extras:
-                self.lease.commit(extras, self.sweep)
+            self._commit([], extras)
             return
         try:
-            rows = self.lease.commit(
-                [self.table.apply(users, self.observed_at), *extras], self.sweep
-            )
+            rows = self._commit([self.table.apply(users, self.observed_at)], extras, users)
         except (DataRefused, Blocked) as error:
             self._halve(users, extras, error)
         else:
@@ -76,7 +77,7 @@ class Batch:
             self._take(users, rows[0])
 
     def _halve(
-        self, users: Sequence[User], extras: Sequence[Statement], error: DataRefused | Blocked
+        self, users: Sequence[User], extras: Sequence[Extra], error: DataRefused | Blocked
     ) -> None:
         """Look for the culprit: one of two halves, or the one user that is left."""
         middle = len(users) // 2
@@ -88,21 +89,36 @@ class Batch:
         else:
             self._leave(users[0], error, extras)
 
-    def _reject(self, user: User, error: DataRefused, extras: Sequence[Statement]) -> None:
+    def _reject(self, user: User, error: DataRefused, extras: Sequence[Extra]) -> None:
         rejected = refused(user, error)
-        self.lease.commit([self.quarantine.put(rejected), *extras], self.sweep)
+        self._commit([self.quarantine.put([rejected])], extras)
         self.applied.rejected.append(rejected)
         log.warning("record.quarantined", user=user.id, error=rejected.error)
 
-    def _leave(self, user: User, error: Blocked, extras: Sequence[Statement]) -> None:
+    def _leave(self, user: User, error: Blocked, extras: Sequence[Extra]) -> None:
         """Leave a row that an application keeps locked for the next sweep."""
         self.blocked += 1
         if self.blocked >= MOST_BLOCKED:
             raise Transient(f"{self.table.schema}.users_sync is locked: {error}")
-        if extras:
-            self.lease.commit(extras, self.sweep)
         self.applied.letters.append((user, letters.STALE))
+        self._commit([], extras)
         log.warning("row.blocked", user=user.id)
+
+    def _commit(
+        self, first: list[Statement], extras: Sequence[Extra], users: Sequence[User] = ()
+    ) -> list[Row | None]:
+        """Commit statements, the first of which applies `users`, and the extras."""
+        known = [extra for extra in extras if isinstance(extra, Statement)]
+        later = [extra for extra in extras if not isinstance(extra, Statement)]
+        if not (first or extras):
+            return []
+
+        def closing(rows: Sequence[Row | None]) -> list[Statement]:
+            text = rows[0][0] if users and rows[0] else ""
+            outcome = [*self.applied.letters, *zip(users, text, strict=True)]
+            return [build(outcome) for build in later]
+
+        return self.lease.commit([*first, *known], self.sweep, closing)
 
     def _take(self, users: Sequence[User], row: Row | None) -> None:
         if row is None:

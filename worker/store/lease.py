@@ -1,7 +1,7 @@
 """Who may write: one row per target, and a fence that every writing transaction passes first."""
 
 import selectors
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,6 +66,9 @@ select set_config('statement_timeout', %(statement)s, true),
        set_config('lock_timeout', %(lock)s, true),
        set_config('idle_in_transaction_session_timeout', %(idle)s, true)
 """
+
+
+Closing = Callable[[Sequence[Row | None]], Sequence[Statement]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +145,17 @@ class Lease:
             return
         self._check(self._run(_RENEW), self._writes)
 
-    def commit(self, statements: Sequence[Statement], sweep: int) -> list[Row | None]:
+    def commit(
+        self, statements: Sequence[Statement], sweep: int, closing: Closing | None = None
+    ) -> list[Row | None]:
         """Run statements in one fenced transaction, two round trips in all.
 
-        Returns the first row of each. Raises LeaseLost if somebody took the lease, MirrorOutdated
-        if somebody else wrote under it, DataRefused or Blocked for what the statements met.
+        `closing` is told what they returned, and gives more to run before the transaction ends.
+        Returns the first row of each statement. Raises LeaseLost if somebody took the lease,
+        MirrorOutdated if somebody else wrote under it, DataRefused or Blocked for what the
+        statements met.
         """
-        return self._database.call(lambda conn: self._commit(conn, statements, sweep))
+        return self._database.call(lambda conn: self._commit(conn, statements, sweep, closing))
 
     def _run(self, query: str) -> Row | None:
         """Run one statement on the lease row alone, within the same limits as any write."""
@@ -164,7 +171,11 @@ class Lease:
         return cursor.fetchone() if cursor.description else None
 
     def _commit(
-        self, conn: Connection, statements: Sequence[Statement], sweep: int
+        self,
+        conn: Connection,
+        statements: Sequence[Statement],
+        sweep: int,
+        closing: Closing | None,
     ) -> list[Row | None]:
         fence = None
         try:
@@ -176,6 +187,9 @@ class Lease:
                 pipeline.sync()
                 self._check(fence.fetchone(), self._writes + 1)
                 rows = [cursor.fetchone() if cursor.description else None for cursor in cursors]
+                for each in closing(rows) if closing else ():
+                    conn.execute(each.query, each.params)
+                _push(conn)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
             if fence is None or fence.pgresult is None:
                 raise _lease_row_is_locked() from error

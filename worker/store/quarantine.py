@@ -1,6 +1,6 @@
 """The records that cannot be stored as they are, with what was wrong with them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -17,8 +17,11 @@ select record, digest from users_sync_worker.quarantine where target = %(target)
 _PUT = """
 insert into users_sync_worker.quarantine
     (target, record, user_id, digest, payload, error, permanent, first_seen, last_seen, times)
-values (%(target)s, %(record)s, %(user_id)s, %(digest)s, %(payload)s, %(error)s, %(permanent)s,
-        clock_timestamp(), clock_timestamp(), 1)
+select %(target)s, record, user_id, digest, payload, error, permanent,
+       clock_timestamp(), clock_timestamp(), 1
+from unnest(%(record)s::text[], %(user_id)s::text[], %(digest)s::text[], %(payload)s::text[],
+            %(error)s::text[], %(permanent)s::boolean[])
+    as r (record, user_id, digest, payload, error, permanent)
 on conflict (target, record) do update
 set digest = excluded.digest, payload = excluded.payload, error = excluded.error,
     permanent = excluded.permanent, last_seen = excluded.last_seen, times = quarantine.times + 1
@@ -56,18 +59,11 @@ class Quarantine:
         rows = conn.execute(_LOAD, {"target": self.target})
         return {row[0]: row[1] for row in rows}
 
-    def put(self, rejected: Rejected) -> Statement:
-        """Record it, or that it was seen again."""
-        params = {
-            "target": self.target,
-            "record": rejected.record,
-            "user_id": rejected.user_id,
-            "digest": rejected.digest,
-            "payload": rejected.payload,
-            "error": rejected.error,
-            "permanent": rejected.permanent,
-        }
-        return Statement(sql.SQL(_PUT), params)
+    def put(self, rejected: Sequence[Rejected]) -> Statement:
+        """Record them, or that they were seen again; none of them twice."""
+        names = ("record", "user_id", "digest", "payload", "error", "permanent")
+        columns = {name: [getattr(each, name) for each in rejected] for name in names}
+        return Statement(sql.SQL(_PUT), {"target": self.target, **columns})
 
     def forget_others(self, records: Iterable[str]) -> Statement:
         """Forget every record but these."""

@@ -56,7 +56,7 @@ def prepare(database: Database, schema: str) -> Shape:
 
 
 def creation_sql(schema: str) -> str:
-    """Write the SQL that `prepare` runs on an empty database, for a person to read and run."""
+    """Write the SQL that `prepare` runs, for a person to read and run; once more does no harm."""
     parts = [
         f"create schema if not exists {sql.Identifier(schema).as_string(None)};\n",
         _create_table_sql(schema).as_string(None),
@@ -64,7 +64,7 @@ def creation_sql(schema: str) -> str:
         _BOOKKEEPING,
     ]
     for number, (name, text) in migrations().items():
-        parts += [text, _record_sql(number, name).as_string(None) + ";\n"]
+        parts.append(_unless_applied(number, f"{text}\n{_record_sql(number, name).as_string()};"))
     return "begin;\n\n" + "\n".join(parts) + "\ncommit;\n"
 
 
@@ -123,6 +123,18 @@ def _run_script(conn: Connection, text: str) -> None:
 
 def _create_table_sql(schema: str) -> sql.Composed:
     return sql.SQL(_USERS_SYNC).format(table=sql.Identifier(schema, "users_sync"))
+
+
+def _unless_applied(number: int, script: str) -> str:
+    indented = script.strip().replace("\n", "\n        ")
+    return f"""do $migration$
+begin
+    if not exists (select from users_sync_worker.migration where number = {number}) then
+        {indented}
+    end if;
+end
+$migration$;
+"""
 
 
 def _record_sql(number: int, name: str) -> sql.Composed:

@@ -58,9 +58,8 @@ with incoming as materialized (
     from old i
     where u.id = i.id and i.known and not i.same
       and ({differs} or u.deleted_at is not null)
-      and not coalesce(
-          %(observed_at)s < greatest(u.updated_at, u.deleted_at)
-          and greatest(u.updated_at, u.deleted_at) <= clock_timestamp(), false)
+      and not coalesce(%(observed_at)s < u.updated_at and u.updated_at <= clock_timestamp(), false)
+      and not coalesce(%(observed_at)s < u.deleted_at and u.deleted_at <= clock_timestamp(), false)
       and not coalesce(
           u.deleted_at <= clock_timestamp()
           and %(observed_at)s <= u.deleted_at + make_interval(secs => %(grace_seconds)s), false)
