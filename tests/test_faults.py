@@ -454,13 +454,14 @@ def test_another_writer_in_the_middle_makes_the_sweep_look_again(quick_world: Wo
     assert quick_world.wanted() == quick_world.rows()
 
 
-def test_a_sweep_that_began_anew_keeps_its_number_and_counts(quick_world: World) -> None:
+@pytest.mark.parametrize("page", [1, 2, 4])
+def test_a_sweep_that_began_anew_keeps_its_number_and_counts(quick_world: World, page: int) -> None:
     sign_up(quick_world.project, *range(20))
 
     def write(_: Request) -> None:
         quick_world.query("update users_sync_worker.lease set writes = writes + 1")
 
-    quick_world.api.on_request(before_page(4, write))
+    quick_world.api.on_request(before_page(page, write))
     report = quick_world.sweep()
 
     assert (report.sweep, report.counts["users"], report.counts["inserted"]) == (1, 20, 20)

@@ -510,3 +510,15 @@ def test_connection_is_usable_after_a_refused_write(generated: Target) -> None:
         lease.commit([wanted(generated)], 1)
     status = database.call(lambda conn: (conn.info.backend_pid, conn.info.transaction_status))
     assert status == (before, psycopg.pq.TransactionStatus.IDLE)
+
+
+def test_statement_that_fills_the_buffers_on_the_way_is_sent_whole(generated: Target) -> None:
+    text = "x" * 40_000_000
+    long = Statement(sql.SQL("select length(%(text)s)"), {"text": text})
+    with breaking_at_commit(generated, pass_on=True) as wire, ThreadPoolExecutor(1) as pool:
+        lease = generated.held_lease(generated.database(url=wire.url))
+        committed = pool.submit(lease.commit, [long], 1)
+        try:
+            assert committed.result(timeout=30) == [(len(text),)]
+        finally:
+            wire.over.set()

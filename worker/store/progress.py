@@ -145,7 +145,8 @@ class Progress:
         query = sql.SQL(_RECORD).format(
             columns=_listed("{}"),
             values=_listed("%({})s"),
-            assignments=_listed("{0} = excluded.{0}"),
+            # Of deletions that were committed, though nobody heard of it, the row knows more.
+            assignments=_listed("{0} = greatest(sweep.{0}, excluded.{0})"),
         )
         return Statement(query, params)
 

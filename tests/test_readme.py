@@ -1,0 +1,36 @@
+"""The README says what the program does."""
+
+import re
+from pathlib import Path
+
+from worker.cli import DONE, EXIT_CODES, HELD, app
+from worker.store.progress import COUNTS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def console_lines() -> list[str]:
+    blocks = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def test_two_commands_are_complete_on_a_fresh_machine() -> None:
+    alone = "python3 -m venv .venv && .venv/bin/pip install -q -e"
+    demo, tests = (line for line in console_lines() if line.startswith(alone))
+    assert demo.endswith("&& .venv/bin/users-sync demo")
+    assert tests.endswith("&& .venv/bin/python -m pytest -q")
+
+
+def test_every_exit_code_is_explained() -> None:
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert {DONE, HELD, *EXIT_CODES.values()} <= listed
+
+
+def test_every_command_is_listed() -> None:
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    assert {name for name in commands - {"run"} if f"`users-sync {name}" not in README} == set()
+
+
+def test_every_count_of_a_sweep_is_explained() -> None:
+    assert {name for name in COUNTS if f"`{name}`" not in README} == set()
