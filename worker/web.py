@@ -1,0 +1,173 @@
+"""Health, readiness, metrics and the status page over HTTP, all answered from memory."""
+
+import errno
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from threading import Thread
+from types import TracebackType
+from typing import Any, Self
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import waitress
+
+from worker.errors import Misconfigured
+from worker.metrics import Metrics
+from worker.status_page import render
+from worker.vitals import Vitals
+
+HTML = "text/html; charset=utf-8"
+TEXT = "text/plain; charset=utf-8"
+
+# The page's own style sheet is all that it needs.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
+)
+HEADERS = (
+    ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+)
+
+# Nobody has to send anything but a short GET.
+WAITRESS: Mapping[str, Any] = {
+    "threads": 4,
+    "ident": None,
+    "max_request_header_size": 16_384,
+    "max_request_body_size": 1024,
+    "channel_timeout": 15,
+    "cleanup_interval": 5,
+}
+
+# Docker's and Kubernetes' own patience with a health check is of that order.
+PROBE_SECONDS = 3
+# What one cannot connect to, and what stands for this machine instead.
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  asked for, not bound
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a path says."""
+
+    status: HTTPStatus
+    text: str | bytes
+    content_type: str = TEXT
+
+
+class WebServer:
+    """Serves from when it is entered until it is left, in threads of its own.
+
+    Port 0 takes any free one; `port` tells which. Raises Misconfigured if it cannot be had.
+    """
+
+    def __init__(self, host: str, port: int, vitals: Vitals, metrics: Metrics) -> None:
+        self.host = host
+        self.port = port
+        self._app = make_app(vitals, metrics)
+
+    def __enter__(self) -> Self:
+        listening = _listen(self.host, self.port)
+        self.port = listening.getsockname()[1]
+        self._server = waitress.create_server(self._app, map={}, sockets=[listening], **WAITRESS)
+        self._thread = Thread(target=self._server.run, name="web", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        # Sockets are closed by the thread that polls them, which ends when none is left.
+        self._server.trigger.pull_trigger(self._close)
+        self._thread.join()
+        self._server.task_dispatcher.shutdown()
+
+    def _close(self) -> None:
+        """Close what waitress polls: first the channels, so that no writer waits for one."""
+        for channel in list(self._server.active_channels.values()):
+            channel.handle_close()
+        # It has no name for its map.
+        self._server.asyncore.close_all(self._server._map, ignore_all=True)  # noqa: SLF001
+
+
+def make_app(vitals: Vitals, metrics: Metrics) -> WSGIApplication:
+    """Return the WSGI app."""
+    paths: dict[str, Callable[[], Answer]] = {
+        "/": lambda: Answer(HTTPStatus.OK, render(vitals.snapshot()), HTML),
+        "/healthz": lambda: _health(vitals),
+        "/readyz": lambda: _readiness(vitals),
+        "/metrics": lambda: Answer(HTTPStatus.OK, *metrics.render()),
+    }
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        method = environ["REQUEST_METHOD"]
+        answer = _answer(method, paths.get(environ["PATH_INFO"]))
+        body = answer.text.encode() if isinstance(answer.text, str) else answer.text
+        allow = [("Allow", "GET, HEAD")] if answer.status is HTTPStatus.METHOD_NOT_ALLOWED else []
+        own = [("Content-Type", answer.content_type), ("Content-Length", str(len(body)))]
+        start_response(f"{answer.status.value} {answer.status.phrase}", [*own, *allow, *HEADERS])
+        return [] if method == "HEAD" else [body]
+
+    return app
+
+
+def probe(host: str, port: int) -> bool:
+    """Whether the worker that listens there is alive: for health checks without shell or curl."""
+    connection = HTTPConnection(WILDCARDS.get(host, host), port, timeout=PROBE_SECONDS)
+    with suppress(OSError, HTTPException), closing(connection):
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == HTTPStatus.OK
+    return False
+
+
+def _answer(method: str, path: Callable[[], Answer] | None) -> Answer:
+    if method not in {"GET", "HEAD"}:
+        return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n")
+    if path is None:
+        return Answer(HTTPStatus.NOT_FOUND, "there are /, /healthz, /readyz and /metrics\n")
+    return path()
+
+
+def _health(vitals: Vitals) -> Answer:
+    if vitals.is_alive():
+        return Answer(HTTPStatus.OK, "ok\n")
+    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "the main loop stands still\n")
+
+
+def _readiness(vitals: Vitals) -> Answer:
+    reasons = vitals.snapshot().not_ready
+    if not reasons:
+        return Answer(HTTPStatus.OK, "ready\n")
+    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "".join(f"{reason}\n" for reason in reasons))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, address = found[0][0], found[0][4]
+        # Whoever listens on every IPv6 address means every IPv4 address, too.
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, dualstack_ipv6=both)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host can be like that
+        raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> Misconfigured:
+    taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    if taken or isinstance(error, PermissionError):
+        why = "is taken" if taken else "needs a privileged user"
+        return Misconfigured(
+            f"http.port: port {port} of {host} {why}: set http.port (USERS_SYNC_HTTP__PORT) to"
+            " another one, or to 0 to do without health, metrics and status page"
+        )
+    return Misconfigured(
+        f"http.host: cannot listen on {host}: set http.host (USERS_SYNC_HTTP__HOST) to an address"
+        " of this machine, such as 127.0.0.1 or 0.0.0.0"
+    )
