@@ -18,7 +18,7 @@ from worker.model import User, canonical, digest
 from worker.retry import Retry
 from worker.sandbox.records import blank
 from worker.store.database import Database
-from worker.store.lease import Lease
+from worker.store.lease import Claim, Lease
 from worker.store.shape import Shape
 from worker.store.statement import Row, Statement
 from worker.store.users import Table
@@ -122,13 +122,7 @@ class Target:
         seconds: float = 60,
     ) -> Lease:
         """Make a lease that is yet to be acquired."""
-        return Lease(
-            database or self.database(),
-            target=self.schema,
-            project=project,
-            holder=holder,
-            seconds=seconds,
-        )
+        return Lease(database or self.database(), Claim(self.schema, project, holder, seconds))
 
     def held_lease(self, database: Database | None = None, *, seconds: float = 60) -> Lease:
         """Make a lease, acquire it, and bind the target to the project."""

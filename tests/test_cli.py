@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -204,12 +205,28 @@ def test_mistyped_project_is_not_bound_to_an_empty_table(site: Site) -> None:
     assert site.rows(PROJECT) == [(site.project.project_id,)]
 
 
-def test_without_once_help_is_shown(empty_shell: Shell) -> None:
-    for running in (empty_shell.start(), empty_shell.start("run")):
-        ended = running.end()
-        assert (ended.code, ended.stderr) == (2, "")
-        for name in ("--once", "run", "init", "check", "demo", "deletions"):
-            assert f"  {name} " in ended.stdout
+def test_help_lists_the_commands(empty_shell: Shell) -> None:
+    ended = empty_shell.run("--help")
+    assert (ended.code, ended.stderr) == (0, "")
+    for name in ("--once", "run", "init", "check", "demo", "deletions"):
+        assert f"  {name} " in ended.stdout
+    assert "  probe " not in ended.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("run",)])
+def test_long_running_worker_cannot_begin_without_a_project(
+    empty_shell: Shell, arguments: tuple[str, ...]
+) -> None:
+    ended = empty_shell.run(*arguments)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "set the variable STACK_PROJECT_ID" in complaint(ended)
+
+
+def test_probe_tells_whether_a_worker_is_alive(empty_shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+    assert empty_shell.having(USERS_SYNC_HTTP__PORT=port).run("probe").code == 1
+    assert empty_shell.having(USERS_SYNC_HTTP__PORT="0").run("probe").code == 0
 
 
 # Exit codes 3 to 6

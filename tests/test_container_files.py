@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from worker.settings import Settings
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -43,8 +45,15 @@ def test_runs_as_a_numbered_user_that_is_not_root(final: dict[str, str]) -> None
 
 def test_signals_reach_the_worker(final: dict[str, str]) -> None:
     assert json.loads(final["ENTRYPOINT"]) == ["users-sync"]
-    assert json.loads(final["CMD"]) == ["--once"]
+    assert "CMD" not in final
     assert final["STOPSIGNAL"] == "SIGTERM"
+
+
+def test_health_is_checked_without_a_shell_on_the_port_that_is_exposed(
+    final: dict[str, str],
+) -> None:
+    assert json.loads(final["HEALTHCHECK"].removeprefix("CMD ")) == ["users-sync", "probe"]
+    assert int(final["EXPOSE"]) == Settings().http.port
 
 
 def test_entrypoint_is_a_script_of_the_project(final: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.store_target import Target, people, person
 from worker.errors import Blocked, DatabaseUnavailable, DataRefused, LeaseLost, MirrorOutdated
-from worker.store.lease import Lease, Sight
+from worker.store.lease import Claim, Lease, Sight
 from worker.store.statement import Statement
 
 pytest_plugins = ["tests.store_fixtures"]
@@ -153,7 +153,7 @@ def test_lost_lease_is_not_released(generated: Target) -> None:
 
 
 def test_targets_have_a_lease_each(generated: Target) -> None:
-    other = Lease(generated.database(), target="other", project="p", holder="two", seconds=60)
+    other = Lease(generated.database(), Claim("other", "p", "two", 60))
     assert (generated.lease().acquire(), other.acquire()) == (True, True)
 
 

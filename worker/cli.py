@@ -27,11 +27,13 @@ from worker.errors import (
 from worker.log import configure_logging, keep_out_of_logs
 from worker.once import opened_database, sweep_once
 from worker.operate.check import check as find_problems
+from worker.service import Service
 from worker.settings import EMBEDDED, Settings, load_settings
 from worker.signals import Signals
 from worker.store.database import Connection, Database
 from worker.store.deletions import Deletions
 from worker.store.schema import creation_sql, missing_migrations, prepare
+from worker.web import probe as is_alive
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -97,7 +99,7 @@ def root(
     log_level: LogLevel = None,
 ) -> int:
     if context.invoked_subcommand is None:
-        return run(context, once=once, config=config, log_format=log_format, log_level=log_level)
+        return run(once=once, config=config, log_format=log_format, log_level=log_level)
     if once or config or log_format or log_level:
         raise Misconfigured("options stand after the command")
     return DONE
@@ -105,18 +107,16 @@ def root(
 
 @app.command()
 def run(
-    context: typer.Context,
     *,
     once: Once = False,
     config: Config = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> int:
-    """Bring the table into line with the project."""
-    if not once:
-        print(context.find_root().get_help())
-        return USAGE
+    """Bring the table into line with the project, and keep it so until stopped."""
     settings = _settings(config, log_format, log_level)
+    if not once:
+        return _serve(settings)
     console = Console(stderr=True)
     with (
         _signals() as signals,
@@ -129,6 +129,18 @@ def run(
     if console.is_terminal:
         console.print(display.summary(report))
     return HELD if report.outcome == "held" else DONE
+
+
+def _serve(settings: Settings) -> int:
+    """Work until a signal; that is what was asked for, so it is a success."""
+    settings.require_stack()
+    with Signals() as signals, _database_url(settings) as url:
+        configure_logging(settings.log.level, settings.log.format, sys.stdout)
+        try:
+            Service(settings, url, signals.stop).run()
+        except Stopped:
+            log.debug("worker.stopped")
+    return DONE
 
 
 @app.command()
@@ -225,6 +237,16 @@ def approve(
         " deleted that are still gone."
     )
     return DONE
+
+
+@app.command(hidden=True)
+def probe(
+    *, config: Config = None, log_format: LogFormat = None, log_level: LogLevel = None
+) -> int:
+    """Ask the worker on this machine whether it is alive: for the image's health check."""
+    http = _settings(config, log_format, log_level).http
+    # Whoever turned the endpoints off does without.
+    return DONE if http.port == 0 or is_alive(http.host, http.port) else BUG
 
 
 @app.command()

@@ -1,10 +1,11 @@
 """What one sweep knows: where it is, what it has seen, and what it has done so far."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from worker.memory import Memory
 from worker.mirror import Mirror
 from worker.model import Key, User
 from worker.store import Store
@@ -29,9 +30,7 @@ class Findings:
     number: int
     kind: str
     started: datetime
-    mirror: Mirror
-    suspects: dict[str, Suspect]
-    rejects: dict[str, str]
+    memory: Memory
     known_at_start: int = 0
     resume_at: Key | None = None
     whole: bool = True
@@ -42,6 +41,20 @@ class Findings:
     beside: int = 0
     furthest: Key | None = None
     waiting: int = 0
+    generation: int = 0
+    wrote: bool = False
+
+    @property
+    def mirror(self) -> Mirror:
+        return self.memory.mirror
+
+    @property
+    def suspects(self) -> dict[str, Suspect]:
+        return self.memory.suspects
+
+    @property
+    def rejects(self) -> dict[str, str]:
+        return self.memory.rejects
 
     def count_letters(self, letters: Iterable[tuple[User, str]]) -> None:
         """Count what became of the users of a batch; a stale one is met again on the next page."""
@@ -65,24 +78,46 @@ class Findings:
     def unchanged(self) -> int:
         return max(0, self.counts["users"] + self.beside - self.touched)
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing was written and there is nothing to forget: a sweep without a trace."""
+        return not self.wrote and not (
+            self.whole
+            and (self.suspects.keys() - self.noticed.keys() or self.rejects.keys() - self.seen)
+        )
+
+    @property
+    def changed_something(self) -> bool:
+        names = ("inserted", "updated", "restored", "deleted", "approved", "hidden")
+        return any(self.counts[name] for name in names)
+
+    def forget(self) -> None:
+        """Forget what a sweep over everything has not noticed again."""
+        for user_id in self.suspects.keys() - self.noticed.keys():
+            del self.suspects[user_id]
+        for record in self.rejects.keys() - self.seen:
+            del self.rejects[record]
+
     def in_state(self, *states: str) -> list[str]:
         """Give the ids of suspects in these states, those first noticed first.
 
         A resumed sweep cannot know what its first part noticed again, so it takes them all.
         """
+        # A copy: a poll beside the sweep may strike some of them out.
+        suspects = self.suspects.copy()
         ids = [
             user_id
-            for user_id, suspect in self.suspects.items()
+            for user_id, suspect in suspects.items()
             if suspect.state in states and (user_id in self.noticed or not self.whole)
         ]
-        return sorted(ids, key=lambda user_id: (self.suspects[user_id].first_noticed, user_id))
+        return sorted(ids, key=lambda user_id: (suspects[user_id].first_noticed, user_id))
 
     def forget_who_is_not_live(self) -> None:
         """Drop suspects that this very sweep has marked deleted already: they count only once."""
         if self.suspects:
             keys = self.mirror.keys()
             live = {user_id for _, user_id in keys}
-            self.suspects = {id_: s for id_, s in self.suspects.items() if id_ in live}
+            self.memory.suspects = {id_: s for id_, s in self.suspects.items() if id_ in live}
 
     def carry_on(self, before: "Findings") -> None:
         """Be the same sweep as `before`, whose mirror had to be thrown away.
@@ -108,17 +143,16 @@ class Findings:
         return SweepRow(self.number, self.kind, self.started, self.counts, outcome, error)
 
 
-def begin(store: Store, kind: str, resume_minutes: float, now: Callable[[], datetime]) -> Findings:
-    """Load what a sweep starts from; go on with an unfinished one if its checkpoint allows."""
-    database = store.database
-    checkpoint = database.call(lambda conn: store.progress.load(conn, resume_minutes))
+def begin(
+    store: Store, memory: Memory, kind: str, checkpoint: Checkpoint | None, now: datetime
+) -> Findings:
+    """Give what a sweep starts from: the start of the list, or an unfinished one's checkpoint."""
     findings = Findings(
         number=checkpoint.sweep if checkpoint else store.lease.sweep + 1,
         kind=kind,
-        started=checkpoint.started if checkpoint else now(),
-        mirror=database.call(lambda conn: Mirror.load(store.table.load_keys(conn))),
-        suspects=database.call(store.deletions.load),
-        rejects=database.call(store.quarantine.load),
+        started=checkpoint.started if checkpoint else now,
+        memory=memory,
+        generation=memory.generation,
     )
     if checkpoint:
         findings.resume_at = findings.furthest = checkpoint.key

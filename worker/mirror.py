@@ -1,5 +1,6 @@
 """The worker's picture of the live rows: keys in the list's order, and a digest for each."""
 
+import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
@@ -121,8 +122,12 @@ class Mirror:
         del self._ids[end * ID_BYTES :]
         del self._digests[end * DIGEST_BYTES :]
 
-    def note_inserted(self, users: Sequence[User], at: float) -> None:
-        """Remember when rows were inserted: a list that lags may not have them yet."""
+    def note_inserted(
+        self, users: Sequence[User], at: float, kept_seconds: float = math.inf
+    ) -> None:
+        """Remember for so long when rows were inserted: a list that lags may not have them yet."""
+        while self._inserted and self._inserted[0][0] < at - kept_seconds:
+            self._inserted.popleft()
         if users:
             self._inserted.append((at, _pack_all(users)))
 

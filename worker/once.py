@@ -1,5 +1,6 @@
 """One sweep with everything it needs: connections, the lease, the check of whose table it is."""
 
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from worker.errors import (
 )
 from worker.findings import Findings
 from worker.guard import Guard
-from worker.retry import Retry
+from worker.memory import Memory
+from worker.retry import Retry, Watch
 from worker.settings import Settings
 from worker.settling import Rules
 from worker.source import Source
@@ -29,7 +31,7 @@ from worker.stack_api import Access, StackApi
 from worker.store import Store
 from worker.store.database import Database
 from worker.store.deletions import Deletions
-from worker.store.lease import Lease
+from worker.store.lease import Claim, Lease
 from worker.store.progress import Progress
 from worker.store.quarantine import Quarantine
 from worker.store.schema import prepare
@@ -61,23 +63,27 @@ def sweep_once(
     clock = Clock()
     with opened_database(settings, url, clock, stop) as database:
         store = open_store(settings, database)
-        with opened_source(settings, clock, stop, store.lease, transport) as source:
+        with opened_source(settings, clock, stop, store.lease, transport=transport) as source:
             take_lease(store.lease, settings.require_stack().project_id, stop)
             try:
                 bind_project(store, source)
-                return Sweep(
-                    source, store, rules(settings), settings.schedule.resume_minutes, on_page
-                ).run()
+                memory = Memory()
+                memory.load(store)
+                resume_minutes = settings.schedule.resume_minutes
+                return Sweep(source, store, memory, rules(settings), on_page, resume_minutes).run()
             finally:
                 # Whatever took all the retries there are is not tried for as long again.
                 stop.set()
-                _give_back(store.lease)
+                give_back(store.lease)
 
 
 @contextmanager
-def opened_database(settings: Settings, url: str, clock: Clock, stop: Event) -> Iterator[Database]:
-    """Open the database lazily, and close it in the end."""
-    retry = Retry("the database", settings.database.retry_minutes, stop, DatabaseUnavailable)
+def opened_database(
+    settings: Settings, url: str, clock: Clock, stop: Event, watch: Watch | None = None
+) -> Iterator[Database]:
+    """Open the database lazily, and close it in the end; with a watch, never give up."""
+    minutes = math.inf if watch else settings.database.retry_minutes
+    retry = Retry("the database", minutes, stop, DatabaseUnavailable, watch)
     database = Database(url, clock, retry)
     try:
         yield database
@@ -93,10 +99,13 @@ def open_store(settings: Settings, database: Database) -> Store:
         database=database,
         lease=Lease(
             database,
-            target=target,
-            project=stack.project_id,
-            holder=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
-            seconds=settings.database.lease_seconds,
+            Claim(
+                target=target,
+                project=stack.project_id,
+                holder=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+                seconds=settings.database.lease_seconds,
+                quiet=settings.database.quiet,
+            ),
         ),
         table=Table(
             target, shape, tuple(settings.stack.ignored_fields), settings.deletions.grace_seconds
@@ -108,16 +117,24 @@ def open_store(settings: Settings, database: Database) -> Store:
 
 
 @contextmanager
-def opened_source(
+def opened_source(  # noqa: PLR0913  each of the last two is for one caller
     settings: Settings,
     clock: Clock,
     stop: Event,
     lease: Lease,
+    watch: Watch | None = None,
+    *,
     transport: httpx.BaseTransport | None = None,
 ) -> Iterator[Source]:
-    """Open the users API; in the end whatever is still being asked is given up."""
-    retry = Retry("Stack Auth", settings.stack.retry_minutes, stop, SourceUnavailable)
+    """Open the users API; in the end whatever is still being asked is given up.
+
+    With a watch, it is never given up for an outage.
+    """
+    minutes = math.inf if watch else settings.stack.retry_minutes
+    retry = Retry("Stack Auth", minutes, stop, SourceUnavailable, watch)
     with StackApi(access(settings), clock=clock, stop=stop, transport=transport) as api:
+        if watch is not None:
+            api.on_answer = watch.answered
         page_size = PageSize(settings.stack.page_size)
         source = Source(api, retry, page_size=page_size, clock=clock, lease=lease)
         try:
@@ -169,11 +186,7 @@ def take_lease(lease: Lease, project: str, stop: Event) -> None:
         if sight is None:
             continue
         if sight.project not in {None, project}:
-            raise Misconfigured(
-                f"{lease.target}.users_sync holds the users of another Stack Auth project"
-                f" ({sight.project}); set stack.project_id (STACK_PROJECT_ID) to it, or"
-                " database.schema to a schema of this project's own"
-            )
+            raise another_project(lease.target, sight.project)
         if first is None:
             first = sight
             log.info("lease.awaited", holder=sight.holder, seconds=round(sight.remaining, 1))
@@ -182,6 +195,15 @@ def take_lease(lease: Lease, project: str, stop: Event) -> None:
         if stop.wait(min(LOOK_SECONDS, max(sight.remaining, 0.05))):
             raise Stopped("asked to stop")
     log.info("lease.acquired", target=lease.target)
+
+
+def another_project(target: str, project: str | None) -> Misconfigured:
+    """Say that the target is bound to a project that is not the configured one."""
+    return Misconfigured(
+        f"{target}.users_sync holds the users of another Stack Auth project ({project}); set"
+        " stack.project_id (STACK_PROJECT_ID) to it, or database.schema to a schema of this"
+        " project's own"
+    )
 
 
 def bind_project(store: Store, source: Source) -> None:
@@ -204,7 +226,7 @@ def bind_project(store: Store, source: Source) -> None:
     store.lease.bind()
 
 
-def _give_back(lease: Lease) -> None:
+def give_back(lease: Lease) -> None:
     """Give the lease back if that is possible; else it runs out by itself."""
     try:
         lease.release()

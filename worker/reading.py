@@ -1,6 +1,7 @@
 """Walks the list page by page, and brings the table into line with each page."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -24,6 +25,14 @@ log = structlog.stdlib.get_logger(__name__)
 CHECKPOINT_SECONDS = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A page under way, and a moment not later than that at which it was asked for."""
+
+    at: datetime
+    answer: Future[Page]
+
+
 @dataclass(slots=True)
 class Reading:
     """One walk over the list. `on_page` is told after each page, for a progress display."""
@@ -35,6 +44,7 @@ class Reading:
     walk: Walk = field(init=False)
     _reached: Key | None = field(init=False)
     _checkpoint_at: float = field(init=False)
+    _under_way: list[Asked] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._reached = self.findings.resume_at
@@ -47,27 +57,49 @@ class Reading:
         One page is fetched ahead while one is applied. Raises SweepIncomplete, and whatever asking
         and writing raise.
         """
-        answer = self.source.ask_page(self.walk.request)
-        while True:
-            page = self.source.await_answer(answer)
-            request = self.walk.request
+        asked: Asked | None = self._ask()
+        try:
+            while asked is not None:
+                asked = self._next(asked)
+        finally:
+            # What is still under way is not waited for: nothing has to be remembered for it.
+            self._forget_asked()
+
+    def _next(self, asked: Asked) -> Asked | None:
+        """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
+        page = self.source.await_answer(asked.answer)
+        request = self.walk.request
+        with self.findings.memory.lock:
             span = self.walk.take(page)
-            if span is None:
-                log.info("walk.recovered", behind=request.cursor and request.cursor.id)
-            ended = self.walk.ended
-            if not ended:
-                answer = self.source.ask_page(self.walk.request)
-            if span is not None:
-                self._take(page, span)
-                self._reached = self.walk.request.after
-            if ended:
-                return
+        if span is None:
+            log.info("walk.recovered", behind=request.cursor and request.cursor.id)
+        ahead = None if self.walk.ended else self._ask()
+        if span is not None:
+            self.take(page, span)
+            self._reached = self.walk.request.after
+        self._forget_asked(asked)
+        return ahead
 
     def save(self) -> None:
         """Write the checkpoint now: what was applied, not what was asked for since."""
         if self._reached is not None:
             statement = self._moved(self._reached, ())
             self.store.write([statement], self.findings.number)
+
+    def _ask(self) -> Asked:
+        """Ask for the next page; from now on its answer may be older than others."""
+        asked = Asked(
+            self.findings.memory.asked(self.store.database.clock.now()),
+            self.source.ask_page(self.walk.request),
+        )
+        self._under_way.append(asked)
+        return asked
+
+    def _forget_asked(self, *only: Asked) -> None:
+        for asked in only or tuple(self._under_way):
+            asked.answer.cancel()
+            self.findings.memory.answered(asked.at)
+            self._under_way.remove(asked)
 
     def apply(
         self, users: Sequence[User], observed_at: datetime, size: int, extras: Sequence[Extra]
@@ -80,11 +112,15 @@ class Reading:
             ).apply(users, size, extras)
         )
         findings.count_letters(applied.letters)
+        findings.wrote = True
+        findings.memory.accepted((user.id for user, _ in applied.letters), observed_at)
         findings.mirror.remove(applied.moved)
         findings.mirror.accept(applied.by(INSERTED, UPDATED, RESTORED, UNCHANGED))
         for user in applied.by(STALE):
             findings.mirror.forget_digest(user.key)
-        findings.mirror.note_inserted(applied.by(INSERTED), self._monotonic())
+        inserted = applied.by(INSERTED)
+        findings.mirror.note_inserted(inserted, self._monotonic(), store.table.grace_seconds)
+        findings.memory.on_inserted(inserted)
         for rejected in applied.rejected:
             self._remember(rejected)
         return applied
@@ -99,29 +135,41 @@ class Reading:
             self._remember(rejected)
         return [self.store.quarantine.put(new)] if new else []
 
-    def _take(self, page: Page, span: Span) -> None:
+    def take(self, page: Page, span: Span | None) -> None:
+        """Bring the table into line with a page; without a span it says nothing of who is missing.
+
+        Raises MirrorOutdated for a page that was asked for before the mirror was loaded anew.
+        """
         findings = self.findings
-        rejected = [unreadable(record) for record in page.unreadable]
-        self._count(page, rejected)
-        delta = findings.mirror.compare(page.users, span, lambda: page.ids)
-        struck = self._struck(page)
-        extras = self.reject(rejected)
-        if struck:
-            extras.append(self.store.deletions.strike(struck))
-        extras += self._suspect(delta, page)
-        changed = self._not_known_as_refused(delta.changed)
-        if changed or extras or self._checkpoint_is_due():
-            self._checkpoint_at = self._monotonic()
-            self.apply(
-                changed,
-                page.observed_at,
-                page.size,
-                [*extras, *self._checkpoint(self.walk.request.after)],
-            )
-        findings.mirror.remove(delta.moved)
+        with findings.memory.lock:
+            findings.memory.check(findings.generation)
+            rejected = [unreadable(record) for record in page.unreadable]
+            self._count(page, rejected)
+            delta = self._compare(page, span)
+            extras = self._records(page, rejected, delta)
+            changed = self._not_known_as_refused(delta.changed)
+            if changed or extras or (span and self._checkpoint_is_due()):
+                self._checkpoint_at = self._monotonic()
+                checkpoint = self._checkpoint(self.walk.request.after) if span else []
+                self.apply(changed, page.observed_at, page.size, [*extras, *checkpoint])
+            findings.mirror.remove(delta.moved)
         for user_id in page.cleaned:
             log.warning("record.cleaned", user=user_id)
         self.on_page(findings)
+
+    def _compare(self, page: Page, span: Span | None) -> Delta:
+        memory = self.findings.memory
+        within = span or Span(memory.mirror.below(page.users[0].key) if page.users else None, None)
+        delta = memory.mirror.compare(page.users, within, lambda: page.ids)
+        delta = memory.still_news(delta, page.observed_at)
+        return delta if span else Delta(delta.changed)
+
+    def _records(self, page: Page, rejected: Sequence[Rejected], delta: Delta) -> list[Statement]:
+        """Give the statements for unreadable records, suspects seen again, and new suspects."""
+        statements = self.reject(rejected)
+        if struck := self._struck(page):
+            statements.append(self.store.deletions.strike(struck))
+        return statements + self._suspect(delta, page)
 
     def _count(self, page: Page, rejected: Sequence[Rejected]) -> None:
         """Count each user once: not the overlap of the chain, nor what a recovery reads again."""

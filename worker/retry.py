@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from threading import Event
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 import tenacity
@@ -18,19 +18,36 @@ FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 15.0
 
 
+class Watch(Protocol):
+    """Who tells of an outage as a whole, so that not each attempt has to be told."""
+
+    def failed(self, service: str, error: str) -> None: ...
+
+    def succeeded(self, service: str) -> None: ...
+
+    def answered(self, status: str) -> None: ...
+
+
 class Retry:
     """How long to insist on a call to one outside service, and what to raise in the end.
 
-    `exhausted` is SourceUnavailable or DatabaseUnavailable; `service` names it in messages.
+    `exhausted` is SourceUnavailable or DatabaseUnavailable; `service` names it in messages. Endless
+    minutes are fine. With a `watch`, failed attempts are its to tell.
     """
 
     def __init__(
-        self, service: str, minutes: float, stop: Event, exhausted: type[UsersSyncError]
+        self,
+        service: str,
+        minutes: float,
+        stop: Event,
+        exhausted: type[UsersSyncError],
+        watch: Watch | None = None,
     ) -> None:
         self.service = service
         self.minutes = minutes
         self.stop = stop
         self.exhausted = exhausted
+        self.watch = watch
 
     def call(self, attempt: Callable[[], T]) -> T:
         """Return what `attempt` returns, trying again for as long as it raises Transient.
@@ -46,22 +63,31 @@ class Retry:
             before_sleep=self._tell,
             reraise=True,
         )
+        # Not handed through tenacity, which would keep a page until the next garbage collection.
+        results: list[T] = []
         try:
-            return retrying(attempt)
+            retrying(lambda: results.append(attempt()))
         except Transient as error:
             raise self.exhausted(
                 f"{self.service} could not be used for {self.minutes:g} minutes: {error}"
             ) from error
+        if self.watch is not None:
+            self.watch.succeeded(self.service)
+        return results.pop()
 
     def _sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):
             raise Stopped("asked to stop")
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
-        log.warning(
+        error = str(state.outcome.exception() if state.outcome else "")
+        if self.watch is not None:
+            self.watch.failed(self.service, error)
+        tell = log.debug if self.watch else log.warning
+        tell(
             "call.failed",
             service=self.service,
-            error=str(state.outcome.exception() if state.outcome else ""),
+            error=error,
             attempt=state.attempt_number,
             pause_seconds=round(state.upcoming_sleep, 2),
         )

@@ -52,9 +52,14 @@ class Settling:
         if self.rules.enabled:
             self._ask(self._suspects())
             self._ask(self.reading.findings.in_state("approved"))
-        if self._gone and self.trouble is None:
-            self._judge()
-        return self._closing_statements()
+        findings = self.reading.findings
+        with findings.memory.lock:
+            findings.memory.check(findings.generation)
+            # Somebody who was seen meanwhile, by a poll say, is a suspect no more.
+            self._gone = {i: at for i, at in self._gone.items() if i in findings.suspects}
+            if self._gone and self.trouble is None:
+                self._judge()
+            return self._closing_statements()
 
     def _suspects(self) -> list[str]:
         """Choose whom to ask about: no more than tell whether the guard holds."""
@@ -62,11 +67,12 @@ class Settling:
         now = self.reading.store.database.clock.now()
         asked_before = now - timedelta(hours=self.rules.audit_hours)
         due = []
-        for user_id in findings.in_state("hidden"):
-            asked_at = findings.suspects[user_id].asked_at
-            if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
-                due.append(user_id)
-        return (findings.in_state("candidate") + due)[: self.rules.guard.enough]
+        with findings.memory.lock:
+            for user_id in findings.in_state("hidden"):
+                asked_at = findings.suspects[user_id].asked_at
+                if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
+                    due.append(user_id)
+            return (findings.in_state("candidate") + due)[: self.rules.guard.enough]
 
     def _ask(self, ids: Sequence[str]) -> None:
         """Ask for each of these users with GET, a few at a time."""
@@ -87,8 +93,12 @@ class Settling:
         finally:
             for _, answer in answers:
                 answer.cancel()
-        if found:
-            self._take_found(dict(found))
+        findings = self.reading.findings
+        with findings.memory.lock:
+            findings.memory.check(findings.generation)
+            still = {i: single for i, single in found if i in findings.suspects}
+            if still:
+                self._take_found(still)
 
     def _take_found(self, found: dict[str, Single]) -> None:
         """Take in users that the list left out though the API knows them: hidden, or moved."""
@@ -99,8 +109,11 @@ class Settling:
         for user_id in found.keys() - set(hidden):
             key = findings.noticed.pop(user_id, None)
             findings.mirror.remove([key] if key and user_id in users else [])
+        asked_at = reading.store.database.clock.now()
         for user_id in found:
-            del findings.suspects[user_id]
+            suspect = findings.suspects.pop(user_id)
+            if user_id in hidden:
+                findings.suspects[user_id] = replace(suspect, state="hidden", asked_at=asked_at)
         touched = findings.touched
         statements = [
             reading.store.deletions.hide(hidden),
@@ -136,6 +149,7 @@ class Settling:
         held = {*findings.in_state("candidate"), *gone}
         for user_id in held:
             findings.suspects[user_id] = replace(findings.suspects[user_id], state="held")
+        findings.wrote = True
         store.write([store.deletions.hold(held)], findings.number)
         log.warning("deletions.held", held=len(held), proven=len(gone), sweep=findings.number)
 
@@ -149,6 +163,7 @@ class Settling:
     def _mark(self, ids: Sequence[str], *, approved: bool) -> None:
         """Mark users deleted in one transaction, or in ever smaller ones to pass a locked row."""
         findings, store = self.reading.findings, self.reading.store
+        findings.wrote = True
         record = store.progress.record(findings.row())
         proofs = [(user_id, self._gone[user_id]) for user_id in ids]
         statement = store.table.soft_delete(proofs, findings.number, approved=approved)

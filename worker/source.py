@@ -22,7 +22,7 @@ GLANCE_SECONDS = 0.25
 class Api(Protocol):
     """What is asked of the users API; each call is one attempt."""
 
-    def fetch_page(self, cursor: str | None, limit: int) -> Page: ...
+    def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page: ...
 
     def fetch_user(self, user_id: str) -> Single: ...
 
@@ -44,7 +44,11 @@ class Source:
         self._retry = retry
         self._clock = clock
         self._lease = lease
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ask")
+        # A poll queues behind nothing that a sweep asks for. And each thread keeps for good what
+        # memory its largest page took, so one thread reads all the pages of a sweep.
+        self._pages = ThreadPoolExecutor(1, thread_name_prefix="ask-page")
+        self._newest = ThreadPoolExecutor(1, thread_name_prefix="ask-newest")
+        self._users = ThreadPoolExecutor(THREADS, thread_name_prefix="ask-user")
 
     @property
     def stop(self) -> Event:
@@ -52,11 +56,17 @@ class Source:
 
     def ask_page(self, request: Request) -> Future[Page]:
         """Begin to fetch a page, with retries."""
-        return self._pool.submit(self._retry.call, lambda: self._fetch_page(request))
+        return self._pages.submit(self._retry.call, lambda: self._fetch_page(request))
+
+    def ask_newest(self, limit: int) -> Future[Page]:
+        """Begin to fetch the newest users, with retries; without a cursor that is cheap."""
+        return self._newest.submit(
+            self._retry.call, lambda: self._api.fetch_page(None, limit, newest_first=True)
+        )
 
     def ask_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
-        return self._pool.submit(self._retry.call, lambda: self._api.fetch_user(user_id))
+        return self._users.submit(self._retry.call, lambda: self._api.fetch_user(user_id))
 
     def await_answer(self, answer: Future[Answered]) -> Answered:
         """Wait for an answer. Raises what asking raised, Stopped, LeaseLost or MirrorOutdated."""
@@ -69,7 +79,8 @@ class Source:
 
     def close(self) -> None:
         """Ask for nothing more; a request in flight ends when the stop is set."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pages, self._newest, self._users):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _fetch_page(self, request: Request) -> Page:
         limit = min(self.page_size.limit * request.widen, MAX_LIMIT)

@@ -68,6 +68,8 @@ class StackApi:
     ) -> None:
         url = _read_url(access.api_url)
         proxy = choose_proxy(url, getproxies() if proxies is None else proxies)
+        # Told how each request ended: its HTTP status, `timeout` or `error`.
+        self.on_answer: Callable[[str], None] = lambda _status: None
         self._access = access
         self._host = url.netloc.decode()  # without a password, should the URL have one
         self._clock = clock
@@ -121,11 +123,13 @@ class StackApi:
                 self._client.stream("GET", path, params=query) as answer,
             ):
                 body = _read_body(answer, self._host)
-                return Answer(answer.status_code, answer.headers, body, observed_at)
         except httpx.RequestError as error:
+            self.on_answer("timeout" if isinstance(error, httpx.TimeoutException) else "error")
             # A protocol error quotes the bytes it stumbled over.
             cause = None if isinstance(error, httpx.ProtocolError) else error
             raise self._unanswered(error) from cause
+        self.on_answer(str(answer.status_code))
+        return Answer(answer.status_code, answer.headers, body, observed_at)
 
     def _read(
         self, answer: Answer, parse: Callable[[bytes, datetime, Collection[str]], Answered]

@@ -16,6 +16,7 @@ from worker.errors import (
     UsersSyncError,
 )
 from worker.findings import Findings, begin
+from worker.memory import Memory
 from worker.reading import Reading
 from worker.settling import Rules, Settling
 from worker.source import Source
@@ -27,6 +28,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 # A table that somebody else writes to all the time cannot be compared with anything.
 MOST_RESTARTS = 20
+# A sweep that lost its mirror goes on from its own checkpoint, however it was told to begin.
+RESTART_MINUTES = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +47,26 @@ class Report:
     waiting: int
     candidates: int
     duration_seconds: float
+    changed_something: bool
     error: str | None = None
 
 
 @dataclass(slots=True)
 class Sweep:
-    """One sweep of one target, from its checkpoint if there is one."""
+    """One sweep of one target.
+
+    Without `resume_minutes` it begins at the start of the list; else it goes on from a checkpoint
+    that is younger. `trace` says whether a sweep that changed nothing leaves its row, too.
+    """
 
     source: Source
     store: Store
+    memory: Memory
     rules: Rules
-    resume_minutes: float
     on_page: Callable[[Findings], None]
+    resume_minutes: float | None = None
     kind: str = "sweep"
+    trace: bool = True
 
     def run(self) -> Report:
         """Sweep to the end; the report's outcome is `complete` or `held`.
@@ -65,25 +75,29 @@ class Sweep:
         SweepIncomplete, DatabaseUnavailable, LeaseLost, Misconfigured or Stopped.
         """
         began = self.store.database.clock.monotonic()
-        reading = self._begin(None)
+        reading = self._begin(self.resume_minutes)
         for _ in range(MOST_RESTARTS):
             try:
                 return self._attempt(reading, began)
             except MirrorOutdated:
                 log.info("mirror.discarded", sweep=reading.findings.number)
-                self.store.lease.resync()
-                reading = self._begin(reading.findings)
+                before = reading.findings
+                self.memory.reload(self.store, before.generation)
+                reading = self._begin(self.resume_minutes or RESTART_MINUTES)
+                reading.findings.carry_on(before)
         error = SweepIncomplete(f"the table was written by somebody else {MOST_RESTARTS} times")
         self._end(reading, "incomplete", error, began)
         raise error
 
-    def _begin(self, before: Findings | None) -> Reading:
-        clock = self.store.database.clock
-        findings = begin(self.store, self.kind, self.resume_minutes, clock.now)
-        if before is not None:
-            findings.carry_on(before)
-        log.info("sweep.started", sweep=findings.number, resumed=findings.resume_at is not None)
-        return Reading(self.source, self.store, findings, self.on_page)
+    def _begin(self, resume_minutes: float | None) -> Reading:
+        store, now = self.store, self.store.database.clock.now()
+        checkpoint = None
+        if resume_minutes is not None:
+            checkpoint = store.database.call(lambda conn: store.progress.load(conn, resume_minutes))
+        findings = begin(store, self.memory, self.kind, checkpoint, now)
+        tell = log.debug if self.kind == "poll" else log.info
+        tell("sweep.started", sweep=findings.number, resumed=findings.resume_at is not None)
+        return Reading(self.source, store, findings, self.on_page)
 
     def _attempt(self, reading: Reading, began: float) -> Report:
         try:
@@ -104,12 +118,20 @@ class Sweep:
         if settling.trouble is not None:
             self._end(reading, "incomplete", settling.trouble, began, closing)
             raise settling.trouble
-        findings = reading.findings
-        findings.counts["held"] = len(findings.in_state("held"))
-        outcome = "held" if findings.counts["held"] else "complete"
-        store = self.store
-        closing += [store.progress.clear(), store.progress.prune()]
-        return self._end(reading, outcome, None, began, closing)
+        return self._complete(reading, closing, began)
+
+    def _complete(self, reading: Reading, closing: list[Statement], began: float) -> Report:
+        findings, store = reading.findings, self.store
+        with self.memory.lock:
+            findings.counts["held"] = len(findings.in_state("held"))
+            outcome = "held" if findings.counts["held"] else "complete"
+            if findings.settled and not self.trace:
+                return self._tell(findings, outcome, None, began)
+            closing += [store.progress.clear(), store.progress.prune()]
+            report = self._end(reading, outcome, None, began, closing)
+            if findings.whole:
+                findings.forget()
+            return report
 
     @staticmethod
     def _list_was_empty(findings: Findings) -> bool:
@@ -129,6 +151,13 @@ class Sweep:
         self.store.write([*(closing or []), self.store.progress.record(row)], findings.number)
         return self._tell(findings, outcome, error, began)
 
+    def _loudness(self, findings: Findings, outcome: str) -> Callable[..., object]:
+        """A poll that saw the whole list is worth a line only if it changed something."""
+        whole = outcome in {"complete", "held"}
+        if self.kind == "poll" and whole and not findings.changed_something:
+            return log.debug
+        return log.info if outcome in {"complete", "stopped"} else log.warning
+
     def _tell(
         self, findings: Findings, outcome: str, error: UsersSyncError | None, began: float
     ) -> Report:
@@ -142,9 +171,10 @@ class Sweep:
             waiting=findings.waiting,
             candidates=len(findings.in_state("candidate")),
             duration_seconds=round(seconds, 3),
+            changed_something=findings.changed_something,
             error=str(error) if error else None,
         )
-        tell = log.info if outcome in {"complete", "stopped"} else log.warning
+        tell = self._loudness(findings, outcome)
         tell(
             "sweep.finished",
             sweep=report.sweep,

@@ -134,6 +134,8 @@ class PageSize:
     WORTHWHILE_GAIN = 1.05
     # The first page of a list is cheaper than any other: a size without a gain is tried once more.
     CHANCES = 2
+    # One process serves the API: a poll waits behind a page, so it should not wait for long.
+    FRESH_SECONDS = 0.5
     # Pages without trouble before a size that failed is tried again.
     PAGES_OF_PEACE = 20
 
@@ -144,6 +146,7 @@ class PageSize:
         self._best_limit = self.limit
         self._chances = self.CHANCES
         self._peaceful_pages = 0
+        self.keep_polls_fresh = False
 
     def learn(self, users: int, size: int, seconds: float) -> None:
         """Take in how long a page of `users` users and `size` bytes took."""
@@ -151,8 +154,10 @@ class PageSize:
             return
         self._peaceful_pages += 1
         self._compare(users / max(seconds, 1e-6))
-        by_bytes = int(self.TARGET_BYTES * users / max(size, 1))
-        self.limit = max(self.SMALLEST, min(self.limit, self.LARGEST, by_bytes))
+        most = [self.LARGEST, int(self.TARGET_BYTES * users / max(size, 1))]
+        if self.keep_polls_fresh:
+            most.append(int(users * self.FRESH_SECONDS / max(seconds, 1e-6)))
+        self.limit = max(self.SMALLEST, min(self.limit, *most))
 
     def _compare(self, users_per_second: float) -> None:
         """Go on growing after a gain; without one go back to the size that was best."""

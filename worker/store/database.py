@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any, TypeVar
 
 import psycopg
@@ -41,6 +42,9 @@ _SAID_BY_LIBPQ = (
 # Of these classes the standard makes no use, and Postgres neither: a trigger's author made it up.
 _MADE_UP = tuple("6789IJKLMNOQRSTUVWYZ")
 
+# `alter database … allow_connections false`, as for a restore or an upgrade.
+_CLOSED_FOR_NOW = "is not currently accepting connections"
+
 _PARAMETERS: dict[str, Any] = {
     "application_name": "users-sync",
     "client_encoding": "utf8",
@@ -67,6 +71,8 @@ class Database:
     def __init__(self, url: str, clock: Clock, retry: Retry) -> None:
         self.clock = clock
         self.retry = retry
+        # Several threads share the one connection.
+        self.lock = RLock()
         self._url = url
         self._connection: Connection | None = None
 
@@ -76,7 +82,8 @@ class Database:
         Raises DatabaseUnavailable when the retries are used up; Misconfigured, DataRefused and
         Blocked at once. `work` must be safe to repeat: it owns its transaction.
         """
-        return self.retry.call(lambda: self._attempt(work))
+        with self.lock:
+            return self.retry.call(lambda: self._attempt(work))
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -142,7 +149,11 @@ def _without_sqlstate(error: psycopg.Error) -> UsersSyncError | None:
         return None
     lines = str(error).strip().splitlines()
     reason = lines[0].strip() if lines else type(error).__name__
-    said = [text for text in _SAID_BY_SERVER.findall(str(error)) if text.startswith(_NOT_LET_IN)]
+    said = [
+        text
+        for text in _SAID_BY_SERVER.findall(str(error))
+        if text.startswith(_NOT_LET_IN) and not text.endswith(_CLOSED_FOR_NOW)
+    ]
     if said or any(text in reason for text in _SAID_BY_LIBPQ):
         return Misconfigured(
             f"the database does not let us in: {said[0] if said else reason};"

@@ -1,25 +1,25 @@
 """Who may write: one row per target, and a fence that every writing transaction passes first."""
 
-import selectors
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 import psycopg
+import structlog
 
 from worker.errors import LeaseLost, MirrorOutdated, Transient
 from worker.store.database import Connection, Database
 from worker.store.statement import Row, Statement
+from worker.store.transaction import TIME_LIMITS, push, time_limits, transaction
 
-# Waiting longer for a row that an application has locked would hold up everybody else's changes.
-LOCK_TIMEOUT_SECONDS = 2.0
+log = structlog.stdlib.get_logger(__name__)
 
 _CREATE = "insert into users_sync_worker.lease (target) values (%(target)s) on conflict do nothing"
 
 _ACQUIRE = """
 update users_sync_worker.lease
-set epoch = epoch + 1, holder = %(holder)s, quiet = false,
+set epoch = epoch + 1, holder = %(holder)s, quiet = %(quiet)s,
     expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
 where target = %(target)s
   and (expires_at <= clock_timestamp() or holder = %(holder)s)
@@ -60,15 +60,31 @@ update users_sync_worker.lease set expires_at = 'epoch', holder = null
 where target = %(target)s and epoch = %(epoch)s
 """
 
-# Only for this transaction: behind a pooler the session belongs to others as well.
-_TIME_LIMITS = """
-select set_config('statement_timeout', %(statement)s, true),
-       set_config('lock_timeout', %(lock)s, true),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, true)
+# Its own time-outs end a transaction long before. Whoever is in the way for as long as a lease that
+# has run out is beyond them: a backend that is sending to a stopped client, say.
+_END_BLOCKER = """
+select a.pid, pg_terminate_backend(a.pid)
+from users_sync_worker.lease l join pg_stat_activity a on a.backend_xid = l.xmax
+where l.target = %(target)s and l.expires_at <= clock_timestamp()
+  and a.xact_start <= clock_timestamp() - make_interval(secs => %(seconds)s)
 """
 
 
 Closing = Callable[[Sequence[Row | None]], Sequence[Statement]]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who wants to write to which target for which Stack Auth project, `seconds` at a time.
+
+    In quiet mode the lease is given back whenever there is nothing to write.
+    """
+
+    target: str
+    project: str
+    holder: str
+    seconds: float
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,47 +99,54 @@ class Sight:
 
 
 class Lease:
-    """The right to write to one target for one Stack Auth project, for `seconds` at a time."""
+    """The right to write; `held` as far as we know."""
 
-    def __init__(
-        self, database: Database, *, target: str, project: str, holder: str, seconds: float
-    ) -> None:
-        self.target = target
-        self.seconds = seconds
+    def __init__(self, database: Database, claim: Claim) -> None:
+        self.target = claim.target
+        self.seconds = claim.seconds
         self.bound = False
+        self.held = False
         self.sweep = 0
         self._database = database
+        self._quiet = claim.quiet
         self._writes = 0
         self._touched_at = float("-inf")
-        self._params = {
-            "target": target,
-            "project": project,
-            "holder": holder,
-            "seconds": seconds,
-            "epoch": 0,
-        }
-        self._limits = {
-            "statement": f"{int(seconds * 1000 / 2)}ms",
-            "lock": f"{int(min(LOCK_TIMEOUT_SECONDS, seconds / 4) * 1000)}ms",
-            "idle": f"{int(seconds * 1000 / 3)}ms",
-        }
+        self._params: dict[str, Any] = {**asdict(claim), "epoch": 0}
+        self._limits = time_limits(claim.seconds)
 
-    def acquire(self) -> bool:
-        """Take the lease if it is free or has run out. False if not, or for another project."""
-        self._run(_CREATE)
-        row = self._run(_ACQUIRE)
-        if row is None:
-            return False
-        self._params["epoch"], self._writes, self.sweep, project, now = row
-        self.bound = project is not None
-        self._touched(now)
-        return True
+    def acquire(self, *, insist: bool = False) -> bool:
+        """Take the lease if it is free or has run out. False if not, or for another project.
+
+        With `insist`, a transaction that keeps the row locked long after its time is ended.
+        """
+        with self._database.lock:
+            run = self._insist if insist else self._run
+            run(_CREATE)
+            row = run(_ACQUIRE)
+            if row is None:
+                return False
+            self._params["epoch"], self._writes, sweep, project, now = row
+            self.sweep = max(sweep, self.sweep)
+            self.bound = project is not None
+            self.held = True
+            self._touched(now)
+            return True
 
     def resync(self) -> None:
         """Take over `writes` as it is, after the mirror was thrown away. Raises LeaseLost."""
-        row = self._run(_RENEW)
-        self._writes = row[0] if row else 0
-        self._check(row, self._writes)
+        with self._database.lock:
+            if not self.held:
+                self._take_again()
+            row = self._run(_RENEW)
+            self._writes = row[0] if row else 0
+            self._check(row, self._writes)
+
+    def rest(self) -> None:
+        """Give the lease and the connection back until there is something to write again."""
+        with self._database.lock:
+            if self.held:
+                self.release()
+            self._database.close()
 
     def look(self) -> Sight | None:
         """See who holds the lease. None if nobody ever did."""
@@ -137,13 +160,17 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back, if it is still ours."""
+        self.held = False
         self._run(_RELEASE)
 
     def renew_if_due(self) -> None:
         """Renew the lease every third of its life. Raises LeaseLost or MirrorOutdated."""
-        if self._database.clock.monotonic() - self._touched_at < self.seconds / 3:
-            return
-        self._check(self._run(_RENEW), self._writes)
+        with self._database.lock:
+            if not self.held:
+                self._rested_or_lost()
+                return
+            if self._database.clock.monotonic() - self._touched_at >= self.seconds / 3:
+                self._check(self._run(_RENEW), self._writes)
 
     def commit(
         self, statements: Sequence[Statement], sweep: int, closing: Closing | None = None
@@ -153,9 +180,25 @@ class Lease:
         `closing` is told what they returned, and gives more to run before the transaction ends.
         Returns the first row of each statement. Raises LeaseLost if somebody took the lease,
         MirrorOutdated if somebody else wrote under it, DataRefused or Blocked for what the
-        statements met.
+        statements met. In quiet mode a lease that was given back is taken again first.
         """
-        return self._database.call(lambda conn: self._commit(conn, statements, sweep, closing))
+        with self._database.lock:
+            if not self.held:
+                left = (self._params["epoch"], self._writes)
+                self._take_again()
+                if left != (self._params["epoch"] - 1, self._writes):
+                    raise MirrorOutdated("somebody else held the lease meanwhile")
+            return self._database.call(lambda conn: self._commit(conn, statements, sweep, closing))
+
+    def _take_again(self) -> None:
+        """Take the lease anew, which raises the epoch by one. Raises LeaseLost."""
+        self._rested_or_lost()
+        if not self.acquire():
+            raise LeaseLost(f"another worker is at work on {self.target}")
+
+    def _rested_or_lost(self) -> None:
+        if not self._quiet:
+            raise LeaseLost(f"the lease on {self.target} is not held any more")
 
     def _run(self, query: str) -> Row | None:
         """Run one statement on the lease row alone, within the same limits as any write."""
@@ -163,12 +206,24 @@ class Lease:
 
     def _run_limited(self, conn: Connection, query: str) -> Row | None:
         try:
-            with _transaction(conn):
-                conn.execute(_TIME_LIMITS, self._limits)
+            with transaction(conn):
+                conn.execute(TIME_LIMITS, self._limits)
                 cursor = conn.execute(query, self._params)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
             raise _lease_row_is_locked() from error
         return cursor.fetchone() if cursor.description else None
+
+    def _insist(self, query: str) -> Row | None:
+        return self._database.call(lambda conn: self._run_in_spite(conn, query))
+
+    def _run_in_spite(self, conn: Connection, query: str) -> Row | None:
+        """Run a statement on the lease row; whoever locks it long after his time is ended."""
+        try:
+            return self._run_limited(conn, query)
+        except Transient:
+            for pid, ended in conn.execute(_END_BLOCKER, self._params):
+                log.warning("backend.ended", pid=pid, ended=ended, target=self.target)
+            raise
 
     def _commit(
         self,
@@ -179,17 +234,17 @@ class Lease:
     ) -> list[Row | None]:
         fence = None
         try:
-            with _transaction(conn) as pipeline:
-                conn.execute(_TIME_LIMITS, self._limits)
+            with transaction(conn) as pipeline:
+                conn.execute(TIME_LIMITS, self._limits)
                 fence = conn.execute(_FENCE, {**self._params, "sweep": sweep})
                 cursors = [conn.execute(each.query, each.params) for each in statements]
-                _push(conn)
+                push(conn)
                 pipeline.sync()
                 self._check(fence.fetchone(), self._writes + 1)
                 rows = [cursor.fetchone() if cursor.description else None for cursor in cursors]
                 for each in closing(rows) if closing else ():
                     conn.execute(each.query, each.params)
-                _push(conn)
+                push(conn)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
             if fence is None or fence.pgresult is None:
                 raise _lease_row_is_locked() from error
@@ -199,6 +254,7 @@ class Lease:
 
     def _check(self, row: Row | None, writes: int) -> None:
         if row is None:
+            self.held = False
             raise LeaseLost(f"another worker took the lease on {self.target}")
         if row[0] != writes:
             raise MirrorOutdated("somebody else wrote to the table meanwhile")
@@ -207,34 +263,6 @@ class Lease:
     def _touched(self, now: datetime) -> None:
         self._database.clock.learn(now)
         self._touched_at = self._database.clock.monotonic()
-
-
-@contextmanager
-def _transaction(conn: Connection) -> Iterator[psycopg.Pipeline]:
-    """Run a transaction in a pipeline: psycopg's own would cost three round trips more."""
-    try:
-        with conn.pipeline() as pipeline:
-            conn.execute("begin")
-            yield pipeline
-            conn.execute("commit")
-    except BaseException:
-        if not conn.closed:
-            conn.rollback()
-        raise
-
-
-def _push(conn: Connection) -> None:
-    """Send all that is queued. A pipeline's sync would wait for answers to what it has not sent.
-
-    psycopg gives up sending when the socket's buffer is full, which a page of users fills, and then
-    only reads (its issue 685, mended for the end of a pipeline alone).
-    """
-    with selectors.DefaultSelector() as selector:
-        selector.register(conn.fileno(), selectors.EVENT_READ | selectors.EVENT_WRITE)
-        while conn.pgconn.flush():
-            for _, events in selector.select():
-                if events & selectors.EVENT_READ:
-                    conn.pgconn.consume_input()
 
 
 def _lease_row_is_locked() -> Transient:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from worker.mirror import NO_MILLIS
 from worker.model import User, dump
@@ -168,7 +169,7 @@ class Table:
         the millis they had before.
         """
         params = {
-            "records": (b"[" + b",".join([dump(user.record) for user in users]) + b"]").decode(),
+            "records": Jsonb(users, dumps=_records),
             "ignored": list(self.ignored_fields),
             "observed_at": observed_at,
             "grace_seconds": self.grace_seconds,
@@ -215,6 +216,11 @@ class Table:
             columns=_listed(columns),
             values=_listed(columns.values()),
         )
+
+
+def _records(users: Sequence[User]) -> bytes:
+    """Write all records as one JSON array: as text it would take up to four times the memory."""
+    return b"[" + b",".join([dump(user.record) for user in users]) + b"]"
 
 
 def _listed(parts: Iterable[str]) -> sql.Composed:

@@ -1,0 +1,115 @@
+"""Which of two answers is the newer one, in whatever order they are accepted."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import MirrorOutdated
+from worker.memory import Memory
+from worker.mirror import Delta
+from worker.model import User
+
+BEGAN = datetime(2026, 3, 14, tzinfo=UTC)
+IDS = [f"00000000-0000-4000-8000-00000000000{number}" for number in range(6)]
+
+
+def at(seconds: int) -> datetime:
+    return BEGAN + timedelta(seconds=seconds)
+
+
+def user(user_id: str) -> User:
+    return User(user_id, 1, b"x" * 8, {})
+
+
+def everybody() -> Delta:
+    """Give a delta that finds something about everybody, in each of its ways."""
+    keys = [(1, user_id) for user_id in IDS]
+    return Delta([user(user_id) for user_id in IDS], keys, list(keys))
+
+
+def decided(memory: Memory, seconds: int) -> set[str]:
+    """Tell of which ids an answer that was asked for then says nothing."""
+    delta = memory.still_news(everybody(), at(seconds))
+    said = {user.id for user in delta.changed}
+    assert said == {key[1] for key in delta.missing} == {key[1] for key in delta.moved}
+    return set(IDS) - said
+
+
+answers = st.lists(
+    st.tuples(st.integers(0, 20), st.sets(st.sampled_from(IDS)), st.integers(0, 100)), max_size=8
+)
+
+
+@given(answers)
+def test_older_answer_says_nothing_of_what_a_later_one_decided(
+    answers: list[tuple[int, set[str], int]],
+) -> None:
+    """Each answer has the moment it was asked for, whom it shows, and when its turn comes."""
+    memory = Memory()
+    for seconds, _, _ in answers:
+        memory.asked(at(seconds))
+    accepted: list[tuple[int, set[str]]] = []
+    for seconds, ids, _ in sorted(answers, key=lambda answer: answer[2]):
+        later = [shown for moment, shown in accepted if moment > seconds]
+        assert decided(memory, seconds) == set[str]().union(*later)
+        memory.accepted(ids, at(seconds))
+        memory.answered(at(seconds))
+        accepted.append((seconds, ids))
+    assert memory.remembered == 0
+
+
+@given(answers)
+def test_nothing_is_remembered_when_nothing_is_under_way(
+    answers: list[tuple[int, set[str], int]],
+) -> None:
+    memory = Memory()
+    for seconds, ids, _ in answers:
+        memory.asked(at(seconds))
+        memory.accepted(ids, at(seconds))
+        memory.answered(at(seconds))
+        assert memory.remembered == 0
+
+
+def test_answers_one_after_another_need_no_memory() -> None:
+    memory = Memory()
+    memory.asked(at(5))
+    memory.accepted(IDS, at(5))
+    assert memory.remembered == 0
+    assert decided(memory, 5) == set()
+
+
+def test_only_what_the_oldest_answer_could_contradict_is_kept() -> None:
+    memory = Memory()
+    for seconds in (1, 5, 9):
+        memory.asked(at(seconds))
+    memory.accepted(IDS[:1], at(5))
+    memory.accepted(IDS[1:2], at(9))
+    memory.answered(at(1))
+    assert (memory.remembered, decided(memory, 6)) == (1, {IDS[1]})
+    memory.answered(at(9))
+    assert memory.remembered == 1
+    memory.answered(at(5))
+    assert memory.remembered == 0
+
+
+def test_answer_that_was_given_up_twice_is_forgotten_once() -> None:
+    memory = Memory()
+    memory.asked(at(1))
+    memory.answered(at(1))
+    memory.answered(at(1))
+    assert memory.remembered == 0
+
+
+def test_nothing_to_say_stays_nothing() -> None:
+    memory = Memory()
+    assert memory.still_news(Delta(), at(0)) == Delta()
+
+
+def test_answer_for_an_earlier_generation_counts_for_nothing() -> None:
+    memory = Memory()
+    memory.check(0)
+    memory.generation += 1
+    with pytest.raises(MirrorOutdated):
+        memory.check(0)

@@ -1,0 +1,263 @@
+"""A look at the newest users: cheap, at once, and never a reason to delete."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from threading import Event
+
+import psycopg
+import pytest
+
+from tests.service_world import LIVE, ServiceWorld, opened_service_world, until
+from worker.clock import Clock
+from worker.errors import Stopped
+from worker.findings import Findings
+from worker.memory import Memory
+from worker.once import bind_project, open_store, opened_database, opened_source, rules
+from worker.poll import Poll
+from worker.sandbox.api import Reply, Request
+from worker.settings import Settings
+from worker.source import Source
+from worker.store import Store
+from worker.sweep import Report, Sweep
+
+SIZE = 5
+MISSING = "select count(*) from users_sync_worker.deletion"
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a poll and a sweep need, with the lease in hand."""
+
+    world: ServiceWorld
+    settings: Settings
+    source: Source
+    store: Store
+    memory: Memory
+
+    def poll(self, *, cold: bool = False) -> Findings:
+        return Poll(self.source, self.store, self.memory, SIZE, cold).run()
+
+    def sweep(self) -> Report:
+        return Sweep(
+            self.source, self.store, self.memory, rules(self.settings), lambda _: None
+        ).run()
+
+    def limits(self) -> list[int]:
+        """Give how many users were asked for, page by page, and forget that they were."""
+        asked = [int(request.query["limit"]) for request in self.world.lists()]
+        self.world.api.requests.clear()
+        return asked
+
+    def live(self) -> set[str]:
+        return {row[0] for row in self.world.query(LIVE)}
+
+
+@pytest.fixture
+def desk(database_url: str, connection: psycopg.Connection) -> Iterator[Desk]:
+    clock, stop = Clock(), Event()
+    with ExitStack() as opened:
+        world = opened.enter_context(opened_service_world(database_url, connection))
+        settings = world.settings(page_size=10)
+        database = opened.enter_context(opened_database(settings, database_url, clock, stop))
+        store = open_store(settings, database)
+        source = opened.enter_context(opened_source(settings, clock, stop, store.lease))
+        assert store.lease.acquire()
+        bind_project(store, source)
+        world.api.requests.clear()
+        memory = Memory()
+        memory.load(store)
+        yield Desk(world, settings, source, store, memory)
+
+
+def test_new_users_have_their_rows_at_once(desk: Desk) -> None:
+    desk.world.project.populate(20)
+    desk.sweep()
+    desk.limits()
+    created = {desk.world.project.create() for _ in range(3)}
+    findings = desk.poll()
+    assert (findings.counts["inserted"], desk.limits()) == (3, [SIZE])
+    assert desk.live() >= created
+
+
+def test_changes_among_the_newest_are_seen(desk: Desk) -> None:
+    ids = desk.world.project.populate(20)
+    desk.sweep()
+    desk.world.project.edit(ids[-1], display_name="Renamed")
+    desk.world.project.edit(ids[0], display_name="Too old")
+    assert desk.poll().counts["updated"] == 1
+    names = desk.world.query("select id from neon_auth.users_sync where name = 'Renamed'")
+    assert names == [(ids[-1],)]
+
+
+def test_unchanged_poll_costs_one_request_and_no_statement(desk: Desk) -> None:
+    desk.world.project.populate(20)
+    desk.sweep()
+    desk.poll()
+    desk.limits()
+    desk.store.database.close()
+    findings = desk.poll()
+    assert (findings.changed_something, findings.wrote, desk.limits()) == (False, False, [SIZE])
+    assert desk.world.connections() == 0
+
+
+def test_project_without_users_is_polled_for_nothing(desk: Desk) -> None:
+    assert not desk.poll().wrote
+
+
+def test_poll_never_deletes_nor_suspects(desk: Desk) -> None:
+    ids = desk.world.project.populate(20)
+    desk.sweep()
+    for user_id in ids[-4:]:
+        desk.world.project.delete(user_id)
+    assert not desk.poll().wrote
+    assert desk.live() == set(ids)
+    assert desk.world.query(MISSING) == [(0,)]
+
+
+def test_page_full_of_strangers_is_asked_for_again_four_times_as_large(desk: Desk) -> None:
+    ids = desk.world.project.populate(30)
+    desk.sweep()
+    desk.limits()
+    ids += [desk.world.project.create() for _ in range(40)]
+    assert desk.poll().counts["inserted"] == 40
+    assert desk.limits() == [SIZE, 4 * SIZE, 16 * SIZE]
+    assert desk.live() == set(ids)
+    assert all("cursor" not in request.query for request in desk.world.lists())
+
+
+def test_no_poll_asks_for_more_than_ten_thousand(desk: Desk) -> None:
+    desk.world.project.populate(12_000)
+    findings = desk.poll()
+    assert (findings.counts["inserted"], desk.limits()[-1]) == (10_000, 10_000)
+    assert desk.poll().changed_something is False
+
+
+def test_cold_poll_reads_one_page_only(desk: Desk) -> None:
+    ids = desk.world.project.populate(30)
+    assert desk.poll(cold=True).counts["inserted"] == SIZE
+    assert desk.limits() == [SIZE]
+    assert desk.live() == set(ids[-SIZE:])
+
+
+def test_user_that_only_moved_keeps_one_place(desk: Desk) -> None:
+    ids = desk.world.project.populate(20)
+    anonymous = desk.world.project.create(is_anonymous=True)
+    desk.sweep()
+    desk.world.project.upgrade(anonymous)
+    assert desk.poll().counts["updated"] == 1
+    assert len(desk.memory.mirror) == len(ids) + 1
+
+
+def test_unreadable_record_among_the_newest_is_put_aside_once(desk: Desk) -> None:
+    desk.world.project.populate(20)
+    desk.sweep()
+    odd = "00000000-0000-4000-8000-00000000000a"
+    raw = f'{{"id":"{odd}","signed_up_at_millis":"soon"}}'
+    desk.world.project.put_raw(odd, 4_000_000_000_000, raw.encode())
+    assert [desk.poll().wrote, desk.poll().wrote] == [True, False]
+
+
+class Beside:
+    """Holds back the answer to the next page of a sweep, which is made before `release`."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.reached, self._go_on = Event(), Event()
+        self._threads = ThreadPoolExecutor(1)
+        desk.world.api.on_request(self._hold)
+
+    def _hold(self, request: Request) -> Reply | None:
+        if request.query.get("desc") == "false" and not self.reached.is_set():
+            # Made now, as of now, and sent later: what happens meanwhile is not in it.
+            reply = self._answer(request)
+            self.reached.set()
+            self._go_on.wait(10)
+            return reply
+        return None
+
+    def _answer(self, request: Request) -> Reply:
+        return self._desk.world.api._answer(request)  # noqa: SLF001 - a true but old answer
+
+    def sweep(self, act: Callable[[], object]) -> Report:
+        """Sweep, and call `act` while the answer to the first page is on its way."""
+        swept = self._threads.submit(self._desk.sweep)
+        assert self.reached.wait(10)
+        act()
+        self._go_on.set()
+        report = swept.result(20)
+        self._threads.shutdown()
+        return report
+
+
+def test_user_inserted_by_a_poll_is_not_suspected_by_an_older_page(desk: Desk) -> None:
+    ids = set(desk.world.project.populate(8))
+    desk.sweep()
+    desk.limits()
+
+    def sign_up() -> None:
+        ids.add(desk.world.project.create())
+        assert desk.poll().counts["inserted"] == 1
+
+    report = Beside(desk).sweep(sign_up)
+    assert (report.candidates, report.counts["hidden"], report.counts["deleted"]) == (0, 0, 0)
+    assert not [r for r in desk.world.api.requests if r.path != "/api/v1/users"]
+    assert desk.live() == ids
+
+
+def test_older_page_does_not_overwrite_what_a_poll_saw(desk: Desk) -> None:
+    ids = desk.world.project.populate(8)
+    desk.sweep()
+
+    def rename() -> None:
+        desk.world.project.edit(ids[-1], display_name="Renamed")
+        assert desk.poll().counts["updated"] == 1
+
+    report = Beside(desk).sweep(rename)
+    assert report.changed_something is False
+    names = desk.world.query("select id from neon_auth.users_sync where name = 'Renamed'")
+    assert names == [(ids[-1],)]
+
+
+def test_nothing_is_remembered_once_no_answer_is_under_way(desk: Desk) -> None:
+    desk.world.project.populate(8)
+    Beside(desk).sweep(desk.poll)
+    desk.poll()
+    assert desk.memory.remembered == 0
+
+
+def test_broken_off_sweep_leaves_nothing_to_remember_for(desk: Desk) -> None:
+    desk.world.project.populate(30)
+    beside = Beside(desk)
+
+    def outdate() -> None:
+        desk.poll()
+        desk.source.stop.set()
+
+    with pytest.raises(Stopped):
+        beside.sweep(outdate)
+    assert desk.memory.remembered == 0
+
+
+def test_poll_does_not_queue_behind_the_proofs_of_a_sweep(desk: Desk) -> None:
+    ids = desk.world.project.populate(30)
+    desk.sweep()
+    for user_id in ids[:20]:
+        desk.world.project.delete(user_id)
+    go_on, asked = Event(), Event()
+
+    def hold_proofs(request: Request) -> None:
+        if request.path != "/api/v1/users":
+            asked.set()
+            go_on.wait(10)
+
+    desk.world.api.on_request(hold_proofs)
+    with ThreadPoolExecutor(1) as threads:
+        swept = threads.submit(desk.sweep)
+        until("proofs are asked for", asked.is_set)
+        desk.world.project.create()
+        assert desk.poll().counts["inserted"] == 1
+        assert not swept.done()
+        go_on.set()
+        assert swept.result(20).counts["deleted"] == 20

@@ -1,0 +1,111 @@
+"""What the holder of the lease does again and again: polls, sweeps, and audits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+
+from worker.figures import Figures
+from worker.memory import Memory
+from worker.model import User
+from worker.once import rules
+from worker.poll import Poll
+from worker.settings import Settings
+from worker.source import Source
+from worker.store import Store
+from worker.sweep import Sweep
+
+SECONDS_PER_HOUR = 3600.0
+
+
+@dataclass(slots=True)
+class Duty:
+    """The work under one lease, from when it was taken until it is lost.
+
+    Each of its jobs returns the seconds until it is due again. `warm` says that a sweep was
+    complete; before that, an unfinished one is resumed.
+    """
+
+    settings: Settings
+    source: Source
+    store: Store
+    memory: Memory
+    figures: Figures
+    warm: bool = False
+    _audited_at: float = 0.0
+    _swept_for: float = 0.0
+    _sweeping: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        self._audited_at = self._monotonic()
+        self.memory.on_inserted = self._inserted
+
+    def poll(self) -> float:
+        """Look at the newest users, or at all of them where that is no more."""
+        began = self._monotonic()
+        size = self.settings.schedule.poll_page_size
+        small = self.warm and len(self.memory.mirror) < size
+        if small and self._sweeping.acquire(blocking=False):
+            try:
+                self.figures.sweep_ended(self._sweep("poll").run())
+            finally:
+                self._sweeping.release()
+        else:
+            poll = Poll(self.source, self.store, self.memory, size, cold=not self.warm)
+            self.figures.poll_ended(poll.run())
+        seconds = self._monotonic() - began
+        self.figures.metrics.observe_poll(seconds)
+        return max(0.0, self.settings.schedule.poll_seconds - seconds)
+
+    def sweep(self) -> float:
+        """Sweep, or audit where that is due: the mirror is thrown away and the list read anew."""
+        began = self._monotonic()
+        try:
+            with self._sweeping:
+                report = self._sweep(self._kind()).run()
+        finally:
+            self._swept_for = self._monotonic() - began
+        self.warm = True
+        # Only now: the first sweep is quicker with larger pages.
+        self.source.page_size.keep_polls_fresh = True
+        self.figures.sweep_ended(report)
+        return self.pause
+
+    def renew(self) -> float:
+        """Keep the lease while there is nothing to write."""
+        self.store.lease.renew_if_due()
+        return self.store.lease.seconds / 6
+
+    @property
+    def pause(self) -> float:
+        """How long not to sweep after the last one, for it is work for the API's server, too."""
+        schedule = self.settings.schedule
+        return max(schedule.sweep_seconds, self._swept_for * (1 / schedule.sweep_share - 1))
+
+    def _kind(self) -> str:
+        """Say what the next sweep is; for an audit the mirror is loaded anew."""
+        now = self._monotonic()
+        if now - self._audited_at < self.settings.schedule.audit_hours * SECONDS_PER_HOUR:
+            return "sweep"
+        self._audited_at = now
+        self.memory.load(self.store)
+        return "audit"
+
+    def _sweep(self, kind: str) -> Sweep:
+        return Sweep(
+            self.source,
+            self.store,
+            self.memory,
+            rules(self.settings),
+            on_page=lambda _: self.figures.page_read(self.source.page_size.limit),
+            resume_minutes=None if self.warm else self.settings.schedule.resume_minutes,
+            kind=kind,
+            trace=kind != "poll" and not self.settings.database.quiet,
+        )
+
+    def _inserted(self, users: Sequence[User]) -> None:
+        """Measure how fresh rows are; the users from before us tell nothing."""
+        if self.warm:
+            self.figures.rows_inserted(users)
+
+    def _monotonic(self) -> float:
+        return self.store.database.clock.monotonic()

@@ -1,0 +1,71 @@
+"""What polls and sweeps did, for the vitals and the metrics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worker.clock import Clock
+from worker.findings import Findings
+from worker.memory import Memory
+from worker.metrics import Metrics
+from worker.model import User
+from worker.sweep import Report
+from worker.vitals import SweepSummary, Vitals
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Where the figures of one worker go. Safe to be called from any thread."""
+
+    vitals: Vitals
+    metrics: Metrics
+    memory: Memory
+    clock: Clock
+
+    def page_read(self, page_size: int) -> None:
+        self.vitals.set_page_size(page_size)
+        self.vitals.set_rows(users=len(self.memory.mirror))
+
+    def rows_inserted(self, users: Sequence[User]) -> None:
+        """Measure how long sign-ups took to their rows."""
+        now = self.clock.now().timestamp()
+        for user in users:
+            self.metrics.observe_freshness(now - user.millis / 1000)
+
+    def poll_ended(self, findings: Findings) -> None:
+        self.vitals.poll_finished()
+        self.vitals.set_rows(users=len(self.memory.mirror))
+        # The users that sweeps read are counted there.
+        counts = {name: count for name, count in findings.counts.items() if name != "users"}
+        self.metrics.count_rows(counts)
+
+    def sweep_ended(self, report: Report) -> None:
+        """Take in a sweep; one that was a poll is worth showing only if it changed something."""
+        counts = {**report.counts, "unchanged": report.unchanged, "waiting": report.waiting}
+        if report.kind == "poll":
+            self.vitals.poll_finished(whole_list=True)
+        if report.kind != "poll" or report.changed_something:
+            self.vitals.sweep_finished(
+                SweepSummary(
+                    report.sweep,
+                    report.kind,
+                    report.outcome,
+                    self.clock.now(),
+                    report.duration_seconds,
+                    counts,
+                )
+            )
+        self.metrics.count_rows(counts)
+        self.metrics.observe_sweep(report.duration_seconds)
+        self.vitals.set_quarantined(report.counts["quarantined"])
+        self.vitals.set_rows(users=len(self.memory.mirror))
+        self._count_suspects(report.counts["held"])
+
+    def _count_suspects(self, held: int) -> None:
+        with self.memory.lock:
+            suspects = list(self.memory.suspects.values())
+        noticed = [suspect.noticed_at for suspect in suspects if suspect.state == "candidate"]
+        since = None
+        if noticed:
+            age = (self.clock.now() - min(noticed)).total_seconds()
+            since = self.vitals.monotonic() - age
+        self.vitals.set_deletions(held=held, candidates=len(noticed), oldest_candidate_since=since)

@@ -1,0 +1,95 @@
+"""What the worker remembers between sweeps and polls, and which of two answers is the newer one."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from threading import RLock
+
+from worker.errors import MirrorOutdated
+from worker.mirror import Delta, Mirror
+from worker.model import User
+from worker.store import Store
+from worker.store.deletions import Suspect
+
+
+@dataclass(slots=True)
+class Memory:
+    """The mirror with what belongs to it, true for as long as nobody else writes.
+
+    `lock` is held from comparing an answer through applying to accepting it; answers are fetched
+    outside. `suspects` and `rejects` are what is recorded in the database. `generation` rises when
+    all of it is loaded anew: answers that were asked for before count for nothing.
+    """
+
+    mirror: Mirror = field(default_factory=Mirror)
+    suspects: dict[str, Suspect] = field(default_factory=dict)
+    rejects: dict[str, str] = field(default_factory=dict)
+    generation: int = 0
+    on_inserted: Callable[[Sequence[User]], None] = lambda _users: None
+    lock: RLock = field(default_factory=RLock)
+    _under_way: list[datetime] = field(default_factory=list)
+    _accepted_at: dict[str, datetime] = field(default_factory=dict)
+
+    def load(self, store: Store) -> None:
+        """Load what is live, suspected and in quarantine: three reads."""
+        database = store.database
+        with self.lock:
+            self.mirror = database.call(lambda conn: Mirror.load(store.table.load_keys(conn)))
+            self.suspects = database.call(store.deletions.load)
+            self.rejects = database.call(store.quarantine.load)
+            self._accepted_at.clear()
+            self.generation += 1
+
+    def reload(self, store: Store, outdated: int) -> None:
+        """Load again after `outdated` was found to be no longer true; once, whoever finds it."""
+        with self.lock:
+            if self.generation == outdated:
+                store.lease.resync()
+                self.load(store)
+
+    def check(self, generation: int) -> None:
+        """Raise MirrorOutdated if an answer was asked for before the memory was loaded anew."""
+        if self.generation != generation:
+            raise MirrorOutdated("the mirror was loaded anew meanwhile")
+
+    def asked(self, asked_at: datetime) -> datetime:
+        """Note that an answer is under way; returns the moment it was asked for."""
+        with self.lock:
+            self._under_way.append(asked_at)
+        return asked_at
+
+    def answered(self, asked_at: datetime) -> None:
+        """Note that an answer is dealt with; what only it could have contradicted is forgotten."""
+        with self.lock:
+            if asked_at in self._under_way:
+                self._under_way.remove(asked_at)
+            oldest = min(self._under_way, default=None)
+            if oldest is None:
+                self._accepted_at.clear()
+            elif self._accepted_at:
+                kept = {i: at for i, at in self._accepted_at.items() if at > oldest}
+                self._accepted_at = kept
+
+    def accepted(self, ids: Iterable[str], observed_at: datetime) -> None:
+        """Remember what this answer said of these ids while an older answer is under way."""
+        if any(asked_at < observed_at for asked_at in self._under_way):
+            for user_id in ids:
+                known = self._accepted_at.get(user_id)
+                if known is None or known < observed_at:
+                    self._accepted_at[user_id] = observed_at
+
+    @property
+    def remembered(self) -> int:
+        """Of how many ids it is remembered when they were accepted."""
+        return len(self._accepted_at)
+
+    def still_news(self, delta: Delta, observed_at: datetime) -> Delta:
+        """Leave out the ids of which a later answer was accepted: this one says nothing of them."""
+        if not self._accepted_at:
+            return delta
+        outdated = {i for i, at in self._accepted_at.items() if at > observed_at}
+        return Delta(
+            [user for user in delta.changed if user.id not in outdated],
+            [key for key in delta.missing if key[1] not in outdated],
+            [key for key in delta.moved if key[1] not in outdated],
+        )
