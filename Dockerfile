@@ -1,8 +1,9 @@
 # syntax=docker/dockerfile:1
 
-# The image of the worker: one sweep, then it exits.
+# The image of the worker, which works until it is stopped; with --once, one sweep and it exits.
 #
-#   docker run --rm --read-only --env-file .env IMAGE
+#   docker run --read-only --env-file .env -p 127.0.0.1:8080:8080 IMAGE
+#   docker run --rm --read-only --env-file .env IMAGE --once
 #
 # It writes no file, so a read-only root file system is fine. Settings come from the environment, or
 # from a file that is mounted and named:
@@ -30,5 +31,6 @@ ENV PATH=/opt/users-sync/bin:$PATH \
 # A number, for Kubernetes cannot tell whether a name is root (runAsNonRoot).
 USER 10001:10001
 STOPSIGNAL SIGTERM
+EXPOSE 8080
+HEALTHCHECK CMD ["users-sync", "probe"]
 ENTRYPOINT ["users-sync"]
-CMD ["--once"]
