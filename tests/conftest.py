@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -18,6 +19,11 @@ from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_data
 
 # A crash of the machine would cost nothing but the test: fsync is most of what a commit takes.
 UNSAFE_AND_FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
+
+
+# The whole suite is to be run often: half of hypothesis' usual examples, new ones each time.
+hypothesis.settings.register_profile("often", max_examples=50, deadline=None)
+hypothesis.settings.load_profile("often")
 
 
 @pytest.fixture(scope="session")
