@@ -21,8 +21,8 @@ from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_data
 UNSAFE_AND_FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
 
 
-# The whole suite is to be run often: half of hypothesis' usual examples, new ones each time.
-hypothesis.settings.register_profile("often", max_examples=50, deadline=None)
+# The whole suite is to be run often: fewer examples than usual, new ones each time.
+hypothesis.settings.register_profile("often", max_examples=30, deadline=None)
 hypothesis.settings.load_profile("often")
 
 

@@ -177,7 +177,7 @@ rounds = st.builds(
     st.sampled_from([2, 3, 5]),
 )
 moderate = hypothesis_settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     # Each attempt at a smaller history takes a second: a failing one is printed as it is.
     phases=(Phase.explicit, Phase.reuse, Phase.generate),

@@ -27,13 +27,11 @@ from worker.errors import (
 from worker.log import configure_logging, keep_out_of_logs
 from worker.once import opened_database, sweep_once
 from worker.operate.check import check as find_problems
-from worker.service import Service
 from worker.settings import EMBEDDED, Settings, load_settings
 from worker.signals import Signals
 from worker.store.database import Connection, Database
 from worker.store.deletions import Deletions
 from worker.store.schema import creation_sql, missing_migrations, prepare
-from worker.web import probe as is_alive
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -133,6 +131,8 @@ def run(
 
 def _serve(settings: Settings) -> int:
     """Work until a signal; that is what was asked for, so it is a success."""
+    from worker.service import Service  # noqa: PLC0415 - one sweep starts sooner without it
+
     settings.require_stack()
     with Signals() as signals, _database_url(settings) as url:
         configure_logging(settings.log.level, settings.log.format, sys.stdout)
@@ -244,6 +244,8 @@ def probe(
     *, config: Config = None, log_format: LogFormat = None, log_level: LogLevel = None
 ) -> int:
     """Ask the worker on this machine whether it is alive: for the image's health check."""
+    from worker.web import probe as is_alive  # noqa: PLC0415 - one sweep starts sooner
+
     http = _settings(config, log_format, log_level).http
     # Whoever turned the endpoints off does without.
     return DONE if http.port == 0 or is_alive(http.host, http.port) else BUG
