@@ -151,7 +151,9 @@ class Reading:
             if changed or extras or (span and self._checkpoint_is_due()):
                 self._checkpoint_at = self._monotonic()
                 checkpoint = self._checkpoint(self.walk.request.after) if span else []
-                self.apply(changed, page.observed_at, page.size, [*extras, *checkpoint])
+                # Of a page that is large, what changed is mostly small.
+                size = page.size * len(changed) // max(1, len(page.users))
+                self.apply(changed, page.observed_at, size, [*extras, *checkpoint])
             findings.mirror.remove(delta.moved)
         for user_id in page.cleaned:
             log.warning("record.cleaned", user=user_id)

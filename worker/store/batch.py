@@ -16,8 +16,9 @@ from worker.store.users import Table
 
 log = structlog.stdlib.get_logger(__name__)
 
-# More in one statement would make both sides hold too much of it at once.
-PART_BYTES = 4_000_000
+# More in one statement would make both sides hold too much at once; a tuned page fits into one, so
+# that it costs two round trips.
+PART_BYTES = 16_000_000
 
 # So many rows in a row are not an application's locks on some users but one on the table.
 MOST_BLOCKED = 3
