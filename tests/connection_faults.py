@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ssl import SSLContext
-from threading import Event, Thread
+from threading import Event, Semaphore, Thread
 
 
 @dataclass(frozen=True)
 class FaultyServer:
-    """Where it listens, what it was asked, and whether the test is over."""
+    """Where it listens, what it was asked, how often it hung up, and whether the test is over."""
 
     url: str
     requests: list[bytes] = field(default_factory=list)
+    hung_up: Semaphore = field(default_factory=lambda: Semaphore(0))
     over: Event = field(default_factory=Event)
 
 
@@ -45,6 +46,7 @@ def _accept(
             with tls.wrap_socket(plain, server_side=True) if tls else plain as connection:
                 server.requests.append(_read_request(connection))
                 behave(connection, server)
+            server.hung_up.release()
 
 
 def _read_request(connection: socket.socket) -> bytes:

@@ -1,15 +1,16 @@
 """The command as a user starts it: a process of its own, in an environment of its own."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,10 +19,15 @@ import psycopg
 import pytest
 
 import worker
+from tests.forked import run_command
 from worker.sandbox.api import FakeStackApi, Project, Reply, Request, serve
 
 # Much longer than anything takes that does not hang.
 PATIENCE_SECONDS = 30
+
+# Forks each process from one that has imported everything, and has no threads.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.forked"])
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,20 @@ class Ended:
 class Running:
     """A process at work; what it prints goes to files, so that it never waits for a reader."""
 
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
     stdout: Path
     stderr: Path
 
     def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        assert self.process.pid
+        os.kill(self.process.pid, number)
 
     def end(self) -> Ended:
         """Wait until it ends by itself."""
-        code = self.process.wait(PATIENCE_SECONDS)
+        self.process.join(PATIENCE_SECONDS)
+        code = self.process.exitcode
+        if code is None:
+            pytest.fail("the process does not end")
         return Ended(code, self.stdout.read_text("utf-8"), self.stderr.read_text("utf-8"))
 
 
@@ -82,11 +92,12 @@ class Shell:
     def start(self, *arguments: str) -> Running:
         number = next(self._numbers)
         stdout, stderr = (self.folder / f"{number}.{name}" for name in ("stdout", "stderr"))
-        with stdout.open("wb") as out, stderr.open("wb") as err:
-            process = subprocess.Popen(
-                command(*arguments), cwd=self.folder, env=self.environ(), stdout=out, stderr=err
-            )
-        self._started.callback(process.wait)
+        for printed in (stdout, stderr):
+            printed.touch()
+        how = (arguments, self.folder, self.environ(), stdout, stderr)
+        process = FORKS.Process(target=run_command, args=how)
+        process.start()
+        self._started.callback(process.join)
         self._started.callback(process.kill)
         return Running(process, stdout, stderr)
 

@@ -283,7 +283,7 @@ def test_held_deletions_exit_with_6_until_they_are_approved(site: Site) -> None:
     expected = [[user_id, "held", "2", "2"] for user_id in leaving]
     assert [line.replace("|", " ").split() for line in lines[2:17]] == expected
     assert lines[17] == "(15 rows)"
-    assert lines[-1].endswith(" -m worker deletions approve 2")
+    assert lines[-1].endswith("users-sync deletions approve 2")
 
     approved = site.shell.run("deletions", "approve", "2")
     assert (approved.code, approved.stderr) == (0, "")
@@ -299,7 +299,7 @@ def test_held_deletions_exit_with_6_until_they_are_approved(site: Site) -> None:
 def test_deletions_need_the_workers_tables(site: Site) -> None:
     ended = site.shell.run("deletions")
     assert ended.code == 2
-    assert complaint(ended).endswith(" -m worker init`")
+    assert complaint(ended).endswith("run `users-sync init`")
 
 
 # Signals
@@ -530,6 +530,19 @@ def test_kept_demo_serves_other_commands_until_it_is_interrupted(embedded: Shell
     running.signal(signal.SIGINT)
     ended = running.end()
     assert (ended.code, ended.stderr, config.exists()) == (0, "", False)
+
+
+# Started in its own Python
+
+
+def test_commands_to_run_next_are_named_as_this_one_was_started(site: Site) -> None:
+    shell, program = site.shell, command("deletions")
+    with subprocess.Popen(
+        program, cwd=shell.folder, env=shell.environ(), stderr=subprocess.PIPE
+    ) as process:
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert stderr.decode().endswith(f"run `{program[0]} -m worker init`\n")
 
 
 # On a terminal

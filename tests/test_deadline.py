@@ -79,6 +79,7 @@ def test_connection_that_the_server_closed_is_not_used_again() -> None:
         access = Access(server.url, "p1", "ssk_very_secret")
         with StackApi(access, clock=Clock(), stop=Event(), proxies={}) as api:
             api.fetch_page(None, 100)
+            assert server.hung_up.acquire(timeout=5)
             api.fetch_page(None, 100)
     assert len(server.requests) == 2
 

@@ -52,8 +52,8 @@ def test_second_of_two_ends_as_soon_as_the_first_is_seen_alive(site: Site, shell
     """The first does nothing but wait for the API, and renews its lease all the while."""
     with kept_waiting(site.api, page=1) as go_on:
         racing = [shell.start("--once"), shell.start("--once")]
-        until("one has ended", lambda: any(r.process.poll() is not None for r in racing))
-        [winner] = [running for running in racing if running.process.poll() is None]
+        until("one has ended", lambda: not all(r.process.is_alive() for r in racing))
+        [winner] = [running for running in racing if running.process.is_alive()]
         racing.remove(winner)
         second = racing[0].end()
         go_on.set()

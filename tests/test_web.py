@@ -138,6 +138,21 @@ def test_server_closes_under_open_connections(vitals: Vitals, metrics: Metrics) 
     assert not probe(LOOPBACK, server.port)
 
 
+def test_server_closes_although_something_else_wakes_its_thread_first(
+    vitals: Vitals, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WebServer(LOOPBACK, 0, vitals, metrics) as server:
+        trigger = server._server.trigger  # noqa: SLF001
+        pull = trigger._physical_pull  # noqa: SLF001
+
+        def pull_late() -> None:
+            pull()
+            server._thread.join(timeout=5)  # noqa: SLF001
+            pull()
+
+        monkeypatch.setattr(trigger, "_physical_pull", pull_late)
+
+
 def test_port_can_be_had_again_at_once(vitals: Vitals, metrics: Metrics) -> None:
     with WebServer(LOOPBACK, 0, vitals, metrics) as first:
         assert probe(LOOPBACK, first.port)

@@ -84,17 +84,19 @@ class WebServer:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        # Sockets are closed by the thread that polls them, which ends when none is left.
-        self._server.trigger.pull_trigger(self._close)
+        # Polling ends with nothing left to poll. Things are closed only then: pulling the trigger
+        # writes to a descriptor of its own, and the threads that answer pull it, too.
+        self._server.trigger.pull_trigger(self._leave_all)
         self._thread.join()
-        self._server.task_dispatcher.shutdown()
-
-    def _close(self) -> None:
-        """Close what waitress polls: first the channels, so that no writer waits for one."""
         for channel in list(self._server.active_channels.values()):
-            channel.handle_close()
-        # It has no name for its map.
-        self._server.asyncore.close_all(self._server._map, ignore_all=True)  # noqa: SLF001
+            channel.handle_close()  # a thread may wait for its client
+        self._server.task_dispatcher.shutdown()
+        self._server.asyncore.close_all(self._left, ignore_all=True)
+
+    def _leave_all(self) -> None:
+        polled: dict[int, Any] = self._server._map  # noqa: SLF001  it has no public name
+        self._left = dict(polled)
+        polled.clear()
 
 
 def make_app(vitals: Vitals, metrics: Metrics) -> WSGIApplication:

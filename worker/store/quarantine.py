@@ -18,7 +18,7 @@ _PUT = """
 insert into users_sync_worker.quarantine
     (target, record, user_id, digest, payload, error, permanent, first_seen, last_seen, times)
 select %(target)s, record, user_id, digest, payload, error, permanent,
-       clock_timestamp(), clock_timestamp(), 1
+       statement_timestamp(), statement_timestamp(), 1
 from unnest(%(record)s::text[], %(user_id)s::text[], %(digest)s::text[], %(payload)s::text[],
             %(error)s::text[], %(permanent)s::boolean[])
     as r (record, user_id, digest, payload, error, permanent)

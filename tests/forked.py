@@ -1,0 +1,30 @@
+"""What a process of `Shell` does first; starting Python and importing takes most of a second."""
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import worker.operate.check
+import worker.sandbox.demo
+import worker.service  # noqa: F401  imported once, for all the processes that are forked
+from worker import cli
+
+
+def run_command(
+    arguments: Sequence[str], folder: Path, environ: Mapping[str, str], stdout: Path, stderr: Path
+) -> None:
+    """Become the command: another folder and environment, and what is printed goes to files."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.argv = ["users-sync", *arguments]
+    sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  for as long as it runs
+    sys.stdout = stdout.open("w", encoding="utf-8")
+    sys.stderr = stderr.open("w", encoding="utf-8")
+    # What is not written by Python goes there, too.
+    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(sys.stderr.fileno(), 2)
+    warnings.simplefilter("error")
+    cli.main()
