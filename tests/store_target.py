@@ -14,7 +14,7 @@ from psycopg import sql
 
 from worker.clock import Clock
 from worker.errors import DatabaseUnavailable
-from worker.model import User, canonical, digest
+from worker.model import User, canonical, digest, dump
 from worker.retry import Retry
 from worker.sandbox.records import blank
 from worker.store.database import Database
@@ -169,7 +169,7 @@ def person(number: int, **changes: Any) -> User:
         **changes,
     }
     short = digest(canonical(record, (IGNORED,)))
-    return User(record["id"], record["signed_up_at_millis"], short, record)
+    return User(record["id"], record["signed_up_at_millis"], short, dump(record))
 
 
 def people(*numbers: int, **changes: Any) -> list[User]:

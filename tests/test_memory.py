@@ -20,7 +20,7 @@ def at(seconds: int) -> datetime:
 
 
 def user(user_id: str) -> User:
-    return User(user_id, 1, b"x" * 8, {})
+    return User(user_id, 1, b"x" * 8, b"{}")
 
 
 def everybody() -> Delta:

@@ -24,11 +24,11 @@ def user_id(number: int) -> str:
 
 
 def user(number: int, millis: int | None = None, digest: bytes = DIGESTS[0]) -> User:
-    return User(user_id(number), number if millis is None else millis, digest, {})
+    return User(user_id(number), number if millis is None else millis, digest, b"{}")
 
 
 def users_of(model: Model) -> list[User]:
-    return [User(key[1], key[0], digest, {}) for key, digest in sorted(model.items())]
+    return [User(key[1], key[0], digest, b"{}") for key, digest in sorted(model.items())]
 
 
 def mirror_of(model: Model) -> Mirror:
@@ -238,7 +238,7 @@ def assert_same(mirror: Mirror, model: Model) -> None:
     assert all(key in mirror for key in model)
     # Asked for one digest and for the other, what is unknown differs from both.
     for digest in DIGESTS:
-        asked = [User(key[1], key[0], digest, {}) for key in sorted(model)]
+        asked = [User(key[1], key[0], digest, b"{}") for key in sorted(model)]
         changed = mirror.compare(asked, EVERYTHING, nobody_asks).changed
         assert changed == [user for user in asked if model[user.key] != user.digest]
 
@@ -298,7 +298,7 @@ def test_halves_of_two_neighbours_are_not_an_inserted_row() -> None:
     second = "00000000-0000-0000-0000-000000000000"
     between = "00000000-0000-0000-0100-000000000000"
     mirror = Mirror()
-    mirror.note_inserted([User(first, 1, b"", {}), User(second, 2, b"", {})], at=10.0)
+    mirror.note_inserted([User(first, 1, b"", b"{}"), User(second, 2, b"", b"{}")], at=10.0)
     assert not mirror.inserted_since(between, 5.0)
     assert mirror.inserted_since(second, 5.0)
 

@@ -1,5 +1,7 @@
+import json
 from datetime import UTC, datetime
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from worker.model import (
     digest,
     dump,
     is_user_id,
+    whole,
 )
 
 ID = "637a92dd-1790-4469-81a9-9c88e077a18f"
@@ -34,7 +37,7 @@ alike = st.dictionaries(st.sampled_from("ab"), st.sampled_from([None, 0, 1, 1.0,
 
 
 def user(user_id: str, millis: int = 0) -> User:
-    return User(user_id, millis, b"01234567", {})
+    return User(user_id, millis, b"01234567", b"{}")
 
 
 def unreadable(user_id: str | None) -> Unreadable:
@@ -99,6 +102,14 @@ def test_nothing_has_a_digest_too() -> None:
 def test_ignored_fields_are_not_in_the_canonical_form() -> None:
     record = {"b": 1, "a": None, "last_active_at_millis": 7}
     assert canonical(record, ["last_active_at_millis"]) == b'{"a":null,"b":1}'
+
+
+@pytest.mark.parametrize(
+    "record", [{"b": 1, "a": None, "seen": 2**70}, {"seen": 1, "other": 2}, {"b": 1}, {}]
+)
+def test_whole_record_is_its_canonical_form_and_what_is_ignored(record: dict[str, Any]) -> None:
+    ignored = ["seen", "other", "absent"]
+    assert json.loads(whole(record, canonical(record, ignored), ignored)) == record
 
 
 def test_ignored_field_counts_where_it_is_nested() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.store_target import IGNORED, SIGNED_UP, Target, people, person, user_id
 from worker.mirror import NO_MILLIS
-from worker.model import User
+from worker.model import User, dump
 
 pytest_plugins = ["tests.store_fixtures"]
 
@@ -484,7 +484,7 @@ def test_keys_come_in_the_order_of_the_list(target: Target) -> None:
     ]
     users = [person(1, id=each, signed_up_at_millis=millis) for millis in (7, -7) for each in ids]
     users = [
-        User(user_id(n), u.millis, u.digest, {**u.record, "id": user_id(n)}) if n < 5 else u
+        User(user_id(n), u.millis, u.digest, dump({**u.record, "id": user_id(n)})) if n < 5 else u
         for n, u in enumerate(users)
     ]
     target.apply(users)

@@ -21,6 +21,7 @@ from worker.model import (
     canonical,
     digest,
     is_user_id,
+    whole,
 )
 
 # Postgres fails on deep nesting (54001), and orjson cannot write more than 254 levels.
@@ -165,10 +166,10 @@ def _read(
     try:
         _check_form(item)
         cleaned = _clean(item) if careful else item
-        text = _canonical(cleaned, ignored_fields)
+        canonical_json, text = _write(cleaned, ignored_fields)
     except _Unstorable as error:
         return _unreadable(item, ignored_fields, str(error)), False
-    user = User(cleaned["id"], cleaned["signed_up_at_millis"], digest(text), cleaned)
+    user = User(cleaned["id"], cleaned["signed_up_at_millis"], digest(canonical_json), text)
     return user, cleaned is not item and cleaned != item
 
 
@@ -185,16 +186,18 @@ def _check_form(item: Any) -> None:
         raise _Unstorable("signed_up_at_millis is out of the range of timestamptz")
 
 
-def _canonical(record: dict[str, Any], ignored_fields: Collection[str]) -> bytes:
+def _write(record: dict[str, Any], ignored_fields: Collection[str]) -> tuple[bytes, bytes]:
+    """Write a record's canonical JSON and all of its JSON."""
     too_deep = _Unstorable(f"nested deeper than {MAX_NESTING} levels")
     try:
-        text = canonical(record, ignored_fields)
+        canonical_json = canonical(record, ignored_fields)
+        text = whole(record, canonical_json, ignored_fields)
     except RecursionError:
         raise too_deep from None
     # A level costs a bracket, and few users have enough brackets to need a closer look.
     if text.count(b"{") + text.count(b"[") > MAX_NESTING and _nesting(record) > MAX_NESTING:
         raise too_deep
-    return text
+    return canonical_json, text
 
 
 def _nesting(value: Any) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from worker.errors import DataRefused
-from worker.model import Unreadable, User, dump
+from worker.model import Unreadable, User
 from worker.store.database import Connection
 from worker.store.statement import Statement
 
@@ -75,7 +75,7 @@ def refused(user: User, error: DataRefused) -> Rejected:
     return Rejected(
         user_id=user.id,
         digest=user.digest.hex(),
-        payload=dump(user.record).decode(),
+        payload=user.json.decode(),
         error=f"refused by the database: {error}",
         permanent=error.permanent,
     )

@@ -8,7 +8,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from worker.mirror import NO_MILLIS
-from worker.model import User, dump
+from worker.model import User
 from worker.store.database import Connection
 from worker.store.shape import TABLE, Shape
 from worker.store.statement import Statement
@@ -220,7 +220,7 @@ class Table:
 
 def _records(users: Sequence[User]) -> bytes:
     """Write all records as one JSON array: as text it would take up to four times the memory."""
-    return b"[" + b",".join([dump(user.record) for user in users]) + b"]"
+    return b"[" + b",".join([user.json for user in users]) + b"]"
 
 
 def _listed(parts: Iterable[str]) -> sql.Composed:
