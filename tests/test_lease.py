@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from tests.store_target import Target, people, person
+from tests.store_target import PROJECT, Target, people, person
 from worker.errors import Blocked, DatabaseUnavailable, DataRefused, LeaseLost, MirrorOutdated
 from worker.store.lease import Claim, Lease, Sight
 from worker.store.statement import Statement
@@ -522,3 +522,53 @@ def test_statement_that_fills_the_buffers_on_the_way_is_sent_whole(generated: Ta
             assert committed.result(timeout=30) == [(len(text),)]
         finally:
             wire.over.set()
+
+
+# What was written meanwhile
+
+
+def test_resync_says_how_far_the_mirror_was_true(generated: Target) -> None:
+    lease = generated.held_lease()
+    lease.commit([], 1)
+    generated.query("update users_sync_worker.lease set writes = writes + 3")
+    for _ in range(2):
+        with pytest.raises(MirrorOutdated):
+            lease.commit([wanted(generated)], 1)
+    assert lease.resync() == (1, 4)
+    lease.commit([], 1)
+    assert writes(generated) == 5
+
+
+def test_resync_that_was_not_needed_says_nothing(generated: Target) -> None:
+    assert generated.held_lease().resync() is None
+
+
+def test_lease_that_was_taken_anew_says_nothing_of_before(generated: Target) -> None:
+    lease = generated.held_lease()
+    generated.query("update users_sync_worker.lease set writes = writes + 1")
+    with pytest.raises(MirrorOutdated):
+        lease.commit([], 1)
+    generated.run_out()
+    assert lease.acquire()
+    assert lease.resync() is None
+
+
+def test_quiet_lease_says_how_far_the_mirror_was_true_unless_another_held_it(
+    generated: Target,
+) -> None:
+    claim = Claim(generated.schema, PROJECT, "quiet", 60, quiet=True)
+    lease = Lease(generated.database(), claim)
+    assert lease.acquire()
+    lease.bind()
+    lease.rest()
+    generated.query("update users_sync_worker.lease set writes = writes + 1")
+    for _ in range(2):
+        with pytest.raises(MirrorOutdated):
+            lease.commit([wanted(generated)], 1)
+    assert lease.resync() == (0, 1)
+    lease.rest()
+    generated.query("update users_sync_worker.lease set writes = writes + 1, epoch = epoch + 1")
+    with pytest.raises(MirrorOutdated):
+        lease.commit([wanted(generated)], 1)
+    assert lease.resync() is None
+    assert generated.ids() == set()

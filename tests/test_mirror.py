@@ -327,3 +327,29 @@ def parts(column: object) -> list[object]:
         return []
     assert hasattr(column, "__iter__")
     return [part for entry in column for part in (entry, *entry)]
+
+
+@given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)))
+def test_replaced_users_are_known_by_what_is_given_alone(
+    there: set[int], asked: set[int], moved: set[int]
+) -> None:
+    """Of the users that are asked for, those that moved are live, at another place."""
+    model = {user(number).key: DIGESTS[0] for number in there}
+    mirror = mirror_of(model)
+    now = {user(number, millis=100 - number).key: UNKNOWN_DIGEST for number in asked & moved}
+    mirror.replace([user_id(number) for number in asked], [(k[0], pack(k[1])) for k in now])
+    kept = {user(number).key: DIGESTS[0] for number in there - asked}
+    assert list(mirror.keys()) == sorted(kept | now)
+    shown = users_of(dict.fromkeys(kept | now, DIGESTS[0]))
+    changed = mirror.compare(shown, EVERYTHING, set).changed
+    assert {user.key for user in changed} == now.keys()
+
+
+def test_id_is_found_where_two_neighbours_look_like_it() -> None:
+    """The end of one id and the beginning of the next are no id."""
+    halves = [f"{'a' * 8}-aaaa-4aaa-8aaa-{'b' * 12}", f"{'c' * 8}-cccc-4ccc-8ccc-{'d' * 12}"]
+    mirror = mirror_with([User(id_, at, DIGESTS[0], b"") for at, id_ in enumerate(halves)])
+    between = (pack(halves[0]) + pack(halves[1]))[8:24].hex()
+    seam = f"{between[:8]}-{between[8:12]}-{between[12:16]}-{between[16:20]}-{between[20:]}"
+    mirror.replace([seam], [])
+    assert len(mirror) == 2

@@ -32,7 +32,7 @@ pytest_plugins = ["tests.store_fixtures"]
 
 NAMES = ["neon_auth", "We{i}rd %s \"x\" ; -- :x 'y' {table}"]
 
-OWN_TABLES = {"migration", "lease", "checkpoint", "sweep", "deletion", "quarantine"}
+OWN_TABLES = {"migration", "lease", "checkpoint", "sweep", "deletion", "quarantine", "touched"}
 
 COLUMNS = """
 select attname, format_type(atttypid, atttypmod), attnotnull, attgenerated::text,

@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from threading import RLock
 
+import structlog
+
 from worker.errors import MirrorOutdated
 from worker.mirror import Delta, Mirror
 from worker.model import User
 from worker.store import Store
 from worker.store.deletions import Suspect
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -35,17 +39,39 @@ class Memory:
         database = store.database
         with self.lock:
             self.mirror = database.call(lambda conn: Mirror.load(store.table.load_keys(conn)))
-            self.suspects = database.call(store.deletions.load)
-            self.rejects = database.call(store.quarantine.load)
-            self._accepted_at.clear()
-            self.generation += 1
+            self._load_records(store)
+
+    def _load_records(self, store: Store) -> None:
+        self.suspects = store.database.call(store.deletions.load)
+        self.rejects = store.database.call(store.quarantine.load)
+        self._accepted_at.clear()
+        self.generation += 1
 
     def reload(self, store: Store, outdated: int) -> None:
-        """Load again after `outdated` was found to be no longer true; once, whoever finds it."""
+        """Make true again what was found not to be; once, whoever finds it.
+
+        What commands wrote beside us is looked at again row by row; else everything is loaded.
+        """
         with self.lock:
-            if self.generation == outdated:
-                store.lease.resync()
+            if self.generation != outdated:
+                return
+            gap = store.lease.resync()
+            ids = None
+            if gap is not None:
+                ids = store.database.call(lambda conn: store.touched.between(conn, *gap))
+            if ids is None:
+                log.info("mirror.discarded")
                 self.load(store)
+            else:
+                log.info("mirror.amended", users=len(ids))
+                self._load_users(store, ids)
+
+    def _load_users(self, store: Store, ids: Sequence[str]) -> None:
+        """Load what is live of these users, and all suspicions: a command may have ended some."""
+        database = store.database
+        keys = database.call(lambda conn: store.table.load_keys_of(conn, ids))
+        self.mirror.replace(ids, keys)
+        self._load_records(store)
 
     def check(self, generation: int) -> None:
         """Raise MirrorOutdated if an answer was asked for before the memory was loaded anew."""

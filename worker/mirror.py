@@ -122,6 +122,12 @@ class Mirror:
         del self._ids[end * ID_BYTES :]
         del self._digests[end * DIGEST_BYTES :]
 
+    def replace(self, ids: Iterable[str], keys: Iterable[tuple[int, bytes]]) -> None:
+        """Know of these users only what is given: (millis, 16-byte id) of those that are live."""
+        found = [at for user_id in ids if (at := self._find_id(pack(user_id))) is not None]
+        self.remove([self._key(at) for at in found])
+        self.accept([User(_unpack(packed), at, UNKNOWN_DIGEST, b"") for at, packed in keys])
+
     def note_inserted(
         self, users: Sequence[User], at: float, kept_seconds: float = math.inf
     ) -> None:
@@ -136,7 +142,7 @@ class Mirror:
         while self._inserted and self._inserted[0][0] < since:
             self._inserted.popleft()
         packed = pack(user_id)
-        return any(_holds(ids, packed) for _, ids in self._inserted)
+        return any(_index(ids, packed) >= 0 for _, ids in self._inserted)
 
     def below(self, key: Key) -> Key | None:
         """Return the nearest key below this one that has a sign-up."""
@@ -206,6 +212,11 @@ class Mirror:
         found = at < len(self) and self._packed_key(at) == (key[0], pack(key[1]))
         return at if found else None
 
+    def _find_id(self, packed: bytes) -> int | None:
+        """Find a user without its sign-up, by a look at every id."""
+        at = _index(self._ids, packed)
+        return None if at < 0 else at // ID_BYTES
+
     def _place(self, key: Key, *, behind: bool = False) -> int:
         """Return the index of the first key that is not below this one, or (behind) above it."""
         millis, packed = key[0], pack(key[1])
@@ -234,12 +245,12 @@ def pack(user_id: str) -> bytes:
     return bytes.fromhex(user_id.replace("-", ""))
 
 
-def _holds(ids: bytes, packed: bytes) -> bool:
-    """Whether one of these ids is the one that is looked for, not parts of two neighbours."""
+def _index(ids: bytes | bytearray, packed: bytes) -> int:
+    """Find one of these ids, not parts of two neighbours; below zero if it is not there."""
     at = ids.find(packed)
     while at % ID_BYTES and at >= 0:
         at = ids.find(packed, at + 1)
-    return at >= 0
+    return at
 
 
 def _pack_all(users: Sequence[User]) -> bytes:

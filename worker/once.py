@@ -26,7 +26,7 @@ from worker.memory import Memory
 from worker.retry import Retry, Watch
 from worker.settings import Settings
 from worker.settling import Rules
-from worker.source import Source
+from worker.source import Renewed, Source
 from worker.stack_api import Access, StackApi
 from worker.store import Store
 from worker.store.database import Database
@@ -35,6 +35,7 @@ from worker.store.lease import Claim, Lease
 from worker.store.progress import Progress
 from worker.store.quarantine import Quarantine
 from worker.store.schema import prepare
+from worker.store.touched import Touched
 from worker.store.users import Table
 from worker.sweep import Report, Sweep
 from worker.walk import PageSize
@@ -105,6 +106,8 @@ def open_store(settings: Settings, database: Database) -> Store:
                 holder=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
                 seconds=settings.database.lease_seconds,
                 quiet=settings.database.quiet,
+                sweep_seconds=settings.schedule.sweep_seconds,
+                sweep_share=settings.schedule.sweep_share,
             ),
         ),
         table=Table(
@@ -113,6 +116,7 @@ def open_store(settings: Settings, database: Database) -> Store:
         deletions=Deletions(target),
         quarantine=Quarantine(target),
         progress=Progress(target, asked_of(settings)),
+        touched=Touched(target),
     )
 
 
@@ -121,7 +125,7 @@ def opened_source(  # noqa: PLR0913  each of the last two is for one caller
     settings: Settings,
     clock: Clock,
     stop: Event,
-    lease: Lease,
+    lease: Renewed,
     watch: Watch | None = None,
     *,
     transport: httpx.BaseTransport | None = None,

@@ -201,8 +201,7 @@ class Service:
         generation = self.memory.generation
         try:
             return work()
-        except MirrorOutdated as error:
-            log.info("mirror.discarded", job=name, reason=str(error))
+        except MirrorOutdated:
             self.memory.reload(self._store, generation)
             if self._duty is not None and name in HOLDERS_JOBS:
                 self._arm("sweep", self._duty.sweep, 0)

@@ -80,7 +80,6 @@ class Sweep:
             try:
                 return self._attempt(reading, began)
             except MirrorOutdated:
-                log.info("mirror.discarded", sweep=reading.findings.number)
                 before = reading.findings
                 self.memory.reload(self.store, before.generation)
                 reading = self._begin(self.resume_minutes or RESTART_MINUTES)

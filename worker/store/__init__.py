@@ -10,6 +10,7 @@ from worker.store.lease import Lease
 from worker.store.progress import Progress
 from worker.store.quarantine import Quarantine
 from worker.store.statement import Statement
+from worker.store.touched import Touched
 from worker.store.users import Table
 
 
@@ -23,6 +24,7 @@ class Store:
     deletions: Deletions
     quarantine: Quarantine
     progress: Progress
+    touched: Touched
 
     def write(self, statements: Sequence[Statement], sweep: int) -> None:
         """Commit statements on the worker's own tables; whoever locks those is waited for."""

@@ -19,7 +19,8 @@ _CREATE = "insert into users_sync_worker.lease (target) values (%(target)s) on c
 
 _ACQUIRE = """
 update users_sync_worker.lease
-set epoch = epoch + 1, holder = %(holder)s, quiet = %(quiet)s,
+set epoch = epoch + 1, holder = %(holder)s, quiet = %(quiet)s, acquired_at = clock_timestamp(),
+    sweep_seconds = %(sweep_seconds)s, sweep_share = %(sweep_share)s,
     expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
 where target = %(target)s
   and (expires_at <= clock_timestamp() or holder = %(holder)s)
@@ -77,7 +78,8 @@ Closing = Callable[[Sequence[Row | None]], Sequence[Statement]]
 class Claim:
     """Who wants to write to which target for which Stack Auth project, `seconds` at a time.
 
-    In quiet mode the lease is given back whenever there is nothing to write.
+    In quiet mode the lease is given back whenever there is nothing to write. How it means to sweep
+    is left for `status`, which judges by it what is too old.
     """
 
     target: str
@@ -85,6 +87,8 @@ class Claim:
     holder: str
     seconds: float
     quiet: bool = False
+    sweep_seconds: float = 60
+    sweep_share: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,10 @@ class Lease:
         self.sweep = 0
         self._database = database
         self._quiet = claim.quiet
-        self._writes = 0
+        # What `writes` must be; None after somebody else was found to have written.
+        self._writes: int | None = 0
+        # Up to which `writes` the mirror is true, as long as nobody else held the lease.
+        self._true_until: int | None = None
         self._touched_at = float("-inf")
         self._params: dict[str, Any] = {**asdict(claim), "epoch": 0}
         self._limits = time_limits(claim.seconds)
@@ -127,19 +134,28 @@ class Lease:
                 return False
             self._params["epoch"], self._writes, sweep, project, now = row
             self.sweep = max(sweep, self.sweep)
+            self._true_until = None
             self.bound = project is not None
             self.held = True
             self._touched(now)
             return True
 
-    def resync(self) -> None:
-        """Take over `writes` as it is, after the mirror was thrown away. Raises LeaseLost."""
+    def resync(self) -> tuple[int, int] | None:
+        """Take over `writes` as it is, before the mirror is brought up to date. Raises LeaseLost.
+
+        Returns from where to where it went since the mirror was true, or None if another holder
+        may have been in between.
+        """
         with self._database.lock:
+            since, self._true_until = self._true_until, None
             if not self.held:
                 self._take_again()
+                since = None
             row = self._run(_RENEW)
-            self._writes = row[0] if row else 0
-            self._check(row, self._writes)
+            writes = row[0] if row else 0
+            self._check(row, writes)
+            self._writes = writes
+            return None if since is None else (since, writes)
 
     def rest(self) -> None:
         """Give the lease and the connection back until there is something to write again."""
@@ -184,10 +200,12 @@ class Lease:
         """
         with self._database.lock:
             if not self.held:
-                left = (self._params["epoch"], self._writes)
+                epoch, writes = self._params["epoch"], self._writes
                 self._take_again()
-                if left != (self._params["epoch"] - 1, self._writes):
-                    raise MirrorOutdated("somebody else held the lease meanwhile")
+                alone = epoch == self._params["epoch"] - 1
+                if not alone or writes != self._writes:
+                    self._writes, self._true_until = None, writes if alone else None
+                    raise MirrorOutdated("somebody else wrote to the table meanwhile")
             return self._database.call(lambda conn: self._commit(conn, statements, sweep, closing))
 
     def _take_again(self) -> None:
@@ -210,7 +228,7 @@ class Lease:
                 conn.execute(TIME_LIMITS, self._limits)
                 cursor = conn.execute(query, self._params)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
-            raise _lease_row_is_locked() from error
+            raise lease_row_is_locked() from error
         return cursor.fetchone() if cursor.description else None
 
     def _insist(self, query: str) -> Row | None:
@@ -240,23 +258,28 @@ class Lease:
                 cursors = [conn.execute(each.query, each.params) for each in statements]
                 push(conn)
                 pipeline.sync()
-                self._check(fence.fetchone(), self._writes + 1)
+                self._check(fence.fetchone(), self._next())
                 rows = [cursor.fetchone() if cursor.description else None for cursor in cursors]
                 for each in closing(rows) if closing else ():
                     conn.execute(each.query, each.params)
                 push(conn)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
             if fence is None or fence.pgresult is None:
-                raise _lease_row_is_locked() from error
+                raise lease_row_is_locked() from error
             raise
-        self._writes += 1
+        self._writes = self._next()
         return rows
 
-    def _check(self, row: Row | None, writes: int) -> None:
+    def _next(self) -> int | None:
+        return None if self._writes is None else self._writes + 1
+
+    def _check(self, row: Row | None, writes: int | None) -> None:
         if row is None:
             self.held = False
             raise LeaseLost(f"another worker took the lease on {self.target}")
         if row[0] != writes:
+            if self._writes is not None:
+                self._writes, self._true_until = None, self._writes
             raise MirrorOutdated("somebody else wrote to the table meanwhile")
         self._touched(row[1])
 
@@ -265,5 +288,5 @@ class Lease:
         self._touched_at = self._database.clock.monotonic()
 
 
-def _lease_row_is_locked() -> Transient:
+def lease_row_is_locked() -> Transient:
     return Transient("the lease row is locked by somebody else")

@@ -37,8 +37,11 @@ select coalesce({millis}, {no_millis}) as millis, decode(replace(u.id::text, '-'
 from {table} u
 where u.deleted_at is null
   and u.id::text ~ '^[0-9a-f]{{8}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{12}}$'
+  and {these}
 order by millis, id
 """
+
+_THESE = "u.id = any(%(ids)s::{id_type}[])"
 
 # Joined to the old rows first: `on conflict do update` would lock the unchanged ones, too. The
 # tests that a concurrent writer may upset stand on the target row itself, because after waiting for
@@ -132,6 +135,8 @@ or coalesce(u.updated_at > clock_timestamp() - make_interval(secs => %(grace_sec
             and u.updated_at <= clock_timestamp(), false)
 """
 
+_STATE = "select deleted_at is null from {table} where id::text = %(id)s"
+
 _SAMPLE = """
 select id::text from (
     select id, row_number() over (order by id) as at, count(*) over () as live
@@ -156,11 +161,22 @@ class Table:
         """Give (millis, 16-byte id) of every live row in the order of the list, in one pass."""
         with conn.transaction(), conn.cursor("users_sync_keys", binary=True) as cursor:
             cursor.itersize = _LOAD_CHUNK
-            yield from cursor.execute(self._sql(_LOAD), {})
+            yield from cursor.execute(self._sql(_LOAD, these=sql.SQL("true")), {})
+
+    def load_keys_of(self, conn: Connection, ids: Sequence[str]) -> list[tuple[int, bytes]]:
+        """Give (millis, 16-byte id) of those of these users whose rows are live."""
+        these = sql.SQL(_THESE).format(id_type=self.shape.id_type)
+        rows = conn.execute(self._sql(_LOAD, these=these), {"ids": list(ids)})
+        return [(row[0], row[1]) for row in rows]
 
     def sample_ids(self, conn: Connection, count: int) -> list[str]:
         """Give up to `count` ids of live rows, spread over the table."""
         return [row[0] for row in conn.execute(self._sql(_SAMPLE), {"count": count})]
+
+    def is_live(self, conn: Connection, user_id: str) -> bool | None:
+        """Whether a user's row is live; None if there is none."""
+        row = conn.execute(self._sql(_STATE), {"id": user_id}).fetchone()
+        return None if row is None else bool(row[0])
 
     def apply(self, users: Sequence[User], observed_at: datetime) -> Statement:
         """Write what `observed_at` saw of these users, unless a row is newer.
@@ -195,9 +211,7 @@ class Table:
         counter = sql.Identifier("approved" if approved else "deleted")
         return Statement(self._sql(_SOFT_DELETE, counter=counter), params)
 
-    def _sql(self, template: str, **names: sql.Identifier) -> sql.Composed:
-        # In a query with parameters a percent sign is doubled, and psycopg leaves that to us.
-        name = sql.Identifier(self.schema, TABLE).as_string().replace("%", "%%")
+    def _sql(self, template: str, **names: sql.Composable) -> sql.Composed:
         own = {} if self.shape is Shape.GENERATED else _PLAIN_VALUES
         columns = {"raw_json": "i.record", **own}
         if self.shape is not Shape.GENERATED:
@@ -205,7 +219,7 @@ class Table:
         differs = [_SAME_RECORD, *(f"u.{name} is distinct from {of}" for name, of in own.items())]
         return sql.SQL(template).format(
             **names,
-            table=sql.SQL(name),
+            table=quoted(self.schema),
             id_type=self.shape.id_type,
             millis=sql.SQL(_MILLIS).format(u=sql.Identifier("u")),
             no_millis=sql.Literal(NO_MILLIS),
@@ -216,6 +230,12 @@ class Table:
             columns=_listed(columns),
             values=_listed(columns.values()),
         )
+
+
+def quoted(schema: str) -> sql.SQL:
+    """Give the name of a schema's table for a query that has parameters."""
+    # A percent sign must be doubled there, and psycopg leaves that to us.
+    return sql.SQL(sql.Identifier(schema, TABLE).as_string().replace("%", "%%"))
 
 
 def _records(users: Sequence[User]) -> bytes:
