@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from worker.cli import DONE, EXIT_CODES, HELD, app
+from worker.cli import EXIT_CODES, app
+from worker.command import DIFFERENT, DONE, HELD, UNHEALTHY
 from worker.store.progress import COUNTS
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ def test_two_commands_are_complete_on_a_fresh_machine() -> None:
 
 def test_every_exit_code_is_explained() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
-    assert {DONE, HELD, *EXIT_CODES.values()} <= listed
+    assert {DONE, HELD, DIFFERENT, UNHEALTHY, *EXIT_CODES.values()} <= listed
 
 
 def test_every_command_is_listed() -> None:

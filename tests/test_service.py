@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 
 from tests.service_world import ServiceWorld, Worker, opened_service_world, until
 from worker.clock import Clock
-from worker.errors import Misconfigured
+from worker.errors import MirrorOutdated, Misconfigured
 from worker.once import opened_database
+from worker.operate.desk import opened_desk
 from worker.sandbox.api import Request, server_error
 from worker.store.lease import Claim, Lease
 
@@ -408,3 +409,50 @@ def events(logs: Logs) -> list[str]:
 
 def metrics(worker: Worker) -> str:
     return worker.service.metrics.render()[0].decode()
+
+
+# Commands beside it
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_worker_looks_again_at_what_a_command_touched_and_at_nothing_else(
+    world: ServiceWorld, logs: Logs, *, quiet: bool
+) -> None:
+    ids = world.project.populate(60)
+    # No poll and no sweep comes between that would find the changes by itself.
+    worker = world.at_work(poll_seconds=3600, sweep_seconds=3600, quiet=quiet)
+    created = world.project.create()
+    world.project.edit(ids[0], display_name="Changed")
+    world.project.delete(ids[1])
+    with opened_desk(world.settings(), world.url, Event()) as desk:
+        became = [desk.sync(user_id).became for user_id in (created, ids[0], ids[1], ids[2])]
+    assert became == ["inserted", "updated", "deleted", "unchanged"]
+    memory, generation = worker.service.memory, worker.service.memory.generation
+    if quiet:
+        with pytest.raises(MirrorOutdated):
+            worker.service._store.write([], 1)  # noqa: SLF001
+        memory.reload(worker.service._store, generation)  # noqa: SLF001
+    until("the worker notices", lambda: memory.generation > generation)
+    assert events(logs).count("mirror.amended") == 1
+    assert "mirror.discarded" not in events(logs)
+    live = {user_id for _, user_id in memory.mirror.keys()}  # noqa: SIM118  it is no dict
+    assert live == world.live() == set(world.project.ids())
+    worker.stop()
+
+
+def test_worker_and_commands_keep_out_of_each_others_way(world: ServiceWorld) -> None:
+    ids = world.project.populate(40)
+    worker = world.at_work()
+    with opened_desk(world.settings(), world.url, Event()) as desk:
+        for number in range(15):
+            world.project.edit(ids[number], display_name=f"Name {number}")
+            assert desk.sync(ids[number]).became in {"updated", "unchanged"}
+            desk.sync(world.project.create())
+            world.project.delete(ids[-1 - number])
+            assert desk.sync(ids[-1 - number]).became in {"deleted", "deleted before"}
+    until("the table is right", lambda: world.live() == set(world.project.ids()))
+    sweeps = worker.sweeps()
+    until("it sweeps in peace", lambda: worker.sweeps() > sweeps + 1)
+    assert world.live() == set(world.project.ids())
+    assert world.query("select * from users_sync_worker.deletion") == []
+    worker.stop()

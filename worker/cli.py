@@ -1,19 +1,29 @@
 """The commands, what they print, and the exit code each ends with."""
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Annotated, NoReturn
 
 import structlog
 import typer
 from rich.console import Console
 
-from worker import display
-from worker.clock import Clock
+from worker import display, operator
+from worker.command import (
+    BUG,
+    DONE,
+    HELD,
+    USAGE,
+    Config,
+    LogFormat,
+    LogLevel,
+    group_is_called_alone,
+    opened,
+    own_name,
+    read_settings,
+    started_database,
+    stopped_by_signals,
+)
 from worker.errors import (
     Blocked,
     DatabaseUnavailable,
@@ -24,20 +34,15 @@ from worker.errors import (
     SweepIncomplete,
     UsersSyncError,
 )
-from worker.log import configure_logging, keep_out_of_logs
-from worker.once import opened_database, sweep_once
+from worker.log import configure_logging
+from worker.once import sweep_once
 from worker.operate.check import check as find_problems
-from worker.settings import EMBEDDED, Settings, load_settings
+from worker.settings import Settings
 from worker.signals import Signals
-from worker.store.database import Connection, Database
-from worker.store.deletions import Deletions
 from worker.store.schema import creation_sql, missing_migrations, prepare
 
 log = structlog.stdlib.get_logger(__name__)
 
-T = TypeVar("T")
-
-DONE, BUG, USAGE, HELD = 0, 1, 2, 6
 EXIT_CODES: dict[type[UsersSyncError], int] = {
     Misconfigured: USAGE,
     SourceUnavailable: 3,
@@ -47,17 +52,6 @@ EXIT_CODES: dict[type[UsersSyncError], int] = {
     LeaseLost: 5,
 }
 
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="The settings file to read.")
-]
-LogFormat = Annotated[
-    Literal["auto", "json", "console"] | None,
-    typer.Option("--log-format", help="How to log; auto is JSON unless on a terminal."),
-]
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"] | None,
-    typer.Option("--log-level", help="From which level on to log."),
-]
 Once = Annotated[bool, typer.Option("--once", help="Sweep once, then exit: for cron.")]
 
 app = typer.Typer(
@@ -68,7 +62,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-deletions_app = typer.Typer(rich_markup_mode=None)
 
 
 def main() -> NoReturn:
@@ -96,10 +89,8 @@ def root(
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> int:
-    if context.invoked_subcommand is None:
+    if group_is_called_alone(context, once, config, log_format, log_level):
         return run(once=once, config=config, log_format=log_format, log_level=log_level)
-    if once or config or log_format or log_level:
-        raise Misconfigured("options stand after the command")
     return DONE
 
 
@@ -112,13 +103,13 @@ def run(
     log_level: LogLevel = None,
 ) -> int:
     """Bring the table into line with the project, and keep it so until stopped."""
-    settings = _settings(config, log_format, log_level)
+    settings = read_settings(config, log_format, log_level)
     if not once:
         return _serve(settings)
     console = Console(stderr=True)
     with (
-        _signals() as signals,
-        _database_url(settings) as url,
+        stopped_by_signals() as signals,
+        started_database(settings) as url,
         display.progress(console) as on_page,
     ):
         # Only now: on a terminal the progress display has its hand on stdout.
@@ -134,7 +125,7 @@ def _serve(settings: Settings) -> int:
     from worker.service import Service  # noqa: PLC0415 - one sweep starts sooner without it
 
     settings.require_stack()
-    with Signals() as signals, _database_url(settings) as url:
+    with Signals() as signals, started_database(settings) as url:
         configure_logging(settings.log.level, settings.log.format, sys.stdout)
         try:
             Service(settings, url, signals.stop).run()
@@ -154,12 +145,12 @@ def init(
     log_level: LogLevel = None,
 ) -> int:
     """Create the schema, the tables and the index; what is there stays as it is."""
-    settings = _settings(config, log_format, log_level)
+    settings = read_settings(config, log_format, log_level)
     target = settings.database.schema_name
     if print_sql:
         print(creation_sql(target), end="")
         return DONE
-    with _opened(settings) as database:
+    with opened(settings) as database:
         missing = len(database.call(missing_migrations))
         shape = prepare(database, target)
     print(f"{target}.users_sync: ready ({shape.value})")
@@ -172,71 +163,21 @@ def check(
     *, config: Config = None, log_format: LogFormat = None, log_level: LogLevel = None
 ) -> int:
     """Look at configuration, credentials, privileges and the table; a line each, with the fix."""
-    settings = _settings(config, log_format, log_level)
+    settings = read_settings(config, log_format, log_level)
     settings.require_stack()
     codes = []
-    with _database_url(settings) as url:
+    with started_database(settings) as url:
         for finding in find_problems(settings, url):
             print(f"{finding.verdict:<5} {finding.subject:<14} {finding.text}", flush=True)
             codes.append(finding.exit_code)
     return min((code for code in codes if code), default=DONE)
 
 
-app.add_typer(deletions_app, name="deletions")
-
-
-@deletions_app.callback(invoke_without_command=True)
-def deletions(
-    context: typer.Context,
-    *,
-    config: Config = None,
-    log_format: LogFormat = None,
-    log_level: LogLevel = None,
-) -> int:
-    """Show which rows are suspected, held, approved or hidden; `approve` lets held ones through."""
-    if context.invoked_subcommand is not None:
-        if config or log_format or log_level:
-            raise Misconfigured("options stand after the command")
-        return DONE
-    settings = _settings(config, log_format, log_level)
-    with _opened(settings) as database:
-        rows = database.call(_initialised(Deletions(settings.database.schema_name).listed))
-    if not rows:
-        print("No user of the table is missing from the list.")
-        return DONE
-    print(display.as_psql(("user", "state", "first noticed", "last noticed"), rows))
-    held = [first for _, state, first, _ in rows if state == "held"]
-    if held:
-        print(
-            f"{len(held)} deletions are held. If these users did leave, let them through with\n"
-            f"  {_command()} deletions approve {max(held)}"
-        )
-    return DONE
-
-
-@deletions_app.command()
-def approve(
-    sweep: Annotated[int, typer.Argument(help="Covers what was first noticed up to this sweep.")],
-    *,
-    config: Config = None,
-    log_format: LogFormat = None,
-    log_level: LogLevel = None,
-) -> int:
-    """Let held deletions through; the next sweep asks for a fresh proof of each."""
-    settings = _settings(config, log_format, log_level)
-    rows = Deletions(settings.database.schema_name)
-    with _opened(settings) as database:
-        approved = database.call(_initialised(lambda conn: rows.approve(conn, sweep)))
-    if not approved:
-        raise Misconfigured(
-            f"nothing is held that was first noticed up to sweep {sweep};"
-            f" `{_command()} deletions` shows what is held"
-        )
-    print(
-        f"Approved {approved} deletions. The next sweep asks for each user again, and marks those"
-        " deleted that are still gone."
-    )
-    return DONE
+app.command()(operator.status)
+app.command(name="sync-user")(operator.sync_user)
+app.add_typer(operator.deletions_app, name="deletions")
+app.add_typer(operator.quarantine_app, name="quarantine")
+app.command()(operator.purge)
 
 
 @app.command(hidden=True)
@@ -246,7 +187,7 @@ def probe(
     """Ask the worker on this machine whether it is alive: for the image's health check."""
     from worker.web import probe as is_alive  # noqa: PLC0415 - one sweep starts sooner
 
-    http = _settings(config, log_format, log_level).http
+    http = read_settings(config, log_format, log_level).http
     # Whoever turned the endpoints off does without.
     return DONE if http.port == 0 or is_alive(http.host, http.port) else BUG
 
@@ -268,62 +209,9 @@ def demo(
 
     configure_logging(log_level or "error", log_format or "auto", sys.stderr)
     say = partial(print, flush=True)  # also down a pipe, where Python would keep the lines back
-    with _signals() as signals:
-        Demo(users=users, keep=keep, command=_command(), new_stop=signals.new_stop, say=say).run()
+    with stopped_by_signals() as signals:
+        Demo(users=users, keep=keep, command=own_name(), new_stop=signals.new_stop, say=say).run()
     return DONE
-
-
-def _settings(config: Path | None, log_format: str | None, log_level: str | None) -> Settings:
-    """Read the settings, and log to stderr as they say."""
-    flags = {"log": {"format": log_format, "level": log_level}}
-    settings = load_settings(config=config, overrides=flags, environ=os.environ)
-    keep_out_of_logs(settings.secrets())
-    configure_logging(settings.log.level, settings.log.format, sys.stderr)
-    return settings
-
-
-@contextmanager
-def _signals() -> Iterator[Signals]:
-    """Stop on signals; what they stop ends with the exit code that a shell expects."""
-    with Signals() as signals:
-        try:
-            yield signals
-        except Stopped:
-            raise typer.Exit(signals.exit_code) from None
-
-
-@contextmanager
-def _database_url(settings: Settings) -> Iterator[str]:
-    """Give the database's URL, starting the embedded one if that is what is wanted."""
-    url = settings.require_database().get_secret_value()
-    with ExitStack() as started:
-        if url == EMBEDDED:
-            from worker.sandbox.postgres import EmbeddedPostgres  # noqa: PLC0415 - an extra
-
-            folder = Path(settings.database.embedded_dir)
-            url = started.enter_context(EmbeddedPostgres(folder)).url()
-        yield url
-
-
-@contextmanager
-def _opened(settings: Settings) -> Iterator[Database]:
-    with (
-        _signals() as signals,
-        _database_url(settings) as url,
-        opened_database(settings, url, Clock(), signals.stop) as database,
-    ):
-        yield database
-
-
-def _initialised(work: Callable[[Connection], T]) -> Callable[[Connection], T]:
-    """Refuse with a clear line where the worker's tables do not exist yet."""
-
-    def checked(conn: Connection) -> T:
-        if missing_migrations(conn):
-            raise Misconfigured(f"the worker's tables are not there yet: run `{_command()} init`")
-        return work(conn)
-
-    return checked
 
 
 def _exit_code(error: UsersSyncError) -> int:
@@ -331,11 +219,7 @@ def _exit_code(error: UsersSyncError) -> int:
 
 
 def _complain(message: str, code: int = USAGE) -> int:
-    print(f"users-sync: {' '.join(message.split())}", file=sys.stderr)
+    # What is to be typed next can be pasted, however this program was started.
+    text = " ".join(message.split()).replace("`users-sync ", f"`{own_name()} ")
+    print(f"users-sync: {text}", file=sys.stderr)
     return code
-
-
-def _command() -> str:
-    """Give what the user typed to start us, so that lines we print can be pasted."""
-    program = Path(sys.argv[0])
-    return f"{sys.executable} -m worker" if program.name == "__main__.py" else sys.argv[0]

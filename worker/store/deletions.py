@@ -26,6 +26,11 @@ _STRIKE = """
 delete from users_sync_worker.deletion where target = %(target)s and user_id = any(%(ids)s)
 """
 
+_CLEAR = """
+delete from users_sync_worker.deletion
+where target = %(target)s and user_id = any(%(ids)s) and state <> 'hidden'
+"""
+
 _HOLD = """
 update users_sync_worker.deletion set state = 'held'
 where target = %(target)s and user_id = any(%(ids)s) and state in ('candidate', 'hidden')
@@ -93,6 +98,10 @@ class Deletions:
     def strike(self, ids: Iterable[str]) -> Statement:
         """Forget suspects that were seen again, or that are deleted now."""
         return self._statement(_STRIKE, ids)
+
+    def clear(self, ids: Iterable[str]) -> Statement:
+        """Forget what was suspected of users whom the API knows; hidden ones may well stay so."""
+        return self._statement(_CLEAR, ids)
 
     def hold(self, ids: Iterable[str]) -> Statement:
         """Hold these until a person approves."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from psycopg import sql
 
@@ -27,6 +28,15 @@ set digest = excluded.digest, payload = excluded.payload, error = excluded.error
     permanent = excluded.permanent, last_seen = excluded.last_seen, times = quarantine.times + 1
 """
 
+_FORGET_USER = """
+delete from users_sync_worker.quarantine where target = %(target)s and user_id = %(user_id)s
+"""
+
+_LIST = """
+select record, user_id, error, permanent, first_seen, last_seen, times
+from users_sync_worker.quarantine where target = %(target)s order by first_seen, record
+"""
+
 _FORGET = """
 delete from users_sync_worker.quarantine where target = %(target)s and record <> all(%(records)s)
 """
@@ -49,6 +59,19 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """One row of the quarantine, without the record itself, which is personal data."""
+
+    record: str
+    user_id: str | None
+    error: str
+    permanent: bool
+    first_seen: datetime
+    last_seen: datetime
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class Quarantine:
     """The `quarantine` rows of one target."""
 
@@ -68,6 +91,14 @@ class Quarantine:
     def forget_others(self, records: Iterable[str]) -> Statement:
         """Forget every record but these."""
         return Statement(sql.SQL(_FORGET), {"target": self.target, "records": list(records)})
+
+    def forget(self, user_id: str) -> Statement:
+        """Forget the record of one user."""
+        return Statement(sql.SQL(_FORGET_USER), {"target": self.target, "user_id": user_id})
+
+    def listed(self, conn: Connection) -> list[Kept]:
+        """Give what is in quarantine, the oldest first."""
+        return [Kept(*row) for row in conn.execute(_LIST, {"target": self.target})]
 
 
 def refused(user: User, error: DataRefused) -> Rejected:

@@ -5,6 +5,7 @@ from importlib import resources
 import structlog
 from psycopg import Cursor, sql
 
+from worker.errors import Misconfigured
 from worker.store.database import Connection, Database
 from worker.store.shape import Shape, detect_shape
 
@@ -103,6 +104,12 @@ def missing_migrations(conn: Connection) -> set[int]:
         return set(migrations())
     rows = conn.execute("select number from users_sync_worker.migration").fetchall()
     return set(migrations()) - {number for (number,) in rows}
+
+
+def require_tables(conn: Connection) -> None:
+    """Raise Misconfigured where the worker's tables do not exist yet, or not all of them."""
+    if missing_migrations(conn):
+        raise Misconfigured("the worker's tables are not there yet: run `users-sync init`")
 
 
 def _migrate(conn: Connection) -> None:

@@ -1,0 +1,110 @@
+"""Removes users who left long ago, after a last look that they are really gone."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from worker.errors import Blocked, DataRefused, Misconfigured, Stopped
+from worker.operate.desk import Desk
+from worker.store.purging import Purging, Reference
+
+BATCH = 500
+
+# So old that no answer which is still under way can bring a purged user back.
+LEAST_SECONDS = 3600
+
+FOREIGN_KEY_VIOLATION = "23503"
+
+_AGE = re.compile(r"(\d{1,6})\s*([smhdw])")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass(slots=True)
+class Purged:
+    """What was purged, or would be: how many users, and who had to stay.
+
+    `known` users the project has again; `kept` are those the database would not let go, with its
+    reason; `referring` counts the rows that refer to purged users.
+    """
+
+    users: int = 0
+    known: int = 0
+    kept: list[tuple[str, str]] = field(default_factory=list)
+    referring: Counter[Reference] = field(default_factory=Counter)
+    uncounted: list[Reference] = field(default_factory=list)
+
+
+def seconds_of(text: str, option: str) -> int:
+    """Read an age such as `30d`. Raises Misconfigured."""
+    found = _AGE.fullmatch(text.strip().lower())
+    if found is None:
+        raise Misconfigured(f"{option}: should be a number with s, m, h, d or w, such as 30d")
+    return int(found[1]) * _UNIT_SECONDS[found[2]]
+
+
+@dataclass(slots=True)
+class Purge:
+    """One purge of rows soft-deleted more than `seconds` ago; raises what asking and writing do."""
+
+    desk: Desk
+    seconds: int
+    dry_run: bool
+    purged: Purged = field(default_factory=Purged)
+
+    def run(self) -> Purged:
+        """Purge in batches; rows that somebody else keeps are passed by."""
+        rows = Purging(self.desk.table, self.seconds)
+        references = self.desk.database.call(rows.references) if self.dry_run else []
+        self.purged.uncounted = [each for each in references if not each.countable]
+        for ids in self._due(rows):
+            gone = self.desk.gone(ids)
+            self.purged.known += len(ids) - len(gone)
+            batch = [user_id for user_id in ids if user_id in gone]
+            if self.dry_run:
+                self.purged.users += len(batch)
+                self._count(rows, references, batch)
+            else:
+                self._purge(rows, batch)
+        return self.purged
+
+    def _due(self, rows: Purging) -> Iterator[list[str]]:
+        behind = _BEFORE_ALL
+        while ids := self._next(rows, behind):
+            yield ids
+            behind = ids[-1]
+            if self.desk.source.stop.is_set():
+                raise Stopped("asked to stop")
+
+    def _next(self, rows: Purging, behind: str) -> list[str]:
+        return self.desk.database.call(lambda conn: rows.due(conn, behind, BATCH))
+
+    def _purge(self, rows: Purging, ids: Sequence[str]) -> None:
+        """Purge in one transaction, or in ever smaller ones to pass what is refused."""
+        if not ids:
+            return
+        try:
+            [row] = self.desk.beside.commit([rows.purge(ids)])
+            self.purged.users += row[0] if row else 0
+        except (DataRefused, Blocked) as error:
+            middle = len(ids) // 2
+            if not middle:
+                self.purged.kept.append((ids[0], _reason(error)))
+                return
+            self._purge(rows, ids[:middle])
+            self._purge(rows, ids[middle:])
+
+    def _count(self, rows: Purging, references: Sequence[Reference], ids: Sequence[str]) -> None:
+        for reference in references:
+            if reference.countable:
+                self.purged.referring[reference] += self._referring(rows, reference, ids)
+
+    def _referring(self, rows: Purging, reference: Reference, ids: Sequence[str]) -> int:
+        return self.desk.database.call(lambda conn: rows.count(conn, reference, ids))
+
+
+def _reason(error: DataRefused | Blocked) -> str:
+    if isinstance(error, DataRefused) and error.sqlstate == FOREIGN_KEY_VIOLATION:
+        return f"rows still refer to it: {error.constraint}"
+    return f"the database refuses: {error}"
