@@ -466,7 +466,7 @@ def test_check_names_every_right_that_is_lacking(role: str, site: Site) -> None:
         for grant in filter(None, grants):
             site.execute(grant)
             granted += 1
-    assert granted == 4
+    assert granted == 2
     assert lacking.run("--once").code == 0
 
 

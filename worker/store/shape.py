@@ -30,7 +30,26 @@ select c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnames
 where n.nspname = %s and c.relname = 'users_sync'
 """
 
-_ROWS_ARE_FILTERED = "select row_security_active(format('%%I.users_sync', %s::text)::regclass)"
+# What an owner has to run, if row-level security is active for our role, and its policies don't let
+# us read, insert and update every row. Only those that plainly say `true` are believed to.
+_POLICY_LACKING = """
+with applying as (
+    select polcmd, polpermissive, pg_get_expr(polqual, polrelid) as visible,
+           coalesce(pg_get_expr(polwithcheck, polrelid), pg_get_expr(polqual, polrelid)) as allowed
+    from pg_policy
+    where polrelid = format('%%I.users_sync', %(schema)s::text)::regclass and polcmd <> 'd'
+      and exists (
+          select from unnest(polroles) r (role) where role = 0 or pg_has_role(role, 'usage'))
+)
+select format('create policy users_sync_worker on %%I.users_sync for all to %%I'
+              ' using (true) with check (true)', %(schema)s::text, current_user)
+where row_security_active(format('%%I.users_sync', %(schema)s::text)::regclass)
+  and (exists (select from applying where not polpermissive) or exists (
+      select from unnest(array['r', 'a', 'w']) c (command) where not exists (
+          select from applying
+          where polpermissive and polcmd::text in ('*', command)
+            and (command = 'a' or visible = 'true') and (command = 'r' or allowed = 'true'))))
+"""
 
 
 class Shape(Enum):
@@ -79,12 +98,17 @@ def detect_shape(conn: Connection, schema: str) -> Shape | None:
         _refuse_other_relations(conn, schema)
         return None
     shape = _fit(table, {row[0]: Column(*row) for row in rows})
-    if conn.execute(_ROWS_ARE_FILTERED, (schema,)).fetchone() == (True,):
-        raise Misconfigured(
-            f"row-level security hides rows of {table} from the worker's role;"
-            " let the role own the table, or give it BYPASSRLS"
-        )
+    _refuse_filtered_rows(conn, schema)
     return shape
+
+
+def _refuse_filtered_rows(conn: Connection, schema: str) -> None:
+    row = conn.execute(_POLICY_LACKING, {"schema": schema}).fetchone()
+    if row is not None:
+        raise Misconfigured(
+            f"row-level security hides rows of {schema}.{TABLE} from the worker's role: let its"
+            f" owner run `{row[0]}`; where a restrictive policy applies, only BYPASSRLS helps"
+        )
 
 
 def _refuse_other_relations(conn: Connection, schema: str) -> None:
