@@ -176,3 +176,47 @@ def test_sweep_after_sweep_of_a_real_server_stays_large() -> None:
     size = PageSize("auto")
     limits = [limit for _ in range(50) for limit in sweep(size, 60_000, quadratic)]
     assert sum(limit >= 8_000 for limit in limits) >= 0.9 * len(limits)
+
+
+# Once polls have to stay fresh
+
+
+def fresh_size(users: int, seconds: Seconds) -> PageSize:
+    """Make a size that has been tuned by a first sweep."""
+    size = PageSize("auto")
+    sweep(size, users, seconds)
+    size.keep_polls_fresh = True
+    return size
+
+
+def time_of(limits: list[int], users: int, seconds: Seconds) -> float:
+    behind, total = users, 0.0
+    for number, limit in enumerate(limits):
+        total += seconds(min(limit, behind), behind if number else 0)
+        behind -= limit
+    return total
+
+
+@pytest.mark.parametrize("seconds", [flat, slow_link])
+def test_polls_wait_no_longer_than_half_a_second_where_that_is_possible(seconds: Seconds) -> None:
+    size = fresh_size(60_000, seconds)
+    sweep(size, 60_000, seconds)
+    limits = sweep(size, 60_000, seconds)
+    assert max(seconds(limit, 0) for limit in limits) <= 0.51
+
+
+@pytest.mark.parametrize("users", [30_000, 60_000, 120_000, 200_000, 500_000, 1_000_000])
+def test_for_fresh_polls_no_more_than_half_of_the_speed_is_given_up(users: int) -> None:
+    """On a large list a page is slow for the rows behind its cursor, however small it is."""
+    size = fresh_size(users, quadratic)
+    best = time_of(sweep(PageSize(10_000), users, quadratic), users, quadratic)
+    for _ in range(4):
+        assert time_of(sweep(size, users, quadratic), users, quadratic) < 2 * best
+
+
+def test_server_that_has_become_slower_is_not_asked_for_ever_more() -> None:
+    size = fresh_size(60_000, flat)
+    sweep(size, 60_000, flat)
+    limits = sweep(size, 60_000, lambda users, _: users / 500)
+    assert max(limits) <= 4_000
+    assert set(limits[-20:]) <= {250, 500}

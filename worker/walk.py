@@ -136,6 +136,8 @@ class PageSize:
     CHANCES = 2
     # One process serves the API: a poll waits behind a page, so it should not wait for long.
     FRESH_SECONDS = 0.5
+    # But where a page is slow for the rows behind its cursor, a smaller one is hardly any quicker.
+    LEAST_SHARE_OF_SPEED = 0.5
     # Pages without trouble before a size that failed is tried again.
     PAGES_OF_PEACE = 20
 
@@ -146,6 +148,8 @@ class PageSize:
         self._best_limit = self.limit
         self._chances = self.CHANCES
         self._peaceful_pages = 0
+        self._top_rate = 0.0
+        self._grown_from = (0, 0.0)
         self.keep_polls_fresh = False
 
     def learn(self, users: int, size: int, seconds: float) -> None:
@@ -153,11 +157,24 @@ class PageSize:
         if self.fixed or users < self.limit:
             return
         self._peaceful_pages += 1
-        self._compare(users / max(seconds, 1e-6))
-        most = [self.LARGEST, int(self.TARGET_BYTES * users / max(size, 1))]
+        rate = users / max(seconds, 1e-6)
+        most = min(self.LARGEST, int(self.TARGET_BYTES * users / max(size, 1)))
+        self._compare(rate)
         if self.keep_polls_fresh:
-            most.append(int(users * self.FRESH_SECONDS / max(seconds, 1e-6)))
-        self.limit = max(self.SMALLEST, min(self.limit, *most))
+            self._keep_fresh(users, rate)
+        self._top_rate = max(self._top_rate, rate)
+        self.limit = max(self.SMALLEST, min(self.limit, most))
+
+    def _keep_fresh(self, users: int, rate: float) -> None:
+        """Bound how long a page takes, unless too much speed is lost by that."""
+        users_before, rate_before = self._grown_from
+        if users > 1.5 * users_before and rate < 1.2 * rate_before:
+            # Not the rows behind the cursor are what costs time: the server has become slower.
+            self._top_rate = rate
+        worth_it = int(users * self.LEAST_SHARE_OF_SPEED * self._top_rate / rate)
+        fresh = max(int(rate * self.FRESH_SECONDS), worth_it)
+        self.limit = max(min(self.limit, fresh), min(worth_it, 2 * users))
+        self._grown_from = (users, rate) if worth_it > users else (0, 0.0)
 
     def _compare(self, users_per_second: float) -> None:
         """Go on growing after a gain; without one go back to the size that was best."""
