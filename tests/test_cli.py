@@ -165,7 +165,7 @@ def test_wrong_use_exits_with_2(empty_shell: Shell) -> None:
         "--once --config bad.toml": "did you mean stack.page_size?",
         "--once --bad": "No such option: --bad (`users-sync --help`",
         "--once check": "options stand after the command",
-        "deletions approve": "'sweep'",
+        "deletions approve": "'SWEEP'",
     }
     started = [empty_shell.start(*arguments.split()) for arguments in wrong]
     for running, advice in zip(started, wrong.values(), strict=True):

@@ -162,7 +162,7 @@ def init(
 def check(
     *, config: Config = None, log_format: LogFormat = None, log_level: LogLevel = None
 ) -> int:
-    """Look at configuration, credentials, privileges and the table; a line each, with the fix."""
+    """Look at all that a sweep needs: a line each, with what mends it."""
     settings = read_settings(config, log_format, log_level)
     settings.require_stack()
     codes = []

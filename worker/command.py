@@ -30,7 +30,7 @@ LogFormat = Annotated[
     typer.Option("--log-format", help="How to log; auto is JSON unless on a terminal."),
 ]
 LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"] | None,
+    Literal["debug", "info", "warning", "error", "critical"] | None,
     typer.Option("--log-level", help="From which level on to log."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]

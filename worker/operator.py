@@ -104,7 +104,7 @@ def deletions(
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> int:
-    """Show which rows are suspected, held, approved or hidden; `approve` lets held ones through."""
+    """Show suspected, held, approved and hidden rows; `approve` lets held ones through."""
     if not group_is_called_alone(context, config, log_format, log_level):
         return DONE
     settings = read_settings(config, log_format, log_level)
@@ -125,7 +125,10 @@ def deletions(
 
 @deletions_app.command()
 def approve(
-    sweep: Annotated[int, typer.Argument(help="Covers what was first noticed up to this sweep.")],
+    sweep: Annotated[
+        int,
+        typer.Argument(metavar="SWEEP", help="Covers what was first noticed up to this sweep."),
+    ],
     *,
     config: Config = None,
     log_format: LogFormat = None,

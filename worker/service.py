@@ -146,6 +146,9 @@ class Service:
             self._tenure += 1
         log.warning("lease.lost", error=str(error))
         self.vitals.set_lease(False)
+        # Whoever holds the lease now has them to tell.
+        self.vitals.set_deletions(held=0, candidates=0, oldest_candidate_since=None)
+        self.vitals.set_quarantined(0)
         self.jobs.disarm(*HOLDERS_JOBS)
         for name in HOLDERS_JOBS:
             self._troubles.ended(name)

@@ -1,0 +1,243 @@
+"""The pages under docs/ say what the program does.
+
+`python -m tests.test_docs` writes their generated parts anew.
+"""
+
+import ast
+import json
+import re
+import statistics
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from worker.cli import app
+from worker.metrics import METRICS
+from worker.setting_sources import variables
+from worker.settings import Settings
+from worker.store.progress import COUNTS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+PROGRAM = typer.main.get_command(app)
+
+# On a terminal it depends on the window.
+HELP_WIDTH = 100
+
+BLOCK = re.compile(r"<!-- generated: (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+# Seconds of one sweep over 60,005 users by the number of its pages, as measured on a real server.
+MEASURED_USERS = 60_005
+MEASURED = {121: 26.0, 61: 18.3, 31: 16.1, 13: 12.5, 7: 11.3}
+PAGE_SIZE = 10_000
+SIZES = (1_000, 10_000, 60_000, 100_000, 300_000, 1_000_000)
+
+
+# What is generated
+
+
+def commands(name: str = "users-sync", command: Any = PROGRAM) -> Iterator[tuple[str, Any]]:
+    """Give every command that is not hidden, with the words that call it."""
+    yield name, command
+    for word, below in sorted(getattr(command, "commands", {}).items()):
+        if not below.hidden:
+            yield from commands(f"{name} {word}", below)
+
+
+def help_of(name: str) -> str:
+    """Give what `--help` prints; nothing for a command that is not there."""
+    if name not in dict(commands()):
+        return ""
+    words = name.split()[1:]
+    ended = CliRunner().invoke(
+        app, [*words, "--help"], prog_name="users-sync", terminal_width=HELP_WIDTH
+    )
+    return f"\n```console\n$ {name} --help\n{ended.output.strip()}\n```\n\n"
+
+
+def table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
+def settings_of(section: str) -> str:
+    fields = type(getattr(Settings(), section)).model_fields
+    rows = (
+        (
+            f"`{field.alias or name}`",
+            ", ".join(f"`{each}`" for each in variables((section, field.alias or name))),
+            default_of(field.default),
+            str(field.description),
+        )
+        for name, field in fields.items()
+    )
+    return table(("setting", "variable", "default", "what it does"), rows)
+
+
+def default_of(value: object) -> str:
+    if value is None:
+        return "none"
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value, default=str)}`"
+
+
+def metrics_table() -> str:
+    rows = (
+        (f"`{each.name}`", each.kind, ", ".join(f"`{label}`" for label in each.labels), each.help)
+        for each in METRICS
+    )
+    return table(("metric", "kind", "labels", "what it says"), rows)
+
+
+def freshness_table() -> str:
+    """Compute how long a change may go unseen: the pause, and one sweep."""
+    schedule = Settings().schedule
+    rows = []
+    for users in SIZES:
+        sweep = sweep_seconds(users)
+        pause = max(schedule.sweep_seconds, sweep * (1 / schedule.sweep_share - 1))
+        figures = (f"{users:,}", f"{sweep:,.1f} s", f"{pause:,.0f} s", f"{sweep + pause:,.0f} s")
+        rows.append(figures)
+    header = (
+        "users",
+        "one sweep",
+        "pause after it",
+        "longest until an older user's change is seen",
+    )
+    return table(header, iter(rows))
+
+
+def sweep_seconds(users: int) -> float:
+    """Fit the measured sweeps: a cost for each user, and for each page one for all behind it."""
+    slope, base = statistics.linear_regression([pages - 1 for pages in MEASURED], MEASURED.values())
+    size = users / MEASURED_USERS
+    return (base + slope * (-(-users // PAGE_SIZE) - 1)) * size
+
+
+def generated(name: str) -> str:
+    kind, _, rest = name.partition(" ")
+    parts: dict[str, Callable[[], str]] = {
+        "help": lambda: help_of(rest),
+        "settings": lambda: settings_of(rest),
+        "metrics": metrics_table,
+        "freshness": freshness_table,
+    }
+    return parts[kind]()
+
+
+def regenerated(text: str) -> str:
+    def block(found: re.Match[str]) -> str:
+        return f"<!-- generated: {found[1]} -->\n{generated(found[1])}<!-- end -->"
+
+    return BLOCK.sub(block, text)
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Give every generated part of all pages: its name, and what stands there now."""
+    return [found for page in PAGES for found in BLOCK.findall(page.read_text("utf-8"))]
+
+
+def write() -> None:
+    """Write the generated parts of all pages anew; a new command gets a section of its own."""
+    known = {name.removeprefix("help ") for name, _ in blocks()}
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        if page.name == "commands.md":
+            for name in sorted(dict(commands()).keys() - known):
+                text += f"\n## {name}\n\n<!-- generated: help {name} -->\n<!-- end -->\n"
+        page.write_text(regenerated(text), "utf-8")
+
+
+# That it agrees
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", dict(commands()))
+def test_help_of_every_command_is_shown(name: str) -> None:
+    """The layout is typer's business, and changes with it; what it says is ours."""
+    command = dict(commands())[name]
+    options = {each for param in command.params for each in param.opts if each.startswith("-")}
+    helps = [command.help, *(param.help for param in command.params)]
+    mentioned = {*options, *re.findall(r"--[a-z-]+", f"--help {helps}")}
+    below = [word for word, each in getattr(command, "commands", {}).items() if not each.hidden]
+    shown = [words(text) for block, text in blocks() if block == f"help {name}"]
+    assert shown
+    for text in shown:
+        assert [each for each in helps if words(each or "") not in text] == []
+        assert options <= set(text.replace(",", " ").split())
+        assert set(re.findall(r"--[a-z-]+", text)) <= mentioned
+        assert [word for word in below if f" {word} " not in text] == []
+
+
+@pytest.mark.parametrize(("name", "text"), [b for b in blocks() if not b[0].startswith("help ")])
+def test_generated_part_is_what_the_program_says(name: str, text: str) -> None:
+    assert text == generated(name)
+
+
+def test_every_section_of_settings_is_shown() -> None:
+    assert {f"settings {section}" for section, _ in Settings()} <= dict(blocks()).keys()
+
+
+def test_measured_sweeps_are_fitted() -> None:
+    slope, base = statistics.linear_regression([pages - 1 for pages in MEASURED], MEASURED.values())
+    for pages, seconds in MEASURED.items():
+        assert base + slope * (pages - 1) == pytest.approx(seconds, rel=0.08)
+
+
+def logged() -> dict[str, set[str]]:
+    """Give every event that the code logs, with its fields."""
+    events: dict[str, set[str]] = {}
+    for file in (ROOT / "worker").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="log")) | ast.Name(id="tell"),
+                    args=[ast.Constant(value=str(event)), *_],
+                    keywords=fields,
+                ):
+                    names = {field.arg for field in fields if field.arg}
+                    events.setdefault(event, set()).update(names)
+    events["sweep.finished"] |= {*COUNTS, "error"}
+    return events
+
+
+def test_every_log_event_is_listed_with_its_fields() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([a-z]+\.[a-z]+)` \| [a-z, ]+ \|(.*?)\|", text, re.MULTILINE)
+    assert {event: set(re.findall(r"`(\w+)`", fields)) for event, fields in rows} == logged()
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text("utf-8"))
+    for path, anchor in links:
+        target = (page.parent / path) if path else page
+        assert target.is_file()
+        assert not anchor or anchor in anchors(target)
+
+
+def test_readme_leads_to_every_page() -> None:
+    readme = PAGES[0].read_text("utf-8")
+    assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in readme] == []
+
+
+def test_pages_are_in_the_source_distribution() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert "docs" in project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+
+
+if __name__ == "__main__":
+    write()
