@@ -254,8 +254,7 @@ def _told_of_purge(purged: Purged, *, dry_run: bool) -> Iterator[str]:
         "set default": "would get their default",
     }
     for reference, rows in purged.referring.items():
-        effect = effects.get(reference.action, "would keep their users from being purged")
-        yield f"  {reference}: {_count(rows, 'row')} {effect}"
+        yield f"  {reference}: {_count(rows, 'row')} {effects[reference.action]}"
     for reference in purged.uncounted:
         yield f"  {reference}: not counted, for this role may not read it"
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from worker.errors import Blocked, DataRefused, Misconfigured, Stopped
 from worker.operate.desk import Desk
@@ -63,7 +64,6 @@ class Purge:
             self.purged.known += len(ids) - len(gone)
             batch = [user_id for user_id in ids if user_id in gone]
             if self.dry_run:
-                self.purged.users += len(batch)
                 self._count(rows, references, batch)
             else:
                 self._purge(rows, batch)
@@ -96,15 +96,26 @@ class Purge:
             self._purge(rows, ids[middle:])
 
     def _count(self, rows: Purging, references: Sequence[Reference], ids: Sequence[str]) -> None:
-        for reference in references:
-            if reference.countable:
-                self.purged.referring[reference] += self._referring(rows, reference, ids)
-
-    def _referring(self, rows: Purging, reference: Reference, ids: Sequence[str]) -> int:
-        return self.desk.database.call(lambda conn: rows.count(conn, reference, ids))
+        """Count what refers to the users who would go; those whom a foreign key keeps stay."""
+        found = {
+            by: self.desk.database.call(partial(rows.referring, reference=by, ids=ids))
+            for by in references
+            if by.countable
+        }
+        kept = {user_id: by for by, counts in found.items() if by.keeps for user_id in counts}
+        self.purged.kept += [(user_id, _kept_by(by.name)) for user_id, by in sorted(kept.items())]
+        self.purged.users += len(ids) - len(kept)
+        for by, referring in found.items():
+            if not by.keeps:
+                going = sum(count for id_, count in referring.items() if id_ not in kept)
+                self.purged.referring[by] += going
 
 
 def _reason(error: DataRefused | Blocked) -> str:
     if isinstance(error, DataRefused) and error.sqlstate == FOREIGN_KEY_VIOLATION:
-        return f"rows still refer to it: {error.constraint}"
+        return _kept_by(error.constraint or "")
     return f"the database refuses: {error}"
+
+
+def _kept_by(constraint: str) -> str:
+    return f"rows still refer to it: {constraint}"

@@ -44,9 +44,12 @@ where c.contype = 'f' and c.conparentid = 0
 order by 1, 2, 3
 """
 
-_COUNT = """
-select count(*) from {child} c join {table} u on {same} where u.id = any(%(ids)s::{id_type}[])
+_REFERRING = """
+select u.id::text, count(*) from {child} c join {table} u on {same}
+where u.id = any(%(ids)s::{id_type}[]) group by u.id
 """
+
+_KEEPING = {"restrict", "no action"}
 
 _ACTIONS = {"c": "cascade", "n": "set null", "d": "set default", "r": "restrict", "a": "no action"}
 
@@ -62,6 +65,11 @@ class Reference:
     referred: tuple[str, ...]
     action: str
     countable: bool
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps a row from going that is referred to."""
+        return self.action in _KEEPING
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.table}.{', '.join(self.columns)} ({self.action})"
@@ -93,16 +101,17 @@ class Purging:
             for row in conn.execute(_REFERENCES, params)
         ]
 
-    def count(self, conn: Connection, reference: Reference, ids: Sequence[str]) -> int:
-        """Count the rows that refer to these users by this foreign key."""
+    def referring(
+        self, conn: Connection, reference: Reference, ids: Sequence[str]
+    ) -> dict[str, int]:
+        """Count the rows that refer to each of these users by this foreign key."""
         pairs = zip(reference.columns, reference.referred, strict=True)
         same = [
             _equal(sql.Identifier("c", own), sql.Identifier("u", other)) for own, other in pairs
         ]
         child = _doubled(sql.Identifier(reference.schema, reference.table))
-        query = self._sql(_COUNT, child=child, same=sql.SQL(" and ").join(same))
-        row = conn.execute(query, {"ids": list(ids)}).fetchone()
-        return row[0] if row else 0
+        query = self._sql(_REFERRING, child=child, same=sql.SQL(" and ").join(same))
+        return {row[0]: row[1] for row in conn.execute(query, {"ids": list(ids)})}
 
     def _sql(self, template: str, **parts: sql.Composable) -> sql.Composed:
         name = quoted(self.table.schema)
