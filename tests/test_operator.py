@@ -168,6 +168,7 @@ def test_purge_tells_what_would_go_and_then_lets_it_go(swept: Site) -> None:
         (("status", "--max-age", "soon"), "--max-age: should be a number with s, m, h, d"),
         (("sync-user",), "Missing argument 'ID'"),
         (("sync-user", numbered(1), "--wait", "-1"), "--wait"),
+        (("init", "--rls"), "--rls goes with --print-sql"),
         (("quarantine", "--log-level", "info", "retry"), "options stand after the command"),
     ],
     ids=" ".join,

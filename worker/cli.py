@@ -39,6 +39,7 @@ from worker.once import sweep_once
 from worker.operate.check import check as find_problems
 from worker.settings import Settings
 from worker.signals import Signals
+from worker.store.row_security import row_security_sql
 from worker.store.schema import creation_sql, missing_migrations, prepare
 
 log = structlog.stdlib.get_logger(__name__)
@@ -140,6 +141,10 @@ def init(
     print_sql: Annotated[
         bool, typer.Option("--print-sql", help="Print the SQL instead of running it.")
     ] = False,
+    rls: Annotated[
+        bool,
+        typer.Option("--rls", help="With --print-sql: row-level security, too."),
+    ] = False,
     config: Config = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -149,7 +154,11 @@ def init(
     target = settings.database.schema_name
     if print_sql:
         print(creation_sql(target), end="")
+        if rls:
+            print(f"\n{row_security_sql(target)}", end="")
         return DONE
+    if rls:
+        raise Misconfigured("--rls goes with --print-sql: the table's owner is to read and run it")
     with opened(settings) as database:
         missing = len(database.call(missing_migrations))
         shape = prepare(database, target)
