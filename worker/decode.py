@@ -95,6 +95,12 @@ def parse_user(body: bytes, observed_at: datetime, ignored_fields: Collection[st
     return Single(record, observed_at, cleaned)
 
 
+def parse_record(body: bytes, ignored_fields: Collection[str]) -> tuple[User | Unreadable, bool]:
+    """Read the JSON of one record; and say whether it had to be cleaned."""
+    item, careful = _load(body)
+    return _read(item, ignored_fields, careful=careful)
+
+
 def _load(body: bytes) -> tuple[Any, bool]:
     """Read JSON, and say whether its records need a careful look.
 

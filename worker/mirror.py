@@ -10,9 +10,18 @@ from itertools import pairwise
 from typing import NamedTuple
 from uuid import UUID
 
-from worker.model import DIGEST_BYTES, UNKNOWN_DIGEST, Key, User
-
-ID_BYTES = 16
+from worker.model import (
+    DIGEST_BYTES,
+    ID_BYTES,
+    MARK_BYTES,
+    UNKNOWN_DIGEST,
+    UNKNOWN_MARK,
+    Key,
+    Seen,
+    User,
+    pack,
+    pack_all,
+)
 
 # Rows without created_at sort before every sign-up there can be.
 NO_MILLIS = -(2**63)
@@ -46,9 +55,9 @@ class Delta:
 
 
 class Mirror:
-    """Keys and digests of all live rows, 32 bytes each, ordered as the list is.
+    """Keys, digests and marks of all live rows, 40 bytes each, ordered as the list is.
 
-    Three arrays side by side instead of objects: a page of the list is a slice of each, and an
+    Four arrays side by side instead of objects: a page of the list is a slice of each, and an
     unchanged page is recognized by comparing memory.
     """
 
@@ -56,6 +65,7 @@ class Mirror:
         self._millis = array("q")
         self._ids = bytearray()
         self._digests = bytearray()
+        self._marks = bytearray()
         self._inserted: deque[tuple[float, bytes]] = deque()
 
     @classmethod
@@ -66,6 +76,7 @@ class Mirror:
             mirror._millis.append(millis)
             mirror._ids += packed
         mirror._digests = bytearray(DIGEST_BYTES * len(mirror))
+        mirror._marks = bytearray(MARK_BYTES * len(mirror))
         return mirror
 
     def __len__(self) -> int:
@@ -80,8 +91,8 @@ class Mirror:
         low, high = self._bounds(span)
         if self._equals(low, high, users):
             return Delta()
-        known = {self._packed_key(at): self._digest(at) for at in range(low, high)}
-        changed = [user for user in users if self._take_known(known, user) != user.digest]
+        known = {self._packed_key(at): at for at in range(low, high)}
+        changed = [user for user in users if not self._is_known(known, user)]
         if not known:
             return Delta(changed)
         left = [(millis, _unpack(packed)) for millis, packed in known]
@@ -100,7 +111,7 @@ class Mirror:
             if at is None:
                 new.append(user)
             else:
-                self._set_digest(at, user.digest)
+                self._set(at, user.digest, user.mark)
         if new:
             self._insert(sorted(new, key=lambda user: user.key))
 
@@ -108,7 +119,7 @@ class Mirror:
         """Let the database decide about this user the next time."""
         at = self._find(key)
         if at is not None:
-            self._set_digest(at, UNKNOWN_DIGEST)
+            self._set(at, UNKNOWN_DIGEST, UNKNOWN_MARK)
 
     def remove(self, keys: Iterable[Key]) -> None:
         """Drop keys whose rows are no longer live, or stand elsewhere; unknown keys are none."""
@@ -121,6 +132,7 @@ class Mirror:
         del self._millis[end:]
         del self._ids[end * ID_BYTES :]
         del self._digests[end * DIGEST_BYTES :]
+        del self._marks[end * MARK_BYTES :]
 
     def replace(self, ids: Iterable[str], keys: Iterable[tuple[int, bytes]]) -> None:
         """Know of these users only what is given: (millis, 16-byte id) of those that are live."""
@@ -135,7 +147,7 @@ class Mirror:
         while self._inserted and self._inserted[0][0] < at - kept_seconds:
             self._inserted.popleft()
         if users:
-            self._inserted.append((at, _pack_all(users)))
+            self._inserted.append((at, pack_all(user.id for user in users)))
 
     def inserted_since(self, user_id: str, since: float) -> bool:
         """Whether the row was inserted after that moment; what is older is forgotten."""
@@ -167,20 +179,36 @@ class Mirror:
         if extra not in {0, 1} or low < extra:
             return False
         low -= extra
+        if isinstance(users, Seen):
+            return (
+                self._marks[low * MARK_BYTES : high * MARK_BYTES] == users.marks
+                and self._millis[low:high] == users.millis
+                and self._ids[low * ID_BYTES : high * ID_BYTES] == users.packed
+            )
         return (
             self._digests[low * DIGEST_BYTES : high * DIGEST_BYTES]
             == b"".join([user.digest for user in users])
             and self._millis[low:high] == array("q", [user.millis for user in users])
-            and self._ids[low * ID_BYTES : high * ID_BYTES] == _pack_all(users)
+            and self._ids[low * ID_BYTES : high * ID_BYTES] == pack_all(user.id for user in users)
         )
 
-    def _take_known(self, known: dict[tuple[int, bytes], bytes], user: User) -> bytes | None:
-        """Take a user out of the slice; one before the slice (the chain user) is looked up."""
-        packed = known.pop((user.millis, pack(user.id)), None)
-        if packed is not None:
-            return packed
-        at = self._find(user.key)
-        return None if at is None else self._digest(at)
+    def _is_known(self, known: dict[tuple[int, bytes], int], user: User) -> bool:
+        """Take a user out of the slice, and say whether it is as it was.
+
+        One before the slice (the chain user) is looked up. Of a user with the same digest, but
+        another mark, the mark is learnt.
+        """
+        at = known.pop((user.millis, pack(user.id)), None)
+        if at is None:
+            at = self._find(user.key)
+        if at is None:
+            return False
+        if user.mark != UNKNOWN_MARK and self._mark(at) == user.mark:
+            return True
+        if self._digest(at) == UNKNOWN_DIGEST or self._digest(at) != user.digest:
+            return False
+        self._set(at, user.digest, user.mark)
+        return True
 
     def _insert(self, users: Sequence[User]) -> None:
         """Insert new keys: at the end all at once, in the middle by one rebuilt stretch."""
@@ -190,12 +218,15 @@ class Mirror:
             self._insert(users[:half])
             self._insert(users[half:])
             return
-        rows = [(*self._packed_key(at), self._digest(at)) for at in range(low, high)]
-        rows += [(user.millis, pack(user.id), user.digest) for user in users]
+        rows = [
+            (*self._packed_key(at), self._digest(at), self._mark(at)) for at in range(low, high)
+        ]
+        rows += [(user.millis, pack(user.id), user.digest, user.mark) for user in users]
         rows.sort()
         self._millis[low:high] = array("q", [row[0] for row in rows])
         self._ids[low * ID_BYTES : high * ID_BYTES] = b"".join([row[1] for row in rows])
         self._digests[low * DIGEST_BYTES : high * DIGEST_BYTES] = b"".join([row[2] for row in rows])
+        self._marks[low * MARK_BYTES : high * MARK_BYTES] = b"".join([row[3] for row in rows])
 
     def _move(self, low: int, high: int, to: int) -> int:
         """Move a stretch up to a lower place; returns where it ends."""
@@ -204,6 +235,9 @@ class Mirror:
         self._ids[to * ID_BYTES : end * ID_BYTES] = self._ids[low * ID_BYTES : high * ID_BYTES]
         self._digests[to * DIGEST_BYTES : end * DIGEST_BYTES] = self._digests[
             low * DIGEST_BYTES : high * DIGEST_BYTES
+        ]
+        self._marks[to * MARK_BYTES : end * MARK_BYTES] = self._marks[
+            low * MARK_BYTES : high * MARK_BYTES
         ]
         return end
 
@@ -236,13 +270,12 @@ class Mirror:
     def _digest(self, at: int) -> bytes:
         return bytes(self._digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES])
 
-    def _set_digest(self, at: int, digest: bytes) -> None:
+    def _mark(self, at: int) -> bytes:
+        return bytes(self._marks[at * MARK_BYTES : (at + 1) * MARK_BYTES])
+
+    def _set(self, at: int, digest: bytes, mark: bytes) -> None:
         self._digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES] = digest
-
-
-def pack(user_id: str) -> bytes:
-    """Write a canonical UUID as 16 bytes, which compare as the text does."""
-    return bytes.fromhex(user_id.replace("-", ""))
+        self._marks[at * MARK_BYTES : (at + 1) * MARK_BYTES] = mark
 
 
 def _index(ids: bytes | bytearray, packed: bytes) -> int:
@@ -251,10 +284,6 @@ def _index(ids: bytes | bytearray, packed: bytes) -> int:
     while at % ID_BYTES and at >= 0:
         at = ids.find(packed, at + 1)
     return at
-
-
-def _pack_all(users: Sequence[User]) -> bytes:
-    return bytes.fromhex("".join([user.id for user in users]).replace("-", ""))
 
 
 def _unpack(packed: bytes) -> str:

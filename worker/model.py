@@ -1,17 +1,24 @@
 """The values everything else works with: users, their place in the list, and whole answers."""
 
 import json
-from collections.abc import Collection
+from array import array
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, overload
 
 import orjson
 
 # A digest tells two versions of one user apart, not users from each other: 64 bits are plenty.
 DIGEST_BYTES = 8
 UNKNOWN_DIGEST = bytes(DIGEST_BYTES)
+
+# A mark is a hash of a record as it came.
+MARK_BYTES = 8
+UNKNOWN_MARK = bytes(MARK_BYTES)
+
+ID_BYTES = 16
 
 # A regular expression takes ten times as long, for every user of every page.
 _HEX_TO_ZERO = str.maketrans("123456789abcdef", "0" * 15)
@@ -32,6 +39,7 @@ class User:
     millis: int
     digest: bytes
     json: bytes
+    mark: bytes = UNKNOWN_MARK
 
     @property
     def record(self) -> dict[str, Any]:
@@ -41,6 +49,71 @@ class User:
     @property
     def key(self) -> Key:
         return self.millis, self.id
+
+
+class SeenUser(User):
+    """A user that is unpacked once somebody wants to know more than the mark."""
+
+    __slots__ = ("_full", "_record", "_unpack")
+
+    _full: User | None
+    _record: Any
+    _unpack: Callable[[Any], User]
+
+    def __init__(self, record: Any, mark: bytes, unpack: Callable[[Any], User]) -> None:
+        values = {"id": record.id, "millis": record.millis, "mark": mark}
+        values |= {"_record": record, "_unpack": unpack, "_full": None}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def digest(self) -> bytes:
+        return self._in_full().digest
+
+    @property
+    def json(self) -> bytes:
+        return self._in_full().json
+
+    def _in_full(self) -> User:
+        full = self._full
+        if full is None:
+            full = self._unpack(self._record)
+            object.__setattr__(self, "_full", full)
+        return full
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(Sequence[User]):
+    """Users of a page that was read at a glance, ascending by key: three columns, and the records.
+
+    `packed` are the ids, 16 bytes each, and `marks` 8 bytes each.
+    """
+
+    records: Sequence[Any]
+    millis: "array[int]"
+    packed: bytes
+    marks: bytes
+    unpack: Callable[[Any], User]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, at: int) -> User: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[User]: ...
+
+    def __getitem__(self, at: int | slice) -> User | list[User]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        number = range(len(self))[at]
+        mark = self.marks[number * MARK_BYTES : (number + 1) * MARK_BYTES]
+        return SeenUser(self.records[number], mark, self.unpack)
+
+    @property
+    def ids(self) -> set[str]:
+        return {record.id for record in self.records}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +147,7 @@ class Page:
     `size` is the length of the body in bytes.
     """
 
-    users: tuple[User, ...]
+    users: Sequence[User]
     unreadable: tuple[Unreadable, ...]
     first: Place | None
     last: Place | None
@@ -82,13 +155,15 @@ class Page:
     ascending: bool
     next_cursor: str | None
     observed_at: datetime
-    cleaned: tuple[str, ...] = ()
+    cleaned: Sequence[str] = ()
     size: int = 0
 
     @property
     def ids(self) -> set[str]:
         """Every id that can be read: who is on the page is present, whatever the record holds."""
-        return {user.id for user in self.users} | {bad.id for bad in self.unreadable if bad.id}
+        users = self.users
+        ids = users.ids if isinstance(users, Seen) else {user.id for user in users}
+        return ids | {bad.id for bad in self.unreadable if bad.id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +178,22 @@ class Single:
 def is_user_id(text: object) -> bool:
     """Whether this is a canonical lower-case UUID: another spelling would be another row."""
     return isinstance(text, str) and text.translate(_HEX_TO_ZERO) == _NIL
+
+
+def are_user_ids(ids: Sequence[str]) -> bool:
+    """Whether all of these are canonical lower-case UUIDs."""
+    text = "".join(ids)
+    return set(map(len, ids)) == {len(_NIL)} and text.translate(_HEX_TO_ZERO) == _NIL * len(ids)
+
+
+def pack(user_id: str) -> bytes:
+    """Write a canonical UUID as 16 bytes, which compare as the text does."""
+    return bytes.fromhex(user_id.replace("-", ""))
+
+
+def pack_all(ids: Iterable[str]) -> bytes:
+    """Write canonical UUIDs, 16 bytes each."""
+    return bytes.fromhex("".join(ids).replace("-", ""))
 
 
 def dump(value: Any) -> bytes:

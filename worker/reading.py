@@ -1,5 +1,6 @@
 """Walks the list page by page, and brings the table into line with each page."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -177,9 +178,11 @@ class Reading:
         """Count each user once: not the overlap of the chain, nor what a recovery reads again."""
         findings = self.findings
         before = findings.furthest
-        new = [user for user in page.users if before is None or user.key > before]
+        met = bisect_right(page.users, before, key=lambda user: user.key) if before else 0
         findings.counts["pages"] += 1
-        findings.counts["users"] += len(new) + len({r.record for r in rejected} - findings.seen)
+        findings.counts["users"] += (
+            len(page.users) - met + len({r.record for r in rejected} - findings.seen)
+        )
         if page.end and (before is None or page.end > before):
             findings.furthest = page.end
 

@@ -26,6 +26,8 @@ class Api(Protocol):
 
     def fetch_user(self, user_id: str) -> Single: ...
 
+    def expect_unchanged(self) -> None: ...
+
 
 class Renewed(Protocol):
     """What must be kept alive while waiting."""
@@ -53,6 +55,10 @@ class Source:
     @property
     def stop(self) -> Event:
         return self._retry.stop
+
+    def expect_unchanged(self) -> None:
+        """Read pages at a glance from now on: most users will be as they were."""
+        self._api.expect_unchanged()
 
     def ask_page(self, request: Request) -> Future[Page]:
         """Begin to fetch a page, with retries."""

@@ -27,6 +27,7 @@ from worker.clock import Clock
 from worker.deadline import Network, choose_proxy, within
 from worker.decode import BrokenBody, parse_page, parse_user
 from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
+from worker.glance import Glance
 from worker.model import Page, Single
 
 Answered = TypeVar("Answered", Page, Single)
@@ -74,6 +75,8 @@ class StackApi:
         self._host = url.netloc.decode()  # without a password, should the URL have one
         self._clock = clock
         self._stop = stop
+        self._glance = Glance(access.ignored_fields)
+        self._glancing = False
         self._client = httpx.Client(
             base_url=f"{str(url).rstrip('/')}/api/v1",
             headers=_headers(access),
@@ -90,7 +93,11 @@ class StackApi:
             query["cursor"] = cursor
         if self._access.include_anonymous:
             query["include_anonymous"] = "true"
-        return self._read(self._ask("/users", query), parse_page)
+        return self._read(self._ask("/users", query), self._parse_page)
+
+    def expect_unchanged(self) -> None:
+        """Read pages at a glance from now on: most users will be as they were."""
+        self._glancing = True
 
     def fetch_user(self, user_id: str) -> Single:
         """Ask for one user. Nothing but the API's own USER_NOT_FOUND proves that there is none."""
@@ -130,6 +137,16 @@ class StackApi:
             raise self._unanswered(error) from cause
         self.on_answer(str(answer.status_code))
         return Answer(answer.status_code, answer.headers, body, observed_at)
+
+    def _parse_page(
+        self, body: bytes, observed_at: datetime, ignored_fields: Collection[str]
+    ) -> Page:
+        page = self._glance.read_page(body, observed_at) if self._glancing else None
+        if page is None:
+            page = parse_page(body, observed_at, ignored_fields)
+            if self._glancing:
+                self._glance.learn(page.users)
+        return page
 
     def _read(
         self, answer: Answer, parse: Callable[[bytes, datetime, Collection[str]], Answered]

@@ -1,0 +1,198 @@
+"""Reads a page at a glance: who is on it, and a mark of each record as it came.
+
+Nearly every user of nearly every page is unchanged, and to see that nothing need be unpacked. Of
+each record the fields are cut out as they came, put in one order and hashed: equal marks mean equal
+records. Whoever has another mark than before is unpacked after all, and compared by the digest.
+"""
+
+import re
+import types
+from array import array
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import orjson
+
+from worker.decode import MAX_INTEGER_DIGITS, MAX_MILLIS, MAX_NESTING, MIN_MILLIS, parse_record
+from worker.model import MARK_BYTES, UNKNOWN_MARK, Page, Place, Seen, User, are_user_ids, pack_all
+
+# Records with more names than this are not worth learning.
+MOST_FIELDS = 400
+
+# So many brackets at least, or so long a number, make a record unreadable.
+LEAST_SUSPICIOUS = 2 * MAX_NESTING
+
+_NOTHING = msgspec.Raw(b"")
+# A name with these is not written in JSON as it is.
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
+
+
+class _Pagination(msgspec.Struct):
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How records are cut up: their names, sorted, and for each the attribute that holds it."""
+
+    names: tuple[str, ...]
+    written: tuple[bytes, ...]
+    decoder: msgspec.json.Decoder[Any]
+    all: Callable[[Any], Sequence[Any]]
+    marked: Callable[[Any], Sequence[Any]]
+    ignored: Callable[[Any], Sequence[Any]]
+
+
+class Glance:
+    """Reads pages whose records hold no other names than those that were learnt."""
+
+    def __init__(self, ignored_fields: Collection[str]) -> None:
+        self._ignored = tuple(ignored_fields)
+        self._form: _Form | None = None
+
+    def read_page(self, body: bytes, observed_at: datetime) -> Page | None:
+        """Read one answer of `GET /users`; None if it needs a closer look."""
+        form = self._form
+        if form is None:
+            return None
+        try:
+            answer = form.decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        cleaned: list[str] = []
+        seen = self._look_at(form, answer.items, cleaned)
+        if seen is None:
+            return None
+        users, ascending = seen
+        first, last = (users[0], users[-1]) if ascending else (users[-1], users[0])
+        return Page(
+            users=users,
+            unreadable=(),
+            first=Place(first.id, first.millis),
+            last=Place(last.id, last.millis),
+            end=last.key,
+            ascending=ascending,
+            next_cursor=answer.pagination.next_cursor,
+            observed_at=observed_at,
+            cleaned=cleaned,
+            size=len(body),
+        )
+
+    def learn(self, users: Iterable[User]) -> None:
+        """Learn the names that the records of a page hold, which was read in full."""
+        known = set(self._form.names) if self._form else set[str]()
+        # Names are never forgotten: another set of as many might give another record equal marks.
+        names = known.union(*(orjson.loads(user.json) for user in users))
+        names -= {"id", "signed_up_at_millis"}
+        if names > known and len(names) <= MOST_FIELDS and not _ESCAPED.search("".join(names)):
+            self._form = self._form_of(sorted(names))
+
+    def _form_of(self, names: Sequence[str]) -> _Form:
+        attributes = {name: f"field_{number}" for number, name in enumerate(names)}
+        fields = [(attribute, msgspec.Raw, _NOTHING) for attribute in attributes.values()]
+        record = msgspec.defstruct(
+            "Record",
+            [("id", str), ("millis", int), *fields],
+            rename={"millis": "signed_up_at_millis"} | {a: n for n, a in attributes.items()},
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+        items = types.GenericAlias(list, record)
+        answer = msgspec.defstruct(
+            "Answer", [("items", items), ("pagination", _Pagination)], gc=False
+        )
+        everything = _getter([*attributes.values()])
+        ignored = [attributes.pop(name) for name in self._ignored if name in attributes]
+        return _Form(
+            names=tuple(names),
+            written=tuple(b",%b:" % orjson.dumps(name) for name in names),
+            decoder=msgspec.json.Decoder(answer),
+            all=everything,
+            marked=_getter([*attributes.values()]),
+            ignored=_getter(ignored),
+        )
+
+    def _look_at(
+        self, form: _Form, records: list[Any], cleaned: list[str]
+    ) -> tuple[Seen, bool] | None:
+        """Give the users in the order of the list, and whether they came in it.
+
+        Whoever has to be cleaned when he is unpacked is put down in `cleaned`.
+        """
+        ids = [record.id for record in records]
+        millis = [record.millis for record in records]
+        ascending = _order(ids, millis)
+        if ascending is None:
+            return None
+        if not ascending:
+            for column in (records, ids, millis):
+                column.reverse()
+        marks = self._marks(form, records)
+        if marks is None:
+            return None
+        columns = array("q", millis), pack_all(ids), marks
+        return Seen(records, *columns, lambda r: self._unpack(form, r, cleaned)), ascending
+
+    @staticmethod
+    def _marks(form: _Form, records: Sequence[Any]) -> bytes | None:
+        """Hash the fields of each record that count; None if one of them may be unreadable."""
+        joined = [b",".join(form.marked(record)) for record in records]
+        ignored = [b",".join(form.ignored(record)) for record in records]
+        for text, besides, record in zip(joined, ignored, records, strict=True):
+            long = len(text) >= LEAST_SUSPICIOUS or len(besides) >= LEAST_SUSPICIOUS
+            if long and _is_suspicious(form.all(record)):
+                return None
+        marks = b"".join([blake2b(text, digest_size=MARK_BYTES).digest() for text in joined])
+        return None if UNKNOWN_MARK in marks else marks
+
+    def _unpack(self, form: _Form, record: Any, cleaned: list[str]) -> User:
+        """Read a record in full."""
+        text = b'{"id":"%b","signed_up_at_millis":%d' % (record.id.encode(), record.millis)
+        for name, field in zip(form.written, form.all(record), strict=True):
+            if raw := bytes(field):
+                text += name + raw
+        user, was_cleaned = parse_record(text + b"}", self._ignored)
+        if not isinstance(user, User):
+            raise TypeError(f"a record that seemed plain is not: {user.error}")
+        if was_cleaned:
+            cleaned.append(user.id)
+        return user
+
+
+def _order(ids: Sequence[str], millis: Sequence[int]) -> bool | None:
+    """Whether the users ascend; None if they do not descend either, or not all are users."""
+    if not ids or not are_user_ids(ids) or len(set(ids)) < len(ids):
+        return None
+    if not MIN_MILLIS <= min(millis) <= max(millis) <= MAX_MILLIS:
+        return None
+    keys = list(zip(millis, ids, strict=True))
+    in_order = sorted(keys)
+    if keys == in_order:
+        return True
+    return False if keys[::-1] == in_order else None
+
+
+def _is_suspicious(fields: Iterable[Any]) -> bool:
+    """Whether one of these raw fields may be nested too deep, or hold too long a number."""
+    return any(
+        len(view := memoryview(raw)) >= LEAST_SUSPICIOUS and _is_odd(view.tobytes())
+        for raw in fields
+    )
+
+
+def _is_odd(raw: bytes) -> bool:
+    if raw.startswith(b'"'):
+        return False
+    return len(raw) > MAX_INTEGER_DIGITS or raw.count(b"[") + raw.count(b"{") >= MAX_NESTING
+
+
+def _getter(attributes: Sequence[str]) -> Callable[[Any], Sequence[Any]]:
+    """Make what gives these attributes of a record, however many they are."""
+    if len(attributes) > 1:
+        return attrgetter(*attributes)
+    return lambda record: [getattr(record, attribute) for attribute in attributes]
