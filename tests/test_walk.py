@@ -1,8 +1,10 @@
 """Walks over a list that lies as the real one does, and worse."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from worker.decode import parse_page
 from worker.errors import SweepIncomplete
 from worker.mirror import Mirror, Span
-from worker.model import Key, Page, Place, pack
+from worker.model import Key, Page, Place, User, pack
 from worker.walk import MAX_RECOVERIES, Request, Walk
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
@@ -478,3 +480,21 @@ def test_long_way_from_the_start_after_a_recovery_is_no_lack_of_progress() -> No
     taken = read(walk, listed, 2)
     assert len(taken) > 10 * MAX_RECOVERIES
     assert walk.recoveries == 1
+
+
+class Users(list[User]):
+    """A list that can be watched."""
+
+
+def test_walk_keeps_no_page_longer_than_itself() -> None:
+    """Nor until the next garbage collection, which may be long in coming."""
+    gc.disable()
+    try:
+        walk = Walk(lambda _key: None)
+        page = replace(numbered(1, 2, 3), users=Users(numbered(1, 2, 3).users))
+        users = weakref.ref(page.users)
+        walk.take(page)
+        del page, walk
+        assert users() is None
+    finally:
+        gc.enable()

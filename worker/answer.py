@@ -52,7 +52,7 @@ class Answer:
 
     status: int
     headers: httpx.Headers
-    body: bytes
+    body: bytes | bytearray
     observed_at: datetime
 
     @property

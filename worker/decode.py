@@ -52,7 +52,9 @@ class _Unstorable(ValueError):
     """What this record holds cannot be in the table."""
 
 
-def parse_page(body: bytes, observed_at: datetime, ignored_fields: Collection[str]) -> Page:
+def parse_page(
+    body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]
+) -> Page:
     """Read one answer of `GET /users`. Raises BrokenBody if it is none."""
     answer, careful = _load(body)
     match answer:
@@ -86,7 +88,9 @@ def parse_page(body: bytes, observed_at: datetime, ignored_fields: Collection[st
     )
 
 
-def parse_user(body: bytes, observed_at: datetime, ignored_fields: Collection[str]) -> Single:
+def parse_user(
+    body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]
+) -> Single:
     """Read one answer of `GET /users/{id}`. Raises BrokenBody if it is none."""
     answer, careful = _load(body)
     if not isinstance(answer, dict) or "id" not in answer:
@@ -95,13 +99,15 @@ def parse_user(body: bytes, observed_at: datetime, ignored_fields: Collection[st
     return Single(record, observed_at, cleaned)
 
 
-def parse_record(body: bytes, ignored_fields: Collection[str]) -> tuple[User | Unreadable, bool]:
+def parse_record(
+    body: bytes | bytearray, ignored_fields: Collection[str]
+) -> tuple[User | Unreadable, bool]:
     """Read the JSON of one record; and say whether it had to be cleaned."""
     item, careful = _load(body)
     return _read(item, ignored_fields, careful=careful)
 
 
-def _load(body: bytes) -> tuple[Any, bool]:
+def _load(body: bytes | bytearray) -> tuple[Any, bool]:
     """Read JSON, and say whether its records need a careful look.
 
     orjson reads nearly every page. It refuses a page for one lone surrogate, and turns integers
@@ -115,7 +121,7 @@ def _load(body: bytes) -> tuple[Any, bool]:
         return _load_slowly(body), True
 
 
-def _load_slowly(body: bytes) -> Any:
+def _load_slowly(body: bytes | bytearray) -> Any:
     # Bytes that are no UTF-8 become lone surrogates, which cleaning then replaces.
     text = body.decode("utf-8", "surrogateescape")
     load = partial(json.loads, parse_int=_parse_int, strict=False)

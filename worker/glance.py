@@ -55,7 +55,7 @@ class Glance:
         self._ignored = tuple(ignored_fields)
         self._form: _Form | None = None
 
-    def read_page(self, body: bytes, observed_at: datetime) -> Page | None:
+    def read_page(self, body: bytes | bytearray, observed_at: datetime) -> Page | None:
         """Read one answer of `GET /users`; None if it needs a closer look."""
         form = self._form
         if form is None:

@@ -139,7 +139,7 @@ class StackApi:
         return Answer(answer.status_code, answer.headers, body, observed_at)
 
     def _parse_page(
-        self, body: bytes, observed_at: datetime, ignored_fields: Collection[str]
+        self, body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]
     ) -> Page:
         page = self._glance.read_page(body, observed_at) if self._glancing else None
         if page is None:
@@ -149,7 +149,9 @@ class StackApi:
         return page
 
     def _read(
-        self, answer: Answer, parse: Callable[[bytes, datetime, Collection[str]], Answered]
+        self,
+        answer: Answer,
+        parse: Callable[[bytes | bytearray, datetime, Collection[str]], Answered],
     ) -> Answered:
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - as RFC 9110 has it
             raise refused(answer, self._host)
@@ -213,14 +215,14 @@ def _version() -> str:
         return "0"
 
 
-def _read_body(answer: httpx.Response, host: str) -> bytes:
+def _read_body(answer: httpx.Response, host: str) -> bytearray:
     body = bytearray()
     for chunk in answer.iter_bytes():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             size = f"{MAX_BODY_BYTES >> 20} MiB"
             raise Transient(f"{host} answered with more than {size}", too_much=True)
-    return bytes(body)
+    return body
 
 
 def _not_connected(error: httpx.ConnectError, host: str) -> UsersSyncError:

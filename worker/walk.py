@@ -18,6 +18,9 @@ MAX_RECOVERIES = 60
 # More users in one answer make the server fail: it runs out of bind parameters.
 MAX_LIMIT = 30_000
 
+Below = Callable[[Key], Key | None]
+"""Finds the nearest key of the mirror below a key."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -38,14 +41,14 @@ class Walk:
     the key of the last user of an earlier, unfinished walk.
     """
 
-    def __init__(self, below: Callable[[Key], Key | None], resume_at: Key | None = None) -> None:
+    def __init__(self, below: Below, resume_at: Key | None = None) -> None:
         self.ended = False
         self.recoveries = 0
         self.request = Request() if resume_at is None else _request_at(resume_at)
         self._below = below
         self._furthest = resume_at
         self._without_progress = 0
-        self._ways_back = self._from_mirror(resume_at)
+        self._ways_back = _from_mirror(resume_at, below)
 
     def take(self, page: Page) -> Span | None:
         """Return the span that this answer to `request` proves, or None if it proves nothing.
@@ -76,7 +79,7 @@ class Walk:
             self._furthest = reached
             self._without_progress = 0
         self.request = Request(page.last, reached)
-        self._ways_back = self._through(page)
+        self._ways_back = _through(page, self._below)
         return Span(after, None if self.ended else reached)
 
     def _go_back(self) -> None:
@@ -98,21 +101,27 @@ class Walk:
                 f" behind {self._furthest[1] if self._furthest else 'its start'}"
             )
 
-    def _through(self, page: Page) -> Iterator[Request]:
-        """Step back through the page before, ever further, then leave it for the mirror."""
-        step = 1
-        while step < len(page.users):
-            yield _request_at(page.users[-1 - step].key)
-            step *= 2
-        yield from self._from_mirror(page.users[0].key if page.users else None)
 
-    def _from_mirror(self, key: Key | None) -> Iterator[Request]:
-        """Begin behind the nearest live row we know of, or else at the start of the list."""
-        below = None if key is None else self._below(key)
-        if below is not None:
-            yield _request_at(below)
-        while True:
-            yield Request()
+# No methods: a generator that knows the walk, which knows the generator, would keep a page in
+# memory until the next garbage collection.
+
+
+def _through(page: Page, below: Below) -> Iterator[Request]:
+    """Step back through the page before, ever further, then leave it for the mirror."""
+    step = 1
+    while step < len(page.users):
+        yield _request_at(page.users[-1 - step].key)
+        step *= 2
+    yield from _from_mirror(page.users[0].key if page.users else None, below)
+
+
+def _from_mirror(key: Key | None, below: Below) -> Iterator[Request]:
+    """Begin behind the nearest live row we know of, or else at the start of the list."""
+    nearest = None if key is None else below(key)
+    if nearest is not None:
+        yield _request_at(nearest)
+    while True:
+        yield Request()
 
 
 def _request_at(key: Key) -> Request:
