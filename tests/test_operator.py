@@ -18,6 +18,7 @@ from worker.sandbox.api import server_error
 NOWHERE = "127.0.0.1:1"
 
 COMMANDS = [
+    ("plan",),
     ("status",),
     ("sync-user", numbered(1)),
     ("deletions",),
@@ -26,9 +27,10 @@ COMMANDS = [
     ("quarantine", "retry"),
     ("purge", "--older-than", "30d"),
 ]
-ASK_THE_API = [command for command in COMMANDS if command[0] in {"sync-user", "purge"}]
+ASK_THE_API = [command for command in COMMANDS if command[0] in {"plan", "sync-user", "purge"}]
 
-commands = pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+# A plan is made without the worker's tables, too.
+commands = pytest.mark.parametrize("command", COMMANDS[1:], ids=" ".join)
 
 
 @pytest.fixture
@@ -78,6 +80,35 @@ def test_status_exits_with_0_when_healthy_and_8_when_not(swept: Site) -> None:
     assert (told["healthy"], told["users_live"], len(told["sweeps"])) == (False, 12, 1)
     assert swept.shell.run("status", "--max-age", "2d").code == 0
     assert swept.shell.run("status", "--max-age", "1h").code == 8
+
+
+def test_plan_exits_with_0_when_in_step_and_7_when_not(swept: Site) -> None:
+    in_step = swept.shell.run("plan")
+    assert (in_step.code, in_step.stderr) == (0, "")
+    created, changed, deleted = swept.project.create(), *sorted(swept.project.ids())[:2]
+    swept.project.edit(changed, display_name="Hush")
+    swept.project.delete(deleted)
+    planned = swept.shell.run("plan")
+    assert (planned.code, planned.stderr, "Hush" in planned.stdout) == (7, "", False)
+    told = [line.split()[:2] for line in planned.stdout.splitlines()[:-1]]
+    assert sorted(told) == sorted([["+", created], ["~", changed], ["-", deleted]])
+    assert "Hush" in swept.shell.run("plan", "--values").stdout
+    objects = [json.loads(line) for line in swept.shell.run("plan", "--json").stdout.splitlines()]
+    assert [each["change"] for each in objects][-2:] == ["delete", "summary"]
+    limited = swept.shell.run("plan", "--limit", "1")
+    assert (limited.code, len(limited.stdout.splitlines())) == (7, 3)
+    finished = swept.shell.run("--once").event("sweep.finished")
+    assert [finished[name] for name in ("inserted", "updated", "deleted")] == [1, 1, 1]
+    assert swept.shell.run("plan").code == 0
+
+
+def test_plan_needs_no_tables_and_creates_none(site: Site) -> None:
+    site.project.populate(3)
+    planned = site.shell.run("plan")
+    assert (planned.code, planned.stdout.count("+ ")) == (7, 3)
+    assert site.rows(
+        "select to_regnamespace('users_sync_worker'), to_regnamespace('neon_auth')"
+    ) == [(None, None)]
 
 
 def test_sync_user_says_what_became_of_the_user(swept: Site) -> None:

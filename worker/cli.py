@@ -182,6 +182,7 @@ def check(
     return min((code for code in codes if code), default=DONE)
 
 
+app.command()(operator.plan)
 app.command()(operator.status)
 app.command(name="sync-user")(operator.sync_user)
 app.add_typer(operator.deletions_app, name="deletions")

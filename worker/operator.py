@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from worker import display
 from worker.command import (
+    DIFFERENT,
     DONE,
     UNHEALTHY,
     AsJson,
@@ -27,6 +29,8 @@ from worker.command import (
 from worker.errors import Misconfigured
 from worker.model import is_user_id
 from worker.operate.desk import Desk, Outcome, opened_desk
+from worker.operate.plan import plan as find_changes
+from worker.operate.plan_lines import Telling
 from worker.operate.purge import LEAST_SECONDS, Purge, Purged, seconds_of
 from worker.operate.status import as_json, lines, read_status, sweep_rows
 from worker.settings import Settings
@@ -39,6 +43,33 @@ _EXIT_CODES = {"unreadable": UNREADABLE, "refused": REFUSED}
 
 deletions_app = typer.Typer(rich_markup_mode=None)
 quarantine_app = typer.Typer(rich_markup_mode=None)
+
+
+def plan(
+    *,
+    as_objects: AsJson = False,
+    values: Annotated[
+        bool,
+        typer.Option("--values", help="Show old and new values, which are personal data."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", metavar="N", min=0, help="Show at most so many changes; all are counted."
+        ),
+    ] = None,
+    config: Config = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+) -> int:
+    """Tell what a sweep would change, user by user and field by field; writes nothing."""
+    settings = read_settings(config, log_format, log_level, quietly=True)
+    settings.require_stack()
+    told = Telling(partial(print, flush=True), as_objects, values, limit)
+    with stopped_by_signals() as signals, started_database(settings) as url:
+        found = find_changes(settings, url, signals.stop, told.tell)
+    told.end(found)
+    return DIFFERENT if found.difference else DONE
 
 
 def status(

@@ -94,7 +94,7 @@ class Sweep:
         if resume_minutes is not None:
             checkpoint = store.database.call(lambda conn: store.progress.load(conn, resume_minutes))
         findings = begin(store, self.memory, self.kind, checkpoint, now)
-        tell = log.debug if self.kind == "poll" else log.info
+        tell = log.debug if self.kind in {"poll", "plan"} else log.info
         tell("sweep.started", sweep=findings.number, resumed=findings.resume_at is not None)
         return Reading(self.source, store, findings, self.on_page)
 
@@ -151,8 +151,13 @@ class Sweep:
         return self._tell(findings, outcome, error, began)
 
     def _loudness(self, findings: Findings, outcome: str) -> Callable[..., object]:
-        """A poll that saw the whole list is worth a line only if it changed something."""
+        """A poll that saw the whole list is worth a line only if it changed something.
+
+        A plan is no sweep at all.
+        """
         whole = outcome in {"complete", "held"}
+        if self.kind == "plan":
+            return log.debug
         if self.kind == "poll" and whole and not findings.changed_something:
             return log.debug
         return log.info if outcome in {"complete", "stopped"} else log.warning

@@ -43,10 +43,8 @@ order by millis, id
 
 _THESE = "u.id = any(%(ids)s::{id_type}[])"
 
-# Joined to the old rows first: `on conflict do update` would lock the unchanged ones, too. The
-# tests that a concurrent writer may upset stand on the target row itself, because after waiting for
-# a lock Postgres re-checks only those.
-_APPLY = """
+# What an answer says of these users beside the rows as they are.
+COMPARED = """
 with incoming as materialized (
     select position, record, (record->>'id')::{id_type} as id,
            record - %(ignored)s::text[] as profile
@@ -56,17 +54,18 @@ with incoming as materialized (
            u.id is not null and u.deleted_at is null and not ({differs}) as same,
            {millis} as millis
     from incoming i left join {table} u on u.id = i.id
-), changed as (
+)"""
+
+# Joined to the old rows first: `on conflict do update` would lock the unchanged ones, too. The
+# tests that a concurrent writer may upset stand on the target row itself, because after waiting for
+# a lock Postgres re-checks only those.
+_CHANGED = """, changed as (
     update {table} u
     set {assignments}, updated_at = clock_timestamp(), deleted_at = null
     from old i
     where u.id = i.id and i.known and not i.same
       and ({differs} or u.deleted_at is not null)
-      and not coalesce(%(observed_at)s < u.updated_at and u.updated_at <= clock_timestamp(), false)
-      and not coalesce(%(observed_at)s < u.deleted_at and u.deleted_at <= clock_timestamp(), false)
-      and not coalesce(
-          u.deleted_at <= clock_timestamp()
-          and %(observed_at)s <= u.deleted_at + make_interval(secs => %(grace_seconds)s), false)
+      and {not_stale}
     returning u.id
 ), added as (
     insert into {table} ({columns}, updated_at, deleted_at)
@@ -82,11 +81,22 @@ with incoming as materialized (
                 else 's' end as letter
     from old o left join changed c on c.id = o.id left join added a on a.id = o.id
 )
+"""
+
+RETURNED = """
 select coalesce(string_agg(letter, '' order by position), ''),
        (array_agg(position - 1 order by position) filter (where {moved}))[1:%(most_moved)s],
        (array_agg(coalesce(millis, {no_millis}) order by position)
-        filter (where {moved}))[1:%(most_moved)s]
-from letters
+        filter (where {moved}))[1:%(most_moved)s]"""
+
+_APPLY = f"{COMPARED}{_CHANGED}{RETURNED}\nfrom letters"
+
+_NOT_STALE = """
+not coalesce(%(observed_at)s < u.updated_at and u.updated_at <= clock_timestamp(), false)
+and not coalesce(%(observed_at)s < u.deleted_at and u.deleted_at <= clock_timestamp(), false)
+and not coalesce(
+    u.deleted_at <= clock_timestamp()
+    and %(observed_at)s <= u.deleted_at + make_interval(secs => %(grace_seconds)s), false)
 """
 
 _MOVED = "letter in ('u', 'r') and millis is distinct from new_millis"
@@ -104,16 +114,17 @@ _SAME_RECORD = """
       else u.raw_json end) is distinct from i.profile
 """
 
-_SOFT_DELETE = """
+PROVEN = """
 with proof as materialized (
     select position, id::{id_type} as id, observed_at
     from unnest(%(ids)s::text[], %(observed_at)s::timestamptz[]) with ordinality
         as p (id, observed_at, position)
-), marked as (
+)"""
+
+_MARKED = """, marked as (
     update {table} u set deleted_at = clock_timestamp()
     from proof p
-    where u.id = p.id and u.deleted_at is null and not ({young})
-      and not coalesce(p.observed_at < u.updated_at and u.updated_at <= clock_timestamp(), false)
+    where u.id = p.id and u.deleted_at is null and not ({young}) and {not_newer}
     returning u.id
 ), counted as (
     update users_sync_worker.sweep
@@ -125,6 +136,12 @@ select coalesce(string_agg(
          when u.id is not null and u.deleted_at is null and ({young}) then 'w'
          else 's' end, '' order by p.position), '')
 from proof p left join marked m on m.id = p.id left join {table} u on u.id = p.id
+"""
+
+_SOFT_DELETE = f"{PROVEN}{_MARKED}"
+
+_NOT_NEWER = """
+not coalesce(p.observed_at < u.updated_at and u.updated_at <= clock_timestamp(), false)
 """
 
 # The list may come from a replica that lags. Times in the future are not believed.
@@ -140,7 +157,7 @@ _STATE = "select deleted_at is null from {table} where id::text = %(id)s"
 _SAMPLE = """
 select id::text from (
     select id, row_number() over (order by id) as at, count(*) over () as live
-    from {table} where deleted_at is null
+    from {table} u where deleted_at is null
       and id::text ~ '^[0-9a-f]{{8}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{12}}$'
 ) u
 where (at - 1) %% greatest(1, (live + %(count)s - 1) / %(count)s) = 0
@@ -156,6 +173,16 @@ class Table:
     shape: Shape
     ignored_fields: tuple[str, ...]
     grace_seconds: float
+
+    @property
+    def relation(self) -> sql.SQL:
+        """What is read from and written to, for a query that has parameters."""
+        return quoted(self.schema)
+
+    @property
+    def own_values(self) -> dict[str, str]:
+        """Give the columns that we write beside the record, each with what it must hold."""
+        return {} if self.shape is Shape.GENERATED else _PLAIN_VALUES
 
     def load_keys(self, conn: Connection) -> Iterator[tuple[int, bytes]]:
         """Give (millis, 16-byte id) of every live row in the order of the list, in one pass."""
@@ -212,17 +239,19 @@ class Table:
         return Statement(self._sql(_SOFT_DELETE, counter=counter), params)
 
     def _sql(self, template: str, **names: sql.Composable) -> sql.Composed:
-        own = {} if self.shape is Shape.GENERATED else _PLAIN_VALUES
+        own = self.own_values
         columns = {"raw_json": "i.record", **own}
         if self.shape is not Shape.GENERATED:
             columns["id"] = "i.id"
         differs = [_SAME_RECORD, *(f"u.{name} is distinct from {of}" for name, of in own.items())]
         return sql.SQL(template).format(
             **names,
-            table=quoted(self.schema),
+            table=self.relation,
             id_type=self.shape.id_type,
             millis=sql.SQL(_MILLIS).format(u=sql.Identifier("u")),
             no_millis=sql.Literal(NO_MILLIS),
+            not_stale=sql.SQL(_NOT_STALE),
+            not_newer=sql.SQL(_NOT_NEWER),
             young=sql.SQL(_YOUNG),
             moved=sql.SQL(_MOVED),
             differs=sql.SQL(" or ").join(map(sql.SQL, differs)),
