@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.decode import BrokenBody, parse_page
-from worker.glance import MOST_FIELDS, Glance
+from worker.glance import MOST_FIELDS, Glance, marked
 from worker.mirror import Delta, Mirror, Span
 from worker.model import Page, Seen, User, pack
 
@@ -231,8 +231,14 @@ def unasked() -> set[str]:
     pytest.fail("nothing differs")
 
 
-def not_unpacked(_record: Any) -> User:
+def not_unpacked(_number: int) -> User:
     pytest.fail("marks are enough")
+
+
+def never_unpacked(page: Page) -> Seen:
+    """Give the users of a page, none of whom may be unpacked."""
+    assert isinstance(page.users, Seen)
+    return replace(page.users, unpack=not_unpacked)
 
 
 def changed(mirror: Mirror, page: Page) -> list[str]:
@@ -246,9 +252,7 @@ def unasked_or(page: Page) -> Callable[[], set[str]]:
 def test_unchanged_page_is_recognized_without_unpacking() -> None:
     body = body_of(record(number, display_name=f"{number}") for number in range(50))
     mirror = mirror_of(seen(body))
-    users = seen(body).users
-    assert isinstance(users, Seen)
-    assert mirror.compare(replace(users, unpack=not_unpacked), EVERYTHING, unasked) == Delta()
+    assert mirror.compare(never_unpacked(seen(body)), EVERYTHING, unasked) == Delta()
 
 
 def test_only_what_has_another_mark_is_unpacked() -> None:
@@ -266,6 +270,13 @@ def test_mark_is_learnt_where_the_digest_is_the_same() -> None:
     assert mirror.compare(page.users, EVERYTHING, unasked).changed == []
     turned = body_of(record(number, client_metadata={"b": 2, "a": 1}) for number in range(5))
     assert changed(mirror, seen(turned)) == []
+
+
+def test_page_that_was_read_in_full_can_have_its_marks_from_a_glance() -> None:
+    body = body_of(record(number, display_name=f"{number}") for number in range(5))
+    page = marked(in_full(body), seen(body))
+    assert told(page) == told(in_full(body))
+    assert mirror_of(page).compare(never_unpacked(seen(body)), EVERYTHING, unasked) == Delta()
 
 
 def test_user_whose_digest_is_unknown_is_left_to_the_database() -> None:

@@ -48,7 +48,7 @@ def progress(console: Console) -> Iterator[OnPage]:
 
 def summary(*reports: Report) -> Table:
     """Make the small table of what sweeps did."""
-    figures = [_figures(report) for report in reports]
+    figures = [report.figures for report in reports]
     columns = [*_DONE, *(name for name in _LEFT if any(row[name] for row in figures))]
     table = Table()
     for name in ("sweep", "outcome", "users", "seconds", "users/s", *columns):
@@ -68,7 +68,7 @@ def summary(*reports: Report) -> Table:
 
 def sentence(report: Report) -> str:
     """Say in one line what a sweep did."""
-    figures = _figures(report)
+    figures = report.figures
     done = [f"{figures[name]:,} {name}" for name in (*_DONE, *_LEFT) if figures[name]]
     return (
         f"{figures['users']:,} users in {report.duration_seconds:.1f} s:"
@@ -91,10 +91,6 @@ def as_psql(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     rule = "-+-".join("-" * width for width in widths)
     count = f"({len(rows)} row{'' if len(rows) == 1 else 's'})"
     return "\n".join([f" {head}", f"-{rule}-", *(line.rstrip() for line in body), count])
-
-
-def _figures(report: Report) -> dict[str, int]:
-    return {**report.counts, "unchanged": report.unchanged, "waiting": report.waiting}
 
 
 def _padded(text: str, width: int, *, centre: bool = False) -> str:

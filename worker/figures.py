@@ -40,7 +40,7 @@ class Figures:
 
     def sweep_ended(self, report: Report) -> None:
         """Take in a sweep; one that was a poll is worth showing only if it changed something."""
-        counts = {**report.counts, "unchanged": report.unchanged, "waiting": report.waiting}
+        counts = {name: count for name, count in report.figures.items() if name != "candidates"}
         if report.kind == "poll":
             self.vitals.poll_finished(whole_list=True)
         if report.kind != "poll" or report.changed_something:

@@ -9,7 +9,7 @@ import re
 import types
 from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
 from operator import attrgetter
@@ -64,11 +64,12 @@ class Glance:
             answer = form.decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        cleaned: list[str] = []
-        seen = self._look_at(form, answer.items, cleaned)
+        seen = self._look_at(form, answer.items)
         if seen is None:
             return None
-        users, ascending = seen
+        millis, packed, marks, ascending = seen
+        unpacking = _Unpacking(form, self._ignored, body, newest_first=not ascending)
+        users = Seen(millis, packed, marks, unpacking)
         first, last = (users[0], users[-1]) if ascending else (users[-1], users[0])
         return Page(
             users=users,
@@ -79,7 +80,7 @@ class Glance:
             ascending=ascending,
             next_cursor=answer.pagination.next_cursor,
             observed_at=observed_at,
-            cleaned=cleaned,
+            cleaned=unpacking.cleaned,
             size=len(body),
         )
 
@@ -87,7 +88,9 @@ class Glance:
         """Learn the names that the records of a page hold, which was read in full."""
         known = set(self._form.names) if self._form else set[str]()
         # Names are never forgotten: another set of as many might give another record equal marks.
-        names = known.union(*(orjson.loads(user.json) for user in users))
+        names = known.copy()
+        for user in users:
+            names.update(orjson.loads(user.json))
         names -= {"id", "signed_up_at_millis"}
         if names > known and len(names) <= MOST_FIELDS and not _ESCAPED.search("".join(names)):
             self._form = self._form_of(sorted(names))
@@ -118,12 +121,9 @@ class Glance:
         )
 
     def _look_at(
-        self, form: _Form, records: list[Any], cleaned: list[str]
-    ) -> tuple[Seen, bool] | None:
-        """Give the users in the order of the list, and whether they came in it.
-
-        Whoever has to be cleaned when he is unpacked is put down in `cleaned`.
-        """
+        self, form: _Form, records: list[Any]
+    ) -> tuple["array[int]", bytes, bytes, bool] | None:
+        """Give millis, ids and marks in the order of the list, and whether they came in it."""
         ids = [record.id for record in records]
         millis = [record.millis for record in records]
         ascending = _order(ids, millis)
@@ -133,10 +133,7 @@ class Glance:
             for column in (records, ids, millis):
                 column.reverse()
         marks = self._marks(form, records)
-        if marks is None:
-            return None
-        columns = array("q", millis), pack_all(ids), marks
-        return Seen(records, *columns, lambda r: self._unpack(form, r, cleaned)), ascending
+        return None if marks is None else (array("q", millis), pack_all(ids), marks, ascending)
 
     @staticmethod
     def _marks(form: _Form, records: Sequence[Any]) -> bytes | None:
@@ -150,17 +147,46 @@ class Glance:
         marks = b"".join([blake2b(text, digest_size=MARK_BYTES).digest() for text in joined])
         return None if UNKNOWN_MARK in marks else marks
 
-    def _unpack(self, form: _Form, record: Any, cleaned: list[str]) -> User:
-        """Read a record in full."""
+
+def marked(page: Page, seen: Page) -> Page:
+    """Give the users of a page that was read in full the marks that were seen at a glance."""
+    if len(page.users) != len(seen.users):
+        return page  # one of them turned out to be unreadable
+    users = [
+        User(user.id, user.millis, user.digest, user.json, light.mark)
+        for user, light in zip(page.users, seen.users, strict=True)
+    ]
+    return replace(page, users=users)
+
+
+@dataclass(slots=True)
+class _Unpacking:
+    """Reads users of one page in full. Cut up, a page takes thrice its memory: not before that."""
+
+    form: _Form
+    ignored_fields: tuple[str, ...]
+    body: bytes | bytearray
+    newest_first: bool
+    cleaned: list[str] = field(default_factory=list)
+    _records: list[Any] | None = None
+
+    def __call__(self, number: int) -> User:
+        if self._records is None:
+            self._records = self.form.decoder.decode(self.body).items
+            if self.newest_first:
+                self._records.reverse()
+        return self._read(self._records[number])
+
+    def _read(self, record: Any) -> User:
         text = b'{"id":"%b","signed_up_at_millis":%d' % (record.id.encode(), record.millis)
-        for name, field in zip(form.written, form.all(record), strict=True):
-            if raw := bytes(field):
-                text += name + raw
-        user, was_cleaned = parse_record(text + b"}", self._ignored)
+        for name, raw in zip(self.form.written, self.form.all(record), strict=True):
+            if value := bytes(raw):
+                text += name + value
+        user, was_cleaned = parse_record(text + b"}", self.ignored_fields)
         if not isinstance(user, User):
             raise TypeError(f"a record that seemed plain is not: {user.error}")
         if was_cleaned:
-            cleaned.append(user.id)
+            self.cleaned.append(user.id)
         return user
 
 

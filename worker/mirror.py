@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
-from uuid import UUID
 
 from worker.model import (
     DIGEST_BYTES,
@@ -21,6 +20,7 @@ from worker.model import (
     User,
     pack,
     pack_all,
+    unpack_id,
 )
 
 # Rows without created_at sort before every sign-up there can be.
@@ -95,7 +95,7 @@ class Mirror:
         changed = [user for user in users if not self._is_known(known, user)]
         if not known:
             return Delta(changed)
-        left = [(millis, _unpack(packed)) for millis, packed in known]
+        left = [(millis, unpack_id(packed)) for millis, packed in known]
         there, readable = present(), {user.id for user in users}
         return Delta(
             changed,
@@ -138,7 +138,7 @@ class Mirror:
         """Know of these users only what is given: (millis, 16-byte id) of those that are live."""
         found = [at for user_id in ids if (at := self._find_id(pack(user_id))) is not None]
         self.remove([self._key(at) for at in found])
-        self.accept([User(_unpack(packed), at, UNKNOWN_DIGEST, b"") for at, packed in keys])
+        self.accept([User(unpack_id(packed), at, UNKNOWN_DIGEST, b"") for at, packed in keys])
 
     def note_inserted(
         self, users: Sequence[User], at: float, kept_seconds: float = math.inf
@@ -265,7 +265,7 @@ class Mirror:
         return self._millis[at], self._packed_id(at)
 
     def _key(self, at: int) -> Key:
-        return self._millis[at], _unpack(self._packed_id(at))
+        return self._millis[at], unpack_id(self._packed_id(at))
 
     def _digest(self, at: int) -> bytes:
         return bytes(self._digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES])
@@ -284,7 +284,3 @@ def _index(ids: bytes | bytearray, packed: bytes) -> int:
     while at % ID_BYTES and at >= 0:
         at = ids.find(packed, at + 1)
     return at
-
-
-def _unpack(packed: bytes) -> str:
-    return str(UUID(bytes=packed))

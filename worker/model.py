@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from hashlib import blake2b
 from typing import Any, overload
 
@@ -54,15 +55,13 @@ class User:
 class SeenUser(User):
     """A user that is unpacked once somebody wants to know more than the mark."""
 
-    __slots__ = ("_full", "_record", "_unpack")
+    __slots__ = ("_full", "_unpack")
 
     _full: User | None
-    _record: Any
-    _unpack: Callable[[Any], User]
+    _unpack: Callable[[], User]
 
-    def __init__(self, record: Any, mark: bytes, unpack: Callable[[Any], User]) -> None:
-        values = {"id": record.id, "millis": record.millis, "mark": mark}
-        values |= {"_record": record, "_unpack": unpack, "_full": None}
+    def __init__(self, user_id: str, millis: int, mark: bytes, unpack: Callable[[], User]) -> None:
+        values = {"id": user_id, "millis": millis, "mark": mark, "_unpack": unpack, "_full": None}
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -77,26 +76,26 @@ class SeenUser(User):
     def _in_full(self) -> User:
         full = self._full
         if full is None:
-            full = self._unpack(self._record)
+            full = self._unpack()
             object.__setattr__(self, "_full", full)
         return full
 
 
 @dataclass(frozen=True, slots=True)
 class Seen(Sequence[User]):
-    """Users of a page that was read at a glance, ascending by key: three columns, and the records.
+    """Users of a page that was read at a glance, ascending by key: columns instead of objects.
 
-    `packed` are the ids, 16 bytes each, and `marks` 8 bytes each.
+    `packed` are the ids, 16 bytes each, and `marks` 8 bytes each; `unpack` reads the user of this
+    number in full.
     """
 
-    records: Sequence[Any]
     millis: "array[int]"
     packed: bytes
     marks: bytes
-    unpack: Callable[[Any], User]
+    unpack: Callable[[int], User]
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.millis)
 
     @overload
     def __getitem__(self, at: int) -> User: ...
@@ -109,11 +108,15 @@ class Seen(Sequence[User]):
             return [self[number] for number in range(*at.indices(len(self)))]
         number = range(len(self))[at]
         mark = self.marks[number * MARK_BYTES : (number + 1) * MARK_BYTES]
-        return SeenUser(self.records[number], mark, self.unpack)
+        unpack = partial(self.unpack, number)
+        return SeenUser(self._id(number), self.millis[number], mark, unpack)
 
     @property
     def ids(self) -> set[str]:
-        return {record.id for record in self.records}
+        return {self._id(number) for number in range(len(self))}
+
+    def _id(self, number: int) -> str:
+        return unpack_id(self.packed[number * ID_BYTES : (number + 1) * ID_BYTES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,12 @@ def are_user_ids(ids: Sequence[str]) -> bool:
 def pack(user_id: str) -> bytes:
     """Write a canonical UUID as 16 bytes, which compare as the text does."""
     return bytes.fromhex(user_id.replace("-", ""))
+
+
+def unpack_id(packed: bytes) -> str:
+    """Write 16 bytes as the UUID that they are."""
+    text = packed.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def pack_all(ids: Iterable[str]) -> bytes:

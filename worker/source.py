@@ -57,7 +57,7 @@ class Source:
         return self._retry.stop
 
     def expect_unchanged(self) -> None:
-        """Read pages at a glance from now on: most users will be as they were."""
+        """Unpack no user who is not asked for from now on: most will be as they were."""
         self._api.expect_unchanged()
 
     def ask_page(self, request: Request) -> Future[Page]:

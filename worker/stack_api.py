@@ -27,7 +27,7 @@ from worker.clock import Clock
 from worker.deadline import Network, choose_proxy, within
 from worker.decode import BrokenBody, parse_page, parse_user
 from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
-from worker.glance import Glance
+from worker.glance import Glance, marked
 from worker.model import Page, Single
 
 Answered = TypeVar("Answered", Page, Single)
@@ -75,8 +75,9 @@ class StackApi:
         self._host = url.netloc.decode()  # without a password, should the URL have one
         self._clock = clock
         self._stop = stop
-        self._glance = Glance(access.ignored_fields)
-        self._glancing = False
+        # How pages are read by whoever sweeps again and again, and whether most users are known.
+        self._glance: Glance | None = None
+        self._warm = False
         self._client = httpx.Client(
             base_url=f"{str(url).rstrip('/')}/api/v1",
             headers=_headers(access),
@@ -95,9 +96,13 @@ class StackApi:
             query["include_anonymous"] = "true"
         return self._read(self._ask("/users", query), self._parse_page)
 
+    def mark_users(self) -> None:
+        """Give users marks from now on, by which they are known again at a glance."""
+        self._glance = Glance(self._access.ignored_fields)
+
     def expect_unchanged(self) -> None:
-        """Read pages at a glance from now on: most users will be as they were."""
-        self._glancing = True
+        """Unpack no user who is not asked for from now on: most will be as they were."""
+        self._warm = True
 
     def fetch_user(self, user_id: str) -> Single:
         """Ask for one user. Nothing but the API's own USER_NOT_FOUND proves that there is none."""
@@ -141,11 +146,15 @@ class StackApi:
     def _parse_page(
         self, body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]
     ) -> Page:
-        page = self._glance.read_page(body, observed_at) if self._glancing else None
-        if page is None:
-            page = parse_page(body, observed_at, ignored_fields)
-            if self._glancing:
-                self._glance.learn(page.users)
+        seen = self._glance.read_page(body, observed_at) if self._glance else None
+        if seen is not None and self._warm:
+            return seen
+        page = parse_page(body, observed_at, ignored_fields)
+        if self._glance is None:
+            return page
+        if seen is not None:
+            return marked(page, seen)
+        self._glance.learn(page.users)
         return page
 
     def _read(

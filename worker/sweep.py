@@ -50,6 +50,16 @@ class Report:
     changed_something: bool
     error: str | None = None
 
+    @property
+    def figures(self) -> dict[str, int]:
+        """Give all that is counted, by name, in the order in which it is logged."""
+        return {
+            **self.counts,
+            "unchanged": self.unchanged,
+            "waiting": self.waiting,
+            "candidates": self.candidates,
+        }
+
 
 @dataclass(slots=True)
 class Sweep:
@@ -184,10 +194,7 @@ class Sweep:
             sweep=report.sweep,
             kind=report.kind,
             outcome=outcome,
-            **report.counts,
-            unchanged=report.unchanged,
-            waiting=report.waiting,
-            candidates=report.candidates,
+            **report.figures,
             duration_seconds=report.duration_seconds,
             **({"error": report.error} if report.error else {}),
         )

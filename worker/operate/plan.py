@@ -26,7 +26,7 @@ from worker.store.unwritten import (
     UnwrittenTable,
     own_tables_exist,
 )
-from worker.sweep import Report, Sweep
+from worker.sweep import Sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def plan(
             rules = rules_of(settings)
             report = Sweep(source, store, memory, rules, journal.turn_page, kind="plan").run()
     journal.close(deletions_enabled=rules.enabled, held_before=held)
-    return Plan(report.outcome, _counts(report), journal.different)
+    return Plan(report.outcome, report.figures, journal.different)
 
 
 def _open_store(settings: Settings, database: Database, journal: Journal) -> Store:
@@ -99,12 +99,3 @@ def _open_store(settings: Settings, database: Database, journal: Journal) -> Sto
 
 def _look(conn: Connection, target: str) -> tuple[Shape | None, bool]:
     return detect_shape(conn, target), own_tables_exist(conn)
-
-
-def _counts(report: Report) -> dict[str, int]:
-    return {
-        **report.counts,
-        "unchanged": report.unchanged,
-        "waiting": report.waiting,
-        "candidates": report.candidates,
-    }
