@@ -205,7 +205,7 @@ def logged() -> dict[str, set[str]]:
                 ):
                     names = {field.arg for field in fields if field.arg}
                     events.setdefault(event, set()).update(names)
-    events["sweep.finished"] |= {*COUNTS, "error"}
+    events["sweep.finished"] |= {*COUNTS, "unchanged", "waiting", "candidates", "error"}
     return events
 
 

@@ -24,7 +24,7 @@ where n.nspname = %s and c.relname = 'users_sync' and c.relkind in ('r', 'p')
   and a.attnum > 0 and not a.attisdropped
 """
 
-# Another kind of relation, a view say, has our name.
+# Another kind of relation may have our name, a view say.
 _RELATION_KIND = """
 select c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = 'users_sync'
@@ -92,11 +92,10 @@ def detect_shape(conn: Connection, schema: str) -> Shape | None:
 
     Raises Misconfigured, naming the column, for a table that cannot be adopted.
     """
+    if not _table_exists(conn, schema):
+        return None
     rows = conn.execute(_COLUMNS, (schema,)).fetchall()
     table = f"{schema}.{TABLE}"
-    if not rows:
-        _refuse_other_relations(conn, schema)
-        return None
     shape = _fit(table, {row[0]: Column(*row) for row in rows})
     _refuse_filtered_rows(conn, schema)
     return shape
@@ -111,13 +110,14 @@ def _refuse_filtered_rows(conn: Connection, schema: str) -> None:
         )
 
 
-def _refuse_other_relations(conn: Connection, schema: str) -> None:
+def _table_exists(conn: Connection, schema: str) -> bool:
     row = conn.execute(_RELATION_KIND, (schema,)).fetchone()
-    if row is not None:
+    if row is not None and row[0] not in {"r", "p"}:
         raise Misconfigured(
             f"{schema}.{TABLE} is not a table; rename it, or set database.schema"
             " (USERS_SYNC_DATABASE__SCHEMA) to another schema"
         )
+    return row is not None
 
 
 def _fit(table: str, columns: dict[str, Column]) -> Shape:
