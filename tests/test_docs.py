@@ -160,6 +160,11 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
+def test_help_of_every_command_is_in_the_readme() -> None:
+    shown = {what for what, _ in BLOCK.findall(PAGES[0].read_text("utf-8"))}
+    assert {f"help {name}" for name in dict(commands())} <= shown
+
+
 @pytest.mark.parametrize("name", dict(commands()))
 def test_help_of_every_command_is_shown(name: str) -> None:
     """The layout is typer's business, and changes with it; what it says is ours."""
