@@ -146,16 +146,17 @@ class StackApi:
     def _parse_page(
         self, body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]
     ) -> Page:
-        seen = self._glance.read_page(body, observed_at) if self._glance else None
+        glance = self._glance
+        if glance is None:
+            return parse_page(body, observed_at, ignored_fields)
+        seen = glance.read_page(body, observed_at)
         if seen is not None and self._warm:
             return seen
         page = parse_page(body, observed_at, ignored_fields)
-        if self._glance is None:
-            return page
-        if seen is not None:
-            return marked(page, seen)
-        self._glance.learn(page.users)
-        return page
+        if seen is None:
+            glance.learn(page.users)
+            seen = glance.read_page(body, observed_at)
+        return page if seen is None else marked(page, seen)
 
     def _read(
         self,

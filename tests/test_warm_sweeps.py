@@ -1,0 +1,129 @@
+"""Sweep after sweep by one process, as the long-running worker makes them: at a glance."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from random import Random
+from threading import Event
+
+import httpx
+import pytest
+
+from tests.sweep_world import World, nothing, settings, sign_up
+from worker import decode, glance
+from worker.clock import Clock
+from worker.memory import Memory
+from worker.once import bind_project, open_store, opened_database, opened_source, rules
+from worker.source import Source
+from worker.store import Store
+from worker.sweep import Report, Sweep
+
+pytest_plugins = ["tests.sweep_fixtures"]
+
+
+class Nobody:
+    """Watches nothing."""
+
+    def failed(self, service: str, error: str) -> None: ...
+
+    def succeeded(self, service: str) -> None: ...
+
+    def answered(self, status: str) -> None: ...
+
+
+@dataclass
+class Warm:
+    """A worker whose mirror knows everybody, with pages of five."""
+
+    world: World
+    source: Source
+    store: Store
+    memory: Memory
+
+    def sweep(self) -> Report:
+        chosen = rules(settings(self.world.project))
+        return Sweep(self.source, self.store, self.memory, chosen, nothing).run()
+
+
+@pytest.fixture
+def warm(quick_world: World) -> Iterator[Warm]:
+    world, stop, clock = quick_world, Event(), Clock()
+    sign_up(world.project, *range(40))
+    chosen = settings(world.project)
+    with ExitStack() as opened:
+        database = opened.enter_context(opened_database(chosen, world.url, clock, stop))
+        store = open_store(chosen, database)
+        transport = httpx.WSGITransport(world.api)
+        source = opened.enter_context(
+            opened_source(chosen, clock, stop, store.lease, Nobody(), transport=transport)
+        )
+        assert store.lease.acquire()
+        bind_project(store, source)
+        memory = Memory()
+        memory.load(store)
+        warm = Warm(world, source, store, memory)
+        assert warm.sweep().counts["inserted"] == 40
+        source.expect_unchanged()
+        yield warm
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return what is unpacked from now on."""
+    records: list[bytes] = []
+    read = decode.parse_record
+
+    def note(body: bytes, ignored_fields: tuple[str, ...]) -> object:
+        records.append(body)
+        return read(body, ignored_fields)
+
+    monkeypatch.setattr(glance, "parse_record", note)
+    return records
+
+
+def test_sweep_in_which_nothing_changed_unpacks_nobody(warm: Warm, unpacked: list[bytes]) -> None:
+    before = warm.world.versions()
+    for _ in range(2):
+        report = warm.sweep()
+        assert (report.counts["users"], report.unchanged) == (40, 40)
+    assert (unpacked, warm.world.versions()) == ([], before)
+
+
+def test_sweep_unpacks_whom_it_writes_and_nobody_else(warm: Warm, unpacked: list[bytes]) -> None:
+    changed, *_, deleted = sorted(warm.world.project.ids())[3:]
+    warm.world.project.edit(changed, display_name="Changed")
+    warm.world.project.delete(deleted)
+    warm.world.project.touch(sorted(warm.world.project.ids())[9])  # no change
+    report = warm.sweep()
+    assert (report.counts["updated"], report.counts["deleted"]) == (1, 1)
+    assert len(unpacked) == 1
+    assert changed.encode() in unpacked[0]
+    assert warm.world.rows() == warm.world.wanted()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_after_any_day_a_warm_sweep_makes_table_and_project_equal(warm: Warm, seed: int) -> None:
+    chance, project = Random(seed), warm.world.project
+    for day in range(4):
+        ids = sorted(project.ids())
+        for user_id in chance.sample(ids, 6):
+            match chance.randrange(5):
+                case 0:
+                    project.delete(user_id)
+                case 1:
+                    project.edit(user_id, display_name=f"Name {day}", client_metadata={"d": day})
+                case 2:
+                    project.edit(
+                        user_id, signed_up_at_millis=1_600_000_000_000 + chance.randrange(40)
+                    )
+                case 3:
+                    project.touch(user_id)
+                case _:
+                    project.edit(user_id, server_metadata={f"new {day}": "a\0b"})
+        sign_up(project, 100 + 2 * day, 101 + 2 * day)
+        warm.sweep()
+        warm.sweep()
+        assert {i: row[1:] for i, row in warm.world.rows().items()} == {
+            i: row[1:] for i, row in warm.world.wanted().items()
+        }
+        assert warm.world.live() == set(project.ids())
