@@ -45,7 +45,7 @@ class _Form:
     decoder: msgspec.json.Decoder[Any]
     all: Callable[[Any], Sequence[Any]]
     marked: Callable[[Any], Sequence[Any]]
-    ignored: Callable[[Any], Sequence[Any]]
+    ignored: tuple[Callable[[Any], Any], ...]
 
 
 class Glance:
@@ -117,7 +117,7 @@ class Glance:
             decoder=msgspec.json.Decoder(answer),
             all=everything,
             marked=_getter([*attributes.values()]),
-            ignored=_getter(ignored),
+            ignored=tuple(map(attrgetter, ignored)),
         )
 
     def _look_at(
@@ -138,12 +138,11 @@ class Glance:
     @staticmethod
     def _marks(form: _Form, records: Sequence[Any]) -> bytes | None:
         """Hash the fields of each record that count; None if one of them may be unreadable."""
-        joined = [b",".join(form.marked(record)) for record in records]
-        ignored = [b",".join(form.ignored(record)) for record in records]
-        for text, besides, record in zip(joined, ignored, records, strict=True):
-            long = len(text) >= LEAST_SUSPICIOUS or len(besides) >= LEAST_SUSPICIOUS
-            if long and _is_suspicious(form.all(record)):
-                return None
+        joined = list(map(b",".join, map(form.marked, records)))
+        ignored = [max(map(len, map(bytes, map(each, records)))) for each in form.ignored]
+        longest = max([*map(len, joined), *ignored])
+        if longest >= LEAST_SUSPICIOUS and any(map(_is_suspicious, map(form.all, records))):
+            return None
         marks = b"".join([blake2b(text, digest_size=MARK_BYTES).digest() for text in joined])
         return None if UNKNOWN_MARK in marks else marks
 
