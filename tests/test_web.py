@@ -12,6 +12,7 @@ from worker.errors import Misconfigured
 from worker.metrics import Metrics
 from worker.vitals import Vitals
 from worker.web import WebServer, make_app, probe
+from worker.wsgi import WsgiServer
 
 LOOPBACK = "127.0.0.1"
 
@@ -141,13 +142,14 @@ def test_server_closes_under_open_connections(vitals: Vitals, metrics: Metrics) 
 def test_server_closes_although_something_else_wakes_its_thread_first(
     vitals: Vitals, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with WebServer(LOOPBACK, 0, vitals, metrics) as server:
-        trigger = server._server.trigger  # noqa: SLF001
+    listening = socket.create_server((LOOPBACK, 0))
+    with WsgiServer(make_app(vitals, metrics), listening, "web", {}) as server:
+        trigger = server.polling.trigger
         pull = trigger._physical_pull  # noqa: SLF001
 
         def pull_late() -> None:
             pull()
-            server._thread.join(timeout=5)  # noqa: SLF001
+            server.thread.join(timeout=5)
             pull()
 
         monkeypatch.setattr(trigger, "_physical_pull", pull_late)

@@ -7,17 +7,15 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
-from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
-
-import waitress
 
 from worker.errors import Misconfigured
 from worker.metrics import Metrics
 from worker.status_page import render
 from worker.vitals import Vitals
+from worker.wsgi import WsgiServer
 
 HTML = "text/html; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
@@ -73,30 +71,17 @@ class WebServer:
     def __enter__(self) -> Self:
         listening = _listen(self.host, self.port)
         self.port = listening.getsockname()[1]
-        self._server = waitress.create_server(self._app, map={}, sockets=[listening], **WAITRESS)
-        self._thread = Thread(target=self._server.run, name="web", daemon=True)
-        self._thread.start()
+        self._server = WsgiServer(self._app, listening, "web", WAITRESS)
+        self._server.__enter__()
         return self
 
     def __exit__(
         self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        # Polling ends with nothing left to poll. Things are closed only then: pulling the trigger
-        # writes to a descriptor of its own, and the threads that answer pull it, too.
-        self._server.trigger.pull_trigger(self._leave_all)
-        self._thread.join()
-        for channel in list(self._server.active_channels.values()):
-            channel.handle_close()  # a thread may wait for its client
-        self._server.task_dispatcher.shutdown()
-        self._server.asyncore.close_all(self._left, ignore_all=True)
-
-    def _leave_all(self) -> None:
-        polled: dict[int, Any] = self._server._map  # noqa: SLF001  it has no public name
-        self._left = dict(polled)
-        polled.clear()
+        self._server.__exit__(kind, error, traceback)
 
 
 def make_app(vitals: Vitals, metrics: Metrics) -> WSGIApplication:

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from threading import Thread
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -27,6 +26,7 @@ from worker.sandbox.replies import (
     user_not_found,
 )
 from worker.sandbox.requests import Request, check_access, check_user_id, fields, listing, read
+from worker.wsgi import WsgiServer
 
 __all__ = [
     "FakeStackApi",
@@ -186,27 +186,9 @@ def serve(app: WSGIApplication, port: int = 0) -> Iterator[str]:
     """Serve a WSGI app on a loopback port (0: a free one), and yield its base URL.
 
     Connections are kept alive, for which waitress needs a Content-Length where the real server
-    sends chunks. Raises OSError if the port is taken. Needs the `embedded` extra.
+    sends chunks. Raises OSError if the port is taken.
     """
-    # Imported here alone, so that the fake itself needs nothing but the worker's dependencies.
-    import waitress  # noqa: PLC0415
-
     listening = socket.create_server(("127.0.0.1", port))
     base_url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server = waitress.create_server(app, map={}, sockets=[listening], **WAITRESS)
-    thread = Thread(target=server.run, name="fake-stack-api", daemon=True)
-    thread.start()
-    try:
+    with WsgiServer(app, listening, "fake-stack-api", WAITRESS):
         yield base_url
-    finally:
-        # Sockets are closed by the thread that polls them, which ends when none is left.
-        server.trigger.pull_trigger(lambda: _close(server))
-        thread.join()
-        server.task_dispatcher.shutdown()
-
-
-def _close(server: Any) -> None:
-    """Close what waitress polls: first the channels, so that no writer waits for one of them."""
-    for channel in list(server.active_channels.values()):
-        channel.handle_close()
-    server.asyncore.close_all(server._map, ignore_all=True)  # noqa: SLF001  it has no name for it
