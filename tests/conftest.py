@@ -17,6 +17,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_database
 
+pytest_plugins = ["tests.faults.tally"]
+
 # A crash of the machine would cost nothing but the test: fsync is most of what a commit takes.
 UNSAFE_AND_FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
 
