@@ -9,7 +9,7 @@ from worker.errors import Misconfigured
 from worker.store.database import Connection, Database
 from worker.store.lease import lease_row_is_locked
 from worker.store.statement import Row, Statement
-from worker.store.transaction import TIME_LIMITS, push, time_limits, transaction
+from worker.store.transaction import LIMITS, limits, push, transaction
 
 # The holder's next write waits for it, and then finds `writes` moved.
 _LOCK = "select project from users_sync_worker.lease where target = %(target)s for update"
@@ -73,7 +73,7 @@ class Beside:
         lock = None
         try:
             with transaction(conn) as pipeline:
-                conn.execute(TIME_LIMITS, time_limits(self.seconds))
+                conn.execute(LIMITS, limits(self.seconds))
                 lock = conn.execute(_LOOK if changed is no_live_row else _LOCK, params)
                 cursors = [conn.execute(each.query, each.params) for each in statements]
                 push(conn)

@@ -11,7 +11,7 @@ import structlog
 from worker.errors import LeaseLost, MirrorOutdated, Transient
 from worker.store.database import Connection, Database
 from worker.store.statement import Row, Statement
-from worker.store.transaction import TIME_LIMITS, push, time_limits, transaction
+from worker.store.transaction import LIMITS, limits, push, transaction
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -119,7 +119,7 @@ class Lease:
         self._true_until: int | None = None
         self._touched_at = float("-inf")
         self._params: dict[str, Any] = {**asdict(claim), "epoch": 0}
-        self._limits = time_limits(claim.seconds)
+        self._limits = limits(claim.seconds)
 
     def acquire(self, *, insist: bool = False) -> bool:
         """Take the lease if it is free or has run out. False if not, or for another project.
@@ -225,7 +225,7 @@ class Lease:
     def _run_limited(self, conn: Connection, query: str) -> Row | None:
         try:
             with transaction(conn):
-                conn.execute(TIME_LIMITS, self._limits)
+                conn.execute(LIMITS, self._limits)
                 cursor = conn.execute(query, self._params)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
             raise lease_row_is_locked() from error
@@ -253,7 +253,7 @@ class Lease:
         fence = None
         try:
             with transaction(conn) as pipeline:
-                conn.execute(TIME_LIMITS, self._limits)
+                conn.execute(LIMITS, self._limits)
                 fence = conn.execute(_FENCE, {**self._params, "sweep": sweep})
                 cursors = [conn.execute(each.query, each.params) for each in statements]
                 push(conn)

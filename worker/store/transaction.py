@@ -11,17 +11,22 @@ from worker.store.database import Connection
 # Waiting longer for a row that an application has locked would hold up everybody else's changes.
 LOCK_TIMEOUT_SECONDS = 2.0
 
+# A page of users and what is found out about it, in memory and not in temporary files.
+WORK_MEMORY = "64MB"
+
 # Only for this transaction: behind a pooler the session belongs to others as well.
-TIME_LIMITS = """
+LIMITS = """
 select set_config('statement_timeout', %(statement)s, true),
        set_config('lock_timeout', %(lock)s, true),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, true)
+       set_config('idle_in_transaction_session_timeout', %(idle)s, true),
+       set_config('work_mem', %(memory)s, true)
 """
 
 
-def time_limits(lease_seconds: float) -> dict[str, str]:
-    """Give the parameters of TIME_LIMITS for whoever writes under a lease of so many seconds."""
+def limits(lease_seconds: float) -> dict[str, str]:
+    """Give the parameters of LIMITS for whoever writes under a lease of so many seconds."""
     return {
+        "memory": WORK_MEMORY,
         "statement": f"{int(lease_seconds * 1000 / 2)}ms",
         "lock": f"{int(min(LOCK_TIMEOUT_SECONDS, lease_seconds / 4) * 1000)}ms",
         "idle": f"{int(lease_seconds * 1000 / 3)}ms",

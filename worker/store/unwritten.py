@@ -15,19 +15,19 @@ from worker.store.lease import Claim, Closing, Lease
 from worker.store.progress import Progress
 from worker.store.quarantine import Quarantine, Rejected
 from worker.store.statement import Row, Statement
-from worker.store.transaction import TIME_LIMITS, push, time_limits, transaction
+from worker.store.transaction import LIMITS, limits, push, transaction
 from worker.store.users import COMPARED, PROVEN, RETURNED, Table, quoted
 
 # Nobody has written in the meantime, for nothing is written: one look decides.
 _COMPARE = f"""{COMPARED}, letters as (
-    select i.position, i.millis, (i.record->>'signed_up_at_millis')::bigint as new_millis,
-           case when not i.known then 'i'
-                when i.same then '='
+    select position, o.old_millis, i.millis,
+           case when o.same is null then 'i'
+                when o.same then '='
                 when not ({{not_stale}}) then 's'
-                when i.was_deleted then 'r'
+                when o.was_deleted then 'r'
                 else 'u' end as letter,
-           i.was_deleted, u.raw_json, {{disagreeing}} as columns
-    from old i left join {{table}} u on u.id = i.id
+           o.was_deleted, u.raw_json, {{disagreeing}} as columns
+    from incoming i left join old o using (position) left join {{table}} u on u.id = i.id
 )
 {RETURNED},
        coalesce(array_agg(
@@ -167,7 +167,7 @@ class UnwrittenLease(Lease):
     def _run_question(self, conn: Connection, question: Question) -> Row:
         with transaction(conn):
             conn.execute(_READ_ONLY)
-            conn.execute(TIME_LIMITS, time_limits(self.seconds))
+            conn.execute(LIMITS, limits(self.seconds))
             cursor = conn.execute(question.query, question.params)
             push(conn)
         return cursor.fetchall()[0]

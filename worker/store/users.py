@@ -43,50 +43,53 @@ order by millis, id
 
 _THESE = "u.id = any(%(ids)s::{id_type}[])"
 
-# What an answer says of these users beside the rows as they are.
+# What an answer says of these users, and those of them who have a row.
 COMPARED = """
 with incoming as materialized (
     select position, record, (record->>'id')::{id_type} as id,
-           record - %(ignored)s::text[] as profile
+           (record->>'signed_up_at_millis')::bigint as millis
     from jsonb_array_elements(%(records)s::jsonb) with ordinality as r (record, position)
 ), old as materialized (
-    select i.*, u.id is not null as known, u.deleted_at is not null as was_deleted,
-           u.id is not null and u.deleted_at is null and not ({differs}) as same,
-           {millis} as millis
-    from incoming i left join {table} u on u.id = i.id
+    select i.*, u.deleted_at is not null as was_deleted,
+           u.deleted_at is null and not ({differs}) as same, {millis} as old_millis
+    from incoming i join {table} u on u.id = i.id
 )"""
 
 # Joined to the old rows first: `on conflict do update` would lock the unchanged ones, too. The
 # tests that a concurrent writer may upset stand on the target row itself, because after waiting for
-# a lock Postgres re-checks only those.
+# a lock Postgres re-checks only those. The records come in one parameter: `COPY` into a temporary
+# table takes as long for new users, and another round trip. `letters` has no records: sorting those
+# would take longer than all that is found out about them.
 _CHANGED = """, changed as (
     update {table} u
     set {assignments}, updated_at = clock_timestamp(), deleted_at = null
     from old i
-    where u.id = i.id and i.known and not i.same
+    where u.id = i.id and not i.same
       and ({differs} or u.deleted_at is not null)
       and {not_stale}
     returning u.id
 ), added as (
     insert into {table} ({columns}, updated_at, deleted_at)
-    select {values}, null, null from old i where not i.known
+    select {values}, null, null
+    from incoming i where not exists (select from old o where o.position = i.position)
     on conflict (id) do nothing
     returning id
 ), letters as (
-    select o.position, o.millis, (o.record->>'signed_up_at_millis')::bigint as new_millis,
+    select position, o.old_millis, i.millis,
            case when a.id is not null then 'i'
                 when c.id is not null and o.was_deleted then 'r'
                 when c.id is not null then 'u'
                 when o.same then '='
                 else 's' end as letter
-    from old o left join changed c on c.id = o.id left join added a on a.id = o.id
+    from incoming i left join old o using (position)
+         left join changed c on c.id = i.id left join added a on a.id = i.id
 )
 """
 
 RETURNED = """
 select coalesce(string_agg(letter, '' order by position), ''),
        (array_agg(position - 1 order by position) filter (where {moved}))[1:%(most_moved)s],
-       (array_agg(coalesce(millis, {no_millis}) order by position)
+       (array_agg(coalesce(old_millis, {no_millis}) order by position)
         filter (where {moved}))[1:%(most_moved)s]"""
 
 _APPLY = f"{COMPARED}{_CHANGED}{RETURNED}\nfrom letters"
@@ -99,7 +102,7 @@ and not coalesce(
     and %(observed_at)s <= u.deleted_at + make_interval(secs => %(grace_seconds)s), false)
 """
 
-_MOVED = "letter in ('u', 'r') and millis is distinct from new_millis"
+_MOVED = "letter in ('u', 'r') and old_millis is distinct from millis"
 
 _PLAIN_VALUES = {
     "name": "i.record->>'display_name'",
@@ -111,7 +114,7 @@ _PLAIN_VALUES = {
 
 _SAME_RECORD = """
 (case when jsonb_typeof(u.raw_json) = 'object' then u.raw_json - %(ignored)s::text[]
-      else u.raw_json end) is distinct from i.profile
+      else u.raw_json end) is distinct from i.record - %(ignored)s::text[]
 """
 
 PROVEN = """
