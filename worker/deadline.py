@@ -18,6 +18,9 @@ from worker.errors import Misconfigured, Stopped
 # Nothing wakes a thread that waits for a socket, so it looks at the stop this often.
 LONGEST_WAIT_SECONDS = 0.5
 
+# httpcore asks for less, and what each read costs is more than what it copies.
+READ_BYTES = 256 * 1024
+
 # The server closes connections that were idle for 5 s; a request sent right then would be lost.
 KEEPALIVE_SECONDS = 4.0
 
@@ -147,7 +150,7 @@ class _Stream(httpcore.NetworkStream):
         while True:
             seconds = _next_wait(httpcore.ReadTimeout)
             with suppress(httpcore.ReadTimeout):
-                return self._inner.read(max_bytes, seconds)
+                return self._inner.read(max(max_bytes, READ_BYTES), seconds)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         # Not in slices: it isn't known how much went out before a time-out. Requests are small.

@@ -18,8 +18,9 @@ import msgspec
 import orjson
 from msgspec.structs import astuple
 
-from worker.decode import MAX_INTEGER_DIGITS, MAX_MILLIS, MAX_NESTING, MIN_MILLIS, parse_record
-from worker.model import UNKNOWN_MARK, Page, Place, Seen, User, are_user_ids, pack_all
+from worker.decode import MAX_INTEGER_DIGITS, MAX_NESTING, parse_record
+from worker.model import UNKNOWN_MARK, Page, Place, Seen, User, pack_all
+from worker.outline import are_users
 
 # Records with more names than this are not worth learning.
 MOST_FIELDS = 400
@@ -175,9 +176,7 @@ class _Unpacking:
 
 def _order(ids: Sequence[str], millis: Sequence[int]) -> bool | None:
     """Whether the users ascend; None if they do not descend either, or not all are users."""
-    if not ids or not are_user_ids(ids) or len(set(ids)) < len(ids):
-        return None
-    if not MIN_MILLIS <= min(millis) <= max(millis) <= MAX_MILLIS:
+    if not are_users(ids, millis):
         return None
     keys = list(zip(millis, ids, strict=True))
     in_order = sorted(keys)

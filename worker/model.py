@@ -162,6 +162,15 @@ class Page:
     size: int = 0
 
     @property
+    def length(self) -> int:
+        return len(self.users) + len(self.unreadable)
+
+    def key(self, number: int) -> Key | None:
+        """Give the key of one of the users that can be read, by number; None if there is none."""
+        there = -len(self.users) <= number < len(self.users)
+        return self.users[number].key if there else None
+
+    @property
     def ids(self) -> set[str]:
         """Every id that can be read: who is on the page is present, whatever the record holds."""
         users = self.users

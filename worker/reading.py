@@ -11,7 +11,7 @@ import structlog
 from worker.findings import Findings
 from worker.mirror import Delta, Span
 from worker.model import Key, Page, User
-from worker.source import Source
+from worker.source import Arrived, Source
 from worker.store import Store
 from worker.store.batch import Applied, Batch, Extra
 from worker.store.deletions import Suspect
@@ -31,7 +31,7 @@ class Asked:
     """A page under way, and a moment not later than that at which it was asked for."""
 
     at: datetime
-    answer: Future[Page]
+    answer: Future[Arrived]
 
 
 @dataclass(slots=True)
@@ -68,15 +68,15 @@ class Reading:
 
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
-        page = self.source.await_answer(asked.answer)
+        arrived = self.source.await_answer(asked.answer)
         request = self.walk.request
         with self.findings.memory.lock:
-            span = self.walk.take(page)
+            span = self.walk.take(arrived.outline)
         if span is None:
             log.info("walk.recovered", behind=request.cursor and request.cursor.id)
         ahead = None if self.walk.ended else self._ask()
         if span is not None:
-            self.take(page, span)
+            self.take(self.source.await_answer(arrived.page), span)
             self._reached = self.walk.request.after
         self._forget_asked(asked)
         return ahead

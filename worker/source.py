@@ -1,16 +1,17 @@
 """Asks the API in the background, and keeps the lease alive while an answer is awaited."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from threading import Event
 from typing import Protocol, TypeVar
 
 from worker.clock import Clock
-from worker.errors import Stopped, Transient
+from worker.errors import SourceUnavailable, Stopped, Transient
 from worker.model import Page, Single
+from worker.outline import Arrival, Outline
 from worker.retry import Retry
 from worker.walk import MAX_LIMIT, PageSize, Request
-
-Answered = TypeVar("Answered", Page, Single)
 
 # Proofs are asked for side by side; one process serves the API, so more would only queue there.
 THREADS = 4
@@ -19,10 +20,23 @@ THREADS = 4
 GLANCE_SECONDS = 0.25
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A page that came; `page` is all of it, which is still being read."""
+
+    outline: Outline | Page
+    page: Future[Page]
+
+
+Answered = TypeVar("Answered", Page, Single, Arrived)
+
+
 class Api(Protocol):
     """What is asked of the users API; each call is one attempt."""
 
     def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page: ...
+
+    def fetch_arrival(self, cursor: str | None, limit: int) -> Arrival: ...
 
     def fetch_user(self, user_id: str) -> Single: ...
 
@@ -49,6 +63,7 @@ class Source:
         # A poll queues behind nothing that a sweep asks for. And each thread keeps for good what
         # memory its largest page took, so one thread reads all the pages of a sweep.
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="ask-page")
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="read-page")
         self._newest = ThreadPoolExecutor(1, thread_name_prefix="ask-newest")
         self._users = ThreadPoolExecutor(THREADS, thread_name_prefix="ask-user")
 
@@ -60,8 +75,8 @@ class Source:
         """Unpack no user who is not asked for from now on: most will be as they were."""
         self._api.expect_unchanged()
 
-    def ask_page(self, request: Request) -> Future[Page]:
-        """Begin to fetch a page, with retries."""
+    def ask_page(self, request: Request) -> Future[Arrived]:
+        """Begin to fetch a page, with retries; it is read while the next one is asked for."""
         return self._pages.submit(self._retry.call, lambda: self._fetch_page(request))
 
     def ask_newest(self, limit: int) -> Future[Page]:
@@ -85,19 +100,26 @@ class Source:
 
     def close(self) -> None:
         """Ask for nothing more; a request in flight ends when the stop is set."""
-        for pool in (self._pages, self._newest, self._users):
+        for pool in (self._pages, self._readers, self._newest, self._users):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch_page(self, request: Request) -> Page:
+    def _fetch_page(self, request: Request) -> Arrived:
         limit = min(self.page_size.limit * request.widen, MAX_LIMIT)
         asked_at = self._clock.monotonic()
         cursor = request.cursor.id if request.cursor else None
         try:
-            page = self._api.fetch_page(cursor, limit)
+            arrival = self._api.fetch_arrival(cursor, limit)
         except Transient as error:
             if error.too_much:
                 self.page_size.shrink()
             raise
-        users = len(page.users) + len(page.unreadable)
-        self.page_size.learn(users, page.size, self._clock.monotonic() - asked_at)
-        return page
+        outline = arrival.outline
+        self.page_size.learn(outline.length, outline.size, self._clock.monotonic() - asked_at)
+        return Arrived(outline, self._readers.submit(_read, arrival.read))
+
+
+def _read(read: Callable[[], Page]) -> Page:
+    try:
+        return read()
+    except Transient as error:
+        raise SourceUnavailable(str(error)) from error

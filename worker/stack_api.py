@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from threading import Event
 from types import TracebackType
@@ -29,8 +30,9 @@ from worker.decode import BrokenBody, parse_page, parse_user
 from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
 from worker.glance import Glance, marked
 from worker.model import Page, Single
+from worker.outline import Arrival, outline_of
 
-Answered = TypeVar("Answered", Page, Single)
+Answered = TypeVar("Answered", Page, Single, Arrival)
 
 # Eight times what a page is tuned to. Parsed, a body takes several times its size in memory.
 MAX_BODY_BYTES = 64 * 2**20
@@ -88,13 +90,21 @@ class StackApi:
 
     def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page:
         """Ask for up to `limit` users, beginning with the one whose id is `cursor`."""
+        return self._read(self._ask_list(cursor, limit, newest_first), self._parse_page)
+
+    def fetch_arrival(self, cursor: str | None, limit: int) -> Arrival:
+        """Ask for a page likewise, and leave it to the caller when to read all of it."""
+        answer = self._ask_list(cursor, limit, newest_first=False)
+        return self._read(answer, partial(self._outline, answer))
+
+    def _ask_list(self, cursor: str | None, limit: int, newest_first: bool) -> Answer:  # noqa: FBT001
         query = {"limit": str(limit), "order_by": "signed_up_at"}
         query["desc"] = "true" if newest_first else "false"
         if cursor is not None:
             query["cursor"] = cursor
         if self._access.include_anonymous:
             query["include_anonymous"] = "true"
-        return self._read(self._ask("/users", query), self._parse_page)
+        return self._ask("/users", query)
 
     def mark_users(self) -> None:
         """Give users marks from now on, by which they are known again at a glance."""
@@ -142,6 +152,24 @@ class StackApi:
             raise self._unanswered(error) from cause
         self.on_answer(str(answer.status_code))
         return Answer(answer.status_code, answer.headers, body, observed_at)
+
+    def _outline(
+        self,
+        answer: Answer,
+        body: bytes | bytearray,
+        observed_at: datetime,
+        ignored_fields: Collection[str],
+    ) -> Arrival:
+        """Read no more than is needed to ask for the next page, if that is less work."""
+        if self._glance is not None and self._warm:
+            seen = self._glance.read_page(body, observed_at)
+            if seen is not None:
+                return Arrival(seen, lambda: seen)
+        outline = outline_of(body)
+        if outline is not None:
+            return Arrival(outline, lambda: self._read(answer, self._parse_page))
+        page = self._parse_page(body, observed_at, ignored_fields)
+        return Arrival(page, lambda: page)
 
     def _parse_page(
         self, body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]

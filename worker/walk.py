@@ -7,10 +7,11 @@ with that very user at that very place.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from worker.errors import SweepIncomplete
 from worker.mirror import Span
-from worker.model import Key, Page, Place
+from worker.model import Key, Place
 
 # Finding the way back takes a step for each doubling of a page's length, and two more.
 MAX_RECOVERIES = 60
@@ -20,6 +21,30 @@ MAX_LIMIT = 30_000
 
 Below = Callable[[Key], Key | None]
 """Finds the nearest key of the mirror below a key."""
+
+
+class Outlined(Protocol):
+    """A page, or what it says of its place in the list.
+
+    Everything is as in `Page`.
+    """
+
+    @property
+    def first(self) -> Place | None: ...
+
+    @property
+    def last(self) -> Place | None: ...
+
+    @property
+    def end(self) -> Key | None: ...
+
+    @property
+    def ascending(self) -> bool: ...
+
+    @property
+    def next_cursor(self) -> str | None: ...
+
+    def key(self, number: int) -> Key | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +75,7 @@ class Walk:
         self._without_progress = 0
         self._ways_back = _from_mirror(resume_at, below)
 
-    def take(self, page: Page) -> Span | None:
+    def take(self, page: Outlined) -> Span | None:
         """Return the span that this answer to `request` proves, or None if it proves nothing.
 
         Afterwards `request` is what to ask next, unless the walk has `ended`. Raises
@@ -64,11 +89,11 @@ class Walk:
             return None
         return self._advance(page)
 
-    def _proven(self, page: Page) -> bool:
+    def _proven(self, page: Outlined) -> bool:
         begins = self.request.cursor is None or page.first == self.request.cursor
         return begins and page.ascending
 
-    def _advance(self, page: Page) -> Span:
+    def _advance(self, page: Outlined) -> Span:
         after = self.request.after
         reached = max((key for key in (after, page.end) if key), default=None)
         self.ended = page.next_cursor is None
@@ -106,13 +131,13 @@ class Walk:
 # memory until the next garbage collection.
 
 
-def _through(page: Page, below: Below) -> Iterator[Request]:
+def _through(page: Outlined, below: Below) -> Iterator[Request]:
     """Step back through the page before, ever further, then leave it for the mirror."""
     step = 1
-    while step < len(page.users):
-        yield _request_at(page.users[-1 - step].key)
+    while (key := page.key(-1 - step)) is not None:
+        yield _request_at(key)
         step *= 2
-    yield from _from_mirror(page.users[0].key if page.users else None, below)
+    yield from _from_mirror(page.key(0), below)
 
 
 def _from_mirror(key: Key | None, below: Below) -> Iterator[Request]:

@@ -1,0 +1,100 @@
+"""Reads of a page who is on it and no more: enough to prove the chain and to ask for the next page.
+
+The server can work on the next page while this one is read, compared and written.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from worker.decode import MAX_MILLIS, MIN_MILLIS
+from worker.model import Key, Page, Place, are_user_ids
+
+
+class _Who(msgspec.Struct, gc=False):
+    id: str
+    signed_up_at_millis: int
+
+
+class _Pagination(msgspec.Struct):
+    next_cursor: str | None
+
+
+class _Answer(msgspec.Struct):
+    items: list[_Who]
+    pagination: _Pagination
+
+
+_decoder = msgspec.json.Decoder(_Answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a `Page` says of its place in the list, the same by the same names.
+
+    All of its users ascend by key; `size` is in bytes.
+    """
+
+    keys: Sequence[Key]
+    next_cursor: str | None
+    size: int
+    ascending: bool = True
+
+    @property
+    def first(self) -> Place:
+        return _place(self.keys[0])
+
+    @property
+    def last(self) -> Place:
+        return _place(self.keys[-1])
+
+    @property
+    def end(self) -> Key:
+        return self.keys[-1]
+
+    @property
+    def length(self) -> int:
+        return len(self.keys)
+
+    def key(self, number: int) -> Key | None:
+        return self.keys[number] if -self.length <= number < self.length else None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A page that came, and how to read all of it; that may raise Transient, but hardly ever does.
+
+    A page that is odd in any way has been read already, and is its own outline.
+    """
+
+    outline: Outline | Page
+    read: Callable[[], Page]
+
+
+def outline_of(body: bytes | bytearray) -> Outline | None:
+    """Read the outline of one answer of `GET /users`; None if it needs a closer look."""
+    try:
+        answer = _decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    ids = [who.id for who in answer.items]
+    millis = [who.signed_up_at_millis for who in answer.items]
+    if not are_users(ids, millis):
+        return None
+    keys = list(zip(millis, ids, strict=True))
+    ascending = keys == sorted(keys)
+    return Outline(keys, answer.pagination.next_cursor, len(body)) if ascending else None
+
+
+def are_users(ids: Sequence[str], millis: Sequence[int]) -> bool:
+    """Whether there are some, each of them once, and all have ids and sign-ups as users have."""
+    return (
+        are_user_ids(ids)
+        and len(set(ids)) == len(ids)
+        and MIN_MILLIS <= min(millis) <= max(millis) <= MAX_MILLIS
+    )
+
+
+def _place(key: Key) -> Place:
+    return Place(key[1], key[0])
