@@ -75,6 +75,16 @@ def nothing(_: Findings) -> None:
     """Care for no page."""
 
 
+class Nobody:
+    """Watches nothing."""
+
+    def failed(self, service: str, error: str) -> None: ...
+
+    def succeeded(self, service: str) -> None: ...
+
+    def answered(self, status: str) -> None: ...
+
+
 @dataclass
 class World:
     """One project, the API before it, the database behind it, and a connection to look at that."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.decode import BrokenBody, parse_page
-from worker.glance import MOST_FIELDS, Glance, marked
+from worker.glance import MOST_FIELDS, Glance
 from worker.mirror import Delta, Mirror, Span
 from worker.model import Page, Seen, User, pack
 
@@ -46,10 +46,14 @@ def in_full(body: bytes) -> Page:
     return parse_page(body, ASKED_AT, IGNORED)
 
 
+def bodies(body: bytes) -> list[bytes]:
+    return [user.json for user in in_full(body).users]
+
+
 def taught(*records: dict[str, Any]) -> Glance:
     """Make one that knows the names of these records."""
     glance = Glance(IGNORED)
-    glance.learn(in_full(body_of(records)).users)
+    glance.learn(bodies(body_of(records)))
     return glance
 
 
@@ -108,7 +112,7 @@ def test_equal_marks_mean_equal_records(
     for stage in (before, after):
         body = body_of(record(number, **more) for number, more in enumerate(stage))
         full = in_full(body)
-        glance.learn(full.users)
+        glance.learn(user.json for user in full.users)
         page = look(body, glance)
         for user in page.users if page else ():
             assert marks.setdefault((user.millis, user.mark), user.digest) == user.digest
@@ -198,7 +202,7 @@ def test_new_names_are_learnt_and_none_is_forgotten() -> None:
     glance = taught(record(1, display_name="Ada"))
     body = body_of([record(1, company="X")])
     assert look(body, glance) is None
-    glance.learn(in_full(body).users)
+    glance.learn(bodies(body))
     for more in ({"company": "X"}, {"display_name": "Ada"}, {}):
         assert look(body_of([record(1, **more)]), glance) is not None
 
@@ -207,14 +211,14 @@ def test_new_names_are_learnt_and_none_is_forgotten() -> None:
 def test_names_that_are_escaped_are_not_learnt(name: str) -> None:
     glance = Glance(IGNORED)
     body = body_of([record(1, **{name: 1})])
-    glance.learn(in_full(body).users)
+    glance.learn(bodies(body))
     assert look(body, glance) is None
 
 
 def test_names_without_end_are_not_learnt() -> None:
     glance = Glance(IGNORED)
     many = record(1, **{f"name {number}": 1 for number in range(MOST_FIELDS + 1)})
-    glance.learn(in_full(body_of([many])).users)
+    glance.learn(bodies(body_of([many])))
     assert look(body_of([many]), glance) is None
 
 
@@ -231,14 +235,20 @@ def unasked() -> set[str]:
     pytest.fail("nothing differs")
 
 
-def not_unpacked(_number: int) -> User:
-    pytest.fail("marks are enough")
+class Packed:
+    """Records none of which may be unpacked."""
+
+    def json(self, _number: int) -> bytes:
+        pytest.fail("marks are enough")
+
+    def digest(self, _number: int) -> bytes:
+        pytest.fail("marks are enough")
 
 
 def never_unpacked(page: Page) -> Seen:
     """Give the users of a page, none of whom may be unpacked."""
     assert isinstance(page.users, Seen)
-    return replace(page.users, unpack=not_unpacked)
+    return replace(page.users, records=Packed())
 
 
 def changed(mirror: Mirror, page: Page) -> list[str]:
@@ -270,13 +280,6 @@ def test_mark_is_learnt_where_the_digest_is_the_same() -> None:
     assert mirror.compare(page.users, EVERYTHING, unasked).changed == []
     turned = body_of(record(number, client_metadata={"b": 2, "a": 1}) for number in range(5))
     assert changed(mirror, seen(turned)) == []
-
-
-def test_page_that_was_read_in_full_can_have_its_marks_from_a_glance() -> None:
-    body = body_of(record(number, display_name=f"{number}") for number in range(5))
-    page = marked(in_full(body), seen(body))
-    assert told(page) == told(in_full(body))
-    assert mirror_of(page).compare(never_unpacked(seen(body)), EVERYTHING, unasked) == Delta()
 
 
 def test_user_whose_digest_is_unknown_is_left_to_the_database() -> None:

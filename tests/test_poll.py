@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from tests.service_world import LIVE, ServiceWorld, opened_service_world, until
+from tests.sweep_world import Nobody
 from worker.clock import Clock
 from worker.errors import Stopped
 from worker.findings import Findings
@@ -62,7 +63,7 @@ def desk(database_url: str, connection: psycopg.Connection) -> Iterator[Desk]:
         settings = world.settings(page_size=10)
         database = opened.enter_context(opened_database(settings, database_url, clock, stop))
         store = open_store(settings, database)
-        source = opened.enter_context(opened_source(settings, clock, stop, store.lease))
+        source = opened.enter_context(opened_source(settings, clock, stop, store.lease, Nobody()))
         assert store.lease.acquire()
         bind_project(store, source)
         world.api.requests.clear()

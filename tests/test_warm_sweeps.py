@@ -9,8 +9,8 @@ from threading import Event
 import httpx
 import pytest
 
-from tests.sweep_world import World, nothing, settings, sign_up
-from worker import decode, glance
+from tests.sweep_world import Nobody, World, nothing, settings, sign_up
+from worker import decode, unpacking
 from worker.clock import Clock
 from worker.memory import Memory
 from worker.once import bind_project, open_store, opened_database, opened_source, rules
@@ -19,16 +19,6 @@ from worker.store import Store
 from worker.sweep import Report, Sweep
 
 pytest_plugins = ["tests.sweep_fixtures"]
-
-
-class Nobody:
-    """Watches nothing."""
-
-    def failed(self, service: str, error: str) -> None: ...
-
-    def succeeded(self, service: str) -> None: ...
-
-    def answered(self, status: str) -> None: ...
 
 
 @dataclass
@@ -63,7 +53,6 @@ def warm(quick_world: World) -> Iterator[Warm]:
         memory.load(store)
         warm = Warm(world, source, store, memory)
         assert warm.sweep().counts["inserted"] == 40
-        source.expect_unchanged()
         yield warm
 
 
@@ -77,7 +66,7 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         records.append(body)
         return read(body, ignored_fields)
 
-    monkeypatch.setattr(glance, "parse_record", note)
+    monkeypatch.setattr(unpacking, "parse_record", note)
     return records
 
 

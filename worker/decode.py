@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Collection, Iterable
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from operator import attrgetter
 from typing import Any, TypeGuard
@@ -116,7 +117,7 @@ def _load(body: bytes | bytearray) -> tuple[Any, bool]:
     orjson reads nearly every page. It refuses a page for one lone surrogate, and turns integers
     over 64 bits into floats: the standard library reads those, slower.
     """
-    if b"0" * 19 in body.translate(_TO_ZEROS) and _LONG_NUMBER.search(body):
+    if has_long_number(body):
         return _load_slowly(body), True
     try:
         return orjson.loads(body), b"\\u0000" in body
@@ -124,10 +125,15 @@ def _load(body: bytes | bytearray) -> tuple[Any, bool]:
         return _load_slowly(body), True
 
 
+def has_long_number(body: bytes | bytearray) -> bool:
+    """Whether there may be an integer of over 64 bits; it may also be in a string."""
+    return b"0" * 19 in body.translate(_TO_ZEROS) and _LONG_NUMBER.search(body) is not None
+
+
 def _load_slowly(body: bytes | bytearray) -> Any:
     # Bytes that are no UTF-8 become lone surrogates, which cleaning then replaces.
     text = body.decode("utf-8", "surrogateescape")
-    load = partial(json.loads, parse_int=_parse_int, strict=False)
+    load = partial(json.loads, parse_int=_parse_int, parse_float=_parse_float, strict=False)
     try:
         try:
             return load(text)
@@ -140,6 +146,14 @@ def _load_slowly(body: bytes | bytearray) -> Any:
 
 def _parse_int(digits: str) -> int | float:
     return int(digits) if len(digits.lstrip("-")) <= MAX_INTEGER_DIGITS else math.inf
+
+
+def _parse_float(digits: str) -> int | float:
+    """Read what no float holds as the integer that it is: jsonb has room for it."""
+    number = float(digits)
+    if math.isfinite(number) or Decimal(digits).adjusted() >= MAX_INTEGER_DIGITS:
+        return number
+    return int(Decimal(digits))
 
 
 def _cut_nesting(text: str) -> str:

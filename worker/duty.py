@@ -67,7 +67,6 @@ class Duty:
         self.warm = True
         # Only now: the first sweep is quicker with larger pages.
         self.source.page_size.keep_polls_fresh = True
-        self.source.expect_unchanged()
         self.figures.sweep_ended(report)
         return self.pause
 

@@ -9,7 +9,7 @@ import re
 import types
 from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -18,9 +18,10 @@ import msgspec
 import orjson
 from msgspec.structs import astuple
 
-from worker.decode import MAX_INTEGER_DIGITS, MAX_NESTING, parse_record
-from worker.model import UNKNOWN_MARK, Page, Place, Seen, User, pack_all
+from worker.decode import MAX_INTEGER_DIGITS, MAX_NESTING
+from worker.model import Page, Place, Seen, pack_all
 from worker.outline import are_users
+from worker.unpacking import Unpacking
 
 # Records with more names than this are not worth learning.
 MOST_FIELDS = 400
@@ -74,7 +75,7 @@ class Glance:
         if seen is None:
             return None
         millis, packed, marks, ascending = seen
-        unpacking = _Unpacking(form, self._ignored, body, newest_first=not ascending)
+        unpacking = Unpacking(body, self._ignored, newest_first=not ascending)
         users = Seen(millis, packed, marks, unpacking)
         first, last = (users[0], users[-1]) if ascending else (users[-1], users[0])
         return Page(
@@ -90,14 +91,14 @@ class Glance:
             size=len(body),
         )
 
-    def learn(self, users: Iterable[User]) -> None:
-        """Learn the names that the records of a page hold, which was read in full."""
+    def learn(self, records: Iterable[bytes]) -> None:
+        """Learn the names that the records of a page hold."""
         known = self._form.names if self._form else ()
         # Names are never forgotten: another set of as many might give another record equal marks.
         # They stay in the order in which they come, which is found again the quickest.
         names = dict.fromkeys(known)
-        for user in users:
-            names.update(dict.fromkeys(orjson.loads(user.json)))
+        for record in records:
+            names.update(dict.fromkeys(orjson.loads(record)))
         for name in ("id", "signed_up_at_millis"):
             names.pop(name, None)
         if len(known) < len(names) <= MOST_FIELDS and not _ESCAPED.search("".join(names)):
@@ -122,56 +123,12 @@ class Glance:
     def _marks(form: _Form, records: Sequence[Any]) -> bytes | None:
         """Hash the fields of each record that count; None if one of them may be unreadable."""
         joined = list(map(b",".join, map(form.marked, map(astuple, records))))
-        ignored = [attrgetter(_attribute(number)) for number in range(form.ignored)]
-        longest = max([*map(len, joined), *(max(map(len, map(of, records))) for of in ignored)])
-        if longest >= LEAST_SUSPICIOUS and any(map(_is_suspicious, map(_raw_fields, records))):
+        if _may_be_unreadable(form, records, joined):
             return None
+        # A name that was learnt later does not change the marks of those who do not have it.
         # Python's own hash of bytes, 64 bits and keyed anew in each process, takes a third of the
-        # time of blake2b; a mark never leaves the process.
-        marks = array("q", map(hash, joined)).tobytes()
-        return None if UNKNOWN_MARK in marks else marks
-
-
-def marked(page: Page, seen: Page) -> Page:
-    """Give the users of a page that was read in full the marks that were seen at a glance."""
-    if len(page.users) != len(seen.users):
-        return page  # one of them turned out to be unreadable
-    users = [
-        User(user.id, user.millis, user.digest, user.json, light.mark)
-        for user, light in zip(page.users, seen.users, strict=True)
-    ]
-    return replace(page, users=users)
-
-
-@dataclass(slots=True)
-class _Unpacking:
-    """Reads users of one page in full. Cut up, a page takes thrice its memory: not before that."""
-
-    form: _Form
-    ignored_fields: tuple[str, ...]
-    body: bytes | bytearray
-    newest_first: bool
-    cleaned: list[str] = field(default_factory=list)
-    _records: list[Any] | None = None
-
-    def __call__(self, number: int) -> User:
-        if self._records is None:
-            self._records = self.form.decoder.decode(self.body).items
-            if self.newest_first:
-                self._records.reverse()
-        return self._read(self._records[number])
-
-    def _read(self, record: Any) -> User:
-        text = b'{"id":"%b","signed_up_at_millis":%d' % (record.id.encode(), record.millis)
-        for name, raw in zip(self.form.names, _raw_fields(record), strict=True):
-            if value := bytes(raw):
-                text += b",%b:%b" % (orjson.dumps(name), value)
-        user, was_cleaned = parse_record(text + b"}", self.ignored_fields)
-        if not isinstance(user, User):
-            raise TypeError(f"a record that seemed plain is not: {user.error}")
-        if was_cleaned:
-            self.cleaned.append(user.id)
-        return user
+        # time of blake2b; a mark never leaves the process. Zero would be UNKNOWN_MARK.
+        return array("q", [hash(fields.rstrip(b",")) or 1 for fields in joined]).tobytes()
 
 
 def _order(ids: Sequence[str], millis: Sequence[int]) -> bool | None:
@@ -185,18 +142,29 @@ def _order(ids: Sequence[str], millis: Sequence[int]) -> bool | None:
     return False if keys[::-1] == in_order else None
 
 
-def _is_suspicious(fields: Iterable[Any]) -> bool:
-    """Whether one of these raw fields may be nested too deep, or hold too long a number."""
-    return any(
-        len(view := memoryview(raw)) >= LEAST_SUSPICIOUS and _is_odd(view.tobytes())
-        for raw in fields
-    )
+def _may_be_unreadable(form: _Form, records: Sequence[Any], joined: Sequence[bytes]) -> bool:
+    """Whether a raw field of one of the records may be nested too deep, or hold too long a number.
+
+    Few records have enough brackets, or are long enough, to need a look at their fields.
+    """
+    for number in range(form.ignored):
+        fields = list(map(attrgetter(_attribute(number)), records))
+        if max(map(len, fields)) >= LEAST_SUSPICIOUS and any(map(_is_odd, map(bytes, fields))):
+            return True
+    if max(map(len, joined)) < LEAST_SUSPICIOUS:
+        return False
+    suspects = [number for number, fields in enumerate(joined) if _has_much(fields)]
+    return any(_is_odd(bytes(raw)) for number in suspects for raw in _raw_fields(records[number]))
 
 
 def _is_odd(raw: bytes) -> bool:
-    if raw.startswith(b'"'):
-        return False
-    return len(raw) > MAX_INTEGER_DIGITS or raw.count(b"[") + raw.count(b"{") >= MAX_NESTING
+    return not raw.startswith(b'"') and _has_much(raw)
+
+
+def _has_much(json: bytes) -> bool:
+    return len(json) >= LEAST_SUSPICIOUS and (
+        len(json) > MAX_INTEGER_DIGITS or json.count(b"[") + json.count(b"{") >= MAX_NESTING
+    )
 
 
 def _raw_fields(record: Any) -> tuple[Any, ...]:

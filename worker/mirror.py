@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 from worker.model import (
@@ -23,6 +24,8 @@ from worker.model import (
     unpack_id,
 )
 
+_key = attrgetter("key")
+
 # Rows without created_at sort before every sign-up there can be.
 NO_MILLIS = -(2**63)
 
@@ -38,6 +41,10 @@ class Span(NamedTuple):
 
     after: Key | None
     upto: Key | None
+
+    def covers(self, key: Key) -> bool:
+        above = self.after is None or key > self.after
+        return above and (self.upto is None or key <= self.upto)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,7 @@ class Mirror:
         if self._equals(low, high, users):
             return Delta()
         known = {self._packed_key(at): at for at in range(low, high)}
-        changed = [user for user in users if not self._is_known(known, user)]
+        changed = [user for user in users if not self._is_known(known, user, span)]
         if not known:
             return Delta(changed)
         left = [(millis, unpack_id(packed)) for millis, packed in known]
@@ -103,17 +110,42 @@ class Mirror:
             moved=[key for key in left if key[1] in readable],
         )
 
-    def accept(self, users: Sequence[User]) -> None:
-        """Take over what the database now holds: new keys, and the digests of all of `users`."""
+    def accept(self, users: Iterable[User]) -> None:
+        """Take over what the database now holds: new keys, and what is known of all of `users`."""
+        ordered = sorted(users, key=_key)
+        behind = bisect_right(ordered, self._key(len(self) - 1), key=_key) if len(self) else 0
+        if behind and not self._overwrite(ordered[:behind]):
+            self._accept_one_by_one(ordered[:behind])
+        self._append(ordered[behind:])
+
+    def _overwrite(self, users: Sequence[User]) -> bool:
+        """Take over what is known of users who are one slice; False if they are not."""
+        low = self._place(users[0].key)
+        high = low + len(users)
+        millis, ids, digests, marks = _columns(users)
+        if self._millis[low:high] != millis or self._ids[low * ID_BYTES : high * ID_BYTES] != ids:
+            return False
+        self._digests[low * DIGEST_BYTES : high * DIGEST_BYTES] = digests
+        self._marks[low * MARK_BYTES : high * MARK_BYTES] = marks
+        return True
+
+    def _accept_one_by_one(self, users: Sequence[User]) -> None:
         new: list[User] = []
         for user in users:
             at = self._find(user.key)
             if at is None:
                 new.append(user)
             else:
-                self._set(at, user.digest, user.mark)
+                self._set(at, user.known_digest, user.mark)
         if new:
-            self._insert(sorted(new, key=lambda user: user.key))
+            self._insert(new)
+
+    def _append(self, users: Sequence[User]) -> None:
+        millis, ids, digests, marks = _columns(users)
+        self._millis += millis
+        self._ids += ids
+        self._digests += digests
+        self._marks += marks
 
     def forget_digest(self, key: Key) -> None:
         """Let the database decide about this user the next time."""
@@ -192,26 +224,29 @@ class Mirror:
             and self._ids[low * ID_BYTES : high * ID_BYTES] == pack_all(user.id for user in users)
         )
 
-    def _is_known(self, known: dict[tuple[int, bytes], int], user: User) -> bool:
+    def _is_known(self, known: dict[tuple[int, bytes], int], user: User, span: Span) -> bool:
         """Take a user out of the slice, and say whether it is as it was.
 
-        One before the slice (the chain user) is looked up. Of a user with the same digest, but
+        One beyond the slice (the chain user) is looked up. Of a user with the same digest, but
         another mark, the mark is learnt.
         """
-        at = known.pop((user.millis, pack(user.id)), None)
-        if at is None:
+        at = known.pop((user.millis, pack(user.id)), None) if known else None
+        if at is None and not span.covers(user.key):
             at = self._find(user.key)
         if at is None:
             return False
         if user.mark != UNKNOWN_MARK and self._mark(at) == user.mark:
             return True
-        if self._digest(at) == UNKNOWN_DIGEST or self._digest(at) != user.digest:
+        if self._mark(at) == UNKNOWN_MARK and self._digest(at) == UNKNOWN_DIGEST:
+            return False
+        # Here the digest is found out, if it was not known: what comes in two forms has two marks.
+        if self._digest(at) != user.digest:
             return False
         self._set(at, user.digest, user.mark)
         return True
 
     def _insert(self, users: Sequence[User]) -> None:
-        """Insert new keys: at the end all at once, in the middle by one rebuilt stretch."""
+        """Insert new keys, in order, by one rebuilt stretch."""
         low, high = self._place(users[0].key), self._place(users[-1].key)
         if high - low > LONGEST_STRETCH and len(users) > 1:
             half = len(users) // 2
@@ -221,7 +256,7 @@ class Mirror:
         rows = [
             (*self._packed_key(at), self._digest(at), self._mark(at)) for at in range(low, high)
         ]
-        rows += [(user.millis, pack(user.id), user.digest, user.mark) for user in users]
+        rows += [(user.millis, pack(user.id), user.known_digest, user.mark) for user in users]
         rows.sort()
         self._millis[low:high] = array("q", [row[0] for row in rows])
         self._ids[low * ID_BYTES : high * ID_BYTES] = b"".join([row[1] for row in rows])
@@ -276,6 +311,18 @@ class Mirror:
     def _set(self, at: int, digest: bytes, mark: bytes) -> None:
         self._digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES] = digest
         self._marks[at * MARK_BYTES : (at + 1) * MARK_BYTES] = mark
+
+
+def _columns(users: Sequence[User]) -> tuple["array[int]", bytes, bytes, bytes]:
+    """Give millis, ids, digests and marks, as far as they are known without work."""
+    # The next page begins with the last user again: that digest is worth some work.
+    digests = [*(user.known_digest for user in users[:-1]), *(user.digest for user in users[-1:])]
+    return (
+        array("q", [user.millis for user in users]),
+        pack_all(user.id for user in users),
+        b"".join(digests),
+        b"".join([user.mark for user in users]),
+    )
 
 
 def _index(ids: bytes | bytearray, packed: bytes) -> int:

@@ -2,12 +2,11 @@
 
 import json
 from array import array
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from hashlib import blake2b
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import orjson
 
@@ -43,6 +42,11 @@ class User:
     mark: bytes = UNKNOWN_MARK
 
     @property
+    def known_digest(self) -> bytes:
+        """Give the digest, or UNKNOWN_DIGEST where finding it out would be work."""
+        return self.digest
+
+    @property
     def record(self) -> dict[str, Any]:
         """Read `json`, integers of any length included."""
         return dict(json.loads(self.json))
@@ -52,50 +56,68 @@ class User:
         return self.millis, self.id
 
 
+class Records(Protocol):
+    """What is on a page, by number in the order of the list."""
+
+    def json(self, number: int) -> bytes: ...
+
+    def digest(self, number: int) -> bytes: ...
+
+
 class SeenUser(User):
     """A user that is unpacked once somebody wants to know more than the mark."""
 
-    __slots__ = ("_full", "_unpack")
+    __slots__ = ("_digest", "_number", "_records")
 
-    _full: User | None
-    _unpack: Callable[[], User]
+    _records: Records
+    _number: int
+    _digest: bytes
 
-    def __init__(self, user_id: str, millis: int, mark: bytes, unpack: Callable[[], User]) -> None:
-        values = {"id": user_id, "millis": millis, "mark": mark, "_unpack": unpack, "_full": None}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+    def __init__(self, user_id: str, millis: int, mark: bytes, at: tuple[Records, int]) -> None:
+        set_value = object.__setattr__
+        set_value(self, "id", user_id)
+        set_value(self, "millis", millis)
+        set_value(self, "mark", mark)
+        set_value(self, "_records", at[0])
+        set_value(self, "_number", at[1])
+        set_value(self, "_digest", UNKNOWN_DIGEST)
 
     @property
     def digest(self) -> bytes:
-        return self._in_full().digest
+        if self._digest == UNKNOWN_DIGEST:
+            object.__setattr__(self, "_digest", self._records.digest(self._number))
+        return self._digest
+
+    @property
+    def known_digest(self) -> bytes:
+        return self._digest
 
     @property
     def json(self) -> bytes:
-        return self._in_full().json
-
-    def _in_full(self) -> User:
-        full = self._full
-        if full is None:
-            full = self._unpack()
-            object.__setattr__(self, "_full", full)
-        return full
+        return self._records.json(self._number)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen(Sequence[User]):
-    """Users of a page that was read at a glance, ascending by key: columns instead of objects.
+    """Users of a page whose records are still packed, ascending by key: columns, not objects.
 
-    `packed` are the ids, 16 bytes each, and `marks` 8 bytes each; `unpack` reads the user of this
-    number in full.
+    `packed` are the ids, 16 bytes each; `marks` are 8 bytes each, or none where nobody needs them.
     """
 
     millis: "array[int]"
     packed: bytes
     marks: bytes
-    unpack: Callable[[int], User]
+    records: Records
 
     def __len__(self) -> int:
         return len(self.millis)
+
+    def __iter__(self) -> Iterator[User]:
+        text, marks, records = self.packed.hex(), self.marks, self.records
+        for number, millis in enumerate(self.millis):
+            user_id = _hyphened(text[number * 2 * ID_BYTES : (number + 1) * 2 * ID_BYTES])
+            mark = marks[number * MARK_BYTES : (number + 1) * MARK_BYTES] or UNKNOWN_MARK
+            yield SeenUser(user_id, millis, mark, (records, number))
 
     @overload
     def __getitem__(self, at: int) -> User: ...
@@ -107,9 +129,8 @@ class Seen(Sequence[User]):
         if isinstance(at, slice):
             return [self[number] for number in range(*at.indices(len(self)))]
         number = range(len(self))[at]
-        mark = self.marks[number * MARK_BYTES : (number + 1) * MARK_BYTES]
-        unpack = partial(self.unpack, number)
-        return SeenUser(self._id(number), self.millis[number], mark, unpack)
+        mark = self.marks[number * MARK_BYTES : (number + 1) * MARK_BYTES] or UNKNOWN_MARK
+        return SeenUser(self._id(number), self.millis[number], mark, (self.records, number))
 
     @property
     def ids(self) -> set[str]:
@@ -205,7 +226,10 @@ def pack(user_id: str) -> bytes:
 
 def unpack_id(packed: bytes) -> str:
     """Write 16 bytes as the UUID that they are."""
-    text = packed.hex()
+    return _hyphened(packed.hex())
+
+
+def _hyphened(text: str) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 

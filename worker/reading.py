@@ -213,9 +213,10 @@ class Reading:
     def _not_known_as_refused(self, users: Sequence[User]) -> list[User]:
         """Leave out users that the database refused for what they still hold."""
         findings = self.findings
-        if not findings.rejects:
+        rejects = findings.rejects
+        if not rejects:
             return list(users)
-        known = [u.id for u in users if findings.rejects.get(u.id) == u.digest.hex()]
+        known = [u.id for u in users if u.id in rejects and rejects[u.id] == u.digest.hex()]
         findings.counts["quarantined"] += len(set(known) - findings.seen)
         findings.seen.update(known)
         return [user for user in users if user.id not in set(known)]

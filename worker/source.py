@@ -40,8 +40,6 @@ class Api(Protocol):
 
     def fetch_user(self, user_id: str) -> Single: ...
 
-    def expect_unchanged(self) -> None: ...
-
 
 class Renewed(Protocol):
     """What must be kept alive while waiting."""
@@ -70,10 +68,6 @@ class Source:
     @property
     def stop(self) -> Event:
         return self._retry.stop
-
-    def expect_unchanged(self) -> None:
-        """Unpack no user who is not asked for from now on: most will be as they were."""
-        self._api.expect_unchanged()
 
     def ask_page(self, request: Request) -> Future[Arrived]:
         """Begin to fetch a page, with retries; it is read while the next one is asked for."""

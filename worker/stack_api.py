@@ -28,9 +28,10 @@ from worker.clock import Clock
 from worker.deadline import Network, choose_proxy, within
 from worker.decode import BrokenBody, parse_page, parse_user
 from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
-from worker.glance import Glance, marked
+from worker.glance import Glance
 from worker.model import Page, Single
-from worker.outline import Arrival, outline_of
+from worker.outline import Arrival, Outline, outline_of
+from worker.unpacking import Unpacking, packed_page
 
 Answered = TypeVar("Answered", Page, Single, Arrival)
 
@@ -77,9 +78,8 @@ class StackApi:
         self._host = url.netloc.decode()  # without a password, should the URL have one
         self._clock = clock
         self._stop = stop
-        # How pages are read by whoever sweeps again and again, and whether most users are known.
+        # How pages are read by whoever sweeps again and again.
         self._glance: Glance | None = None
-        self._warm = False
         self._client = httpx.Client(
             base_url=f"{str(url).rstrip('/')}/api/v1",
             headers=_headers(access),
@@ -109,10 +109,6 @@ class StackApi:
     def mark_users(self) -> None:
         """Give users marks from now on, by which they are known again at a glance."""
         self._glance = Glance(self._access.ignored_fields)
-
-    def expect_unchanged(self) -> None:
-        """Unpack no user who is not asked for from now on: most will be as they were."""
-        self._warm = True
 
     def fetch_user(self, user_id: str) -> Single:
         """Ask for one user. Nothing but the API's own USER_NOT_FOUND proves that there is none."""
@@ -161,30 +157,36 @@ class StackApi:
         ignored_fields: Collection[str],
     ) -> Arrival:
         """Read no more than is needed to ask for the next page, if that is less work."""
-        if self._glance is not None and self._warm:
-            seen = self._glance.read_page(body, observed_at)
-            if seen is not None:
-                return Arrival(seen, lambda: seen)
+        glance = self._glance
+        seen = glance.read_page(body, observed_at) if glance else None
+        if seen is not None:
+            return Arrival(seen, lambda: seen)
         outline = outline_of(body)
         if outline is not None:
-            return Arrival(outline, lambda: self._read(answer, self._parse_page))
-        page = self._parse_page(body, observed_at, ignored_fields)
+            return Arrival(outline, partial(self._read_outlined, outline, answer))
+        page = parse_page(body, observed_at, ignored_fields)
         return Arrival(page, lambda: page)
+
+    def _read_outlined(self, outline: Outline, answer: Answer) -> Page:
+        """Read the rest of a page; what the glance did not know is learnt for the next ones."""
+        ignored_fields = self._access.ignored_fields
+        records = Unpacking(answer.body, ignored_fields)
+        glance = self._glance
+        if glance is not None:
+            glance.learn(records.raws())
+            seen = glance.read_page(answer.body, answer.observed_at)
+            if seen is not None:
+                return seen
+        if records.are_plain:
+            return packed_page(outline, records, answer.observed_at)
+        return self._read(answer, parse_page)
 
     def _parse_page(
         self, body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]
     ) -> Page:
         glance = self._glance
-        if glance is None:
-            return parse_page(body, observed_at, ignored_fields)
-        seen = glance.read_page(body, observed_at)
-        if seen is not None and self._warm:
-            return seen
-        page = parse_page(body, observed_at, ignored_fields)
-        if seen is None:
-            glance.learn(page.users)
-            seen = glance.read_page(body, observed_at)
-        return page if seen is None else marked(page, seen)
+        seen = glance.read_page(body, observed_at) if glance else None
+        return seen or parse_page(body, observed_at, ignored_fields)
 
     def _read(
         self,

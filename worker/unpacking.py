@@ -1,0 +1,113 @@
+"""The records of one page, each of them unpacked only if somebody asks for it.
+
+Most need not be: an unchanged user is known by the mark, and a new one goes into the table in the
+very bytes that came.
+"""
+
+from array import array
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import msgspec
+
+from worker.decode import MAX_NESTING, has_long_number, parse_record
+from worker.model import Page, Seen, Unreadable, User, pack_all
+from worker.outline import Outline
+
+
+class _Answer(msgspec.Struct, gc=False):
+    items: list[msgspec.Raw]
+
+
+_decoder = msgspec.json.Decoder(_Answer)
+
+
+@dataclass(slots=True)
+class Unpacking:
+    """The records of a body that was decoded before, numbered in the order of the list.
+
+    `cleaned` are the ids of those that had to be cleaned, as far as they were unpacked.
+    """
+
+    body: bytes | bytearray
+    ignored_fields: Collection[str]
+    newest_first: bool = False
+    cleaned: list[str] = field(default_factory=list)
+    _records: list[msgspec.Raw] | None = None
+    _plain: bool | None = None
+
+    def json(self, number: int) -> bytes:
+        """Give a record as it goes into the table; the database judges one that is odd."""
+        raw = self.raw(number)
+        if self._is_plain():
+            return raw
+        record = self._parsed(raw)
+        return record.json if isinstance(record, User) else raw
+
+    def digest(self, number: int) -> bytes:
+        return self._parsed(self.raw(number)).digest
+
+    def raw(self, number: int) -> bytes:
+        """Give a record as it came."""
+        return bytes(self._cut()[number])
+
+    def raws(self) -> Iterable[bytes]:
+        return map(bytes, self._cut())
+
+    def _cut(self) -> list[msgspec.Raw]:
+        if self._records is None:
+            self._records = _decoder.decode(self.body).items
+            if self.newest_first:
+                self._records.reverse()
+        return self._records
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether all of them can be stored as they came."""
+        return self._is_plain() and not any(map(_may_be_too_deep, self.raws()))
+
+    def _is_plain(self) -> bool:
+        if self._plain is None:
+            self._plain = is_plain(self.body)
+        return self._plain
+
+    def _parsed(self, raw: bytes) -> User | Unreadable:
+        record, was_cleaned = parse_record(raw, self.ignored_fields)
+        if was_cleaned and record.id and record.id not in self.cleaned:
+            self.cleaned.append(record.id)
+        return record
+
+
+def packed_page(outline: Outline, records: Unpacking, observed_at: datetime) -> Page:
+    """Make the page of an outline whose records are plain; nobody gets a mark."""
+    millis, ids = zip(*outline.keys, strict=True)
+    return Page(
+        users=Seen(array("q", millis), pack_all(ids), b"", records),
+        unreadable=(),
+        first=outline.first,
+        last=outline.last,
+        end=outline.end,
+        ascending=True,
+        next_cursor=outline.next_cursor,
+        observed_at=observed_at,
+        cleaned=records.cleaned,
+        size=outline.size,
+    )
+
+
+def _may_be_too_deep(raw: bytes) -> bool:
+    # A level costs a bracket; some of them may be in strings.
+    return raw.count(b"{") + raw.count(b"[") > MAX_NESTING
+
+
+def is_plain(body: bytes | bytearray) -> bool:
+    """Whether what was decoded by msgspec can be stored as it is: it refuses all else that is odd.
+
+    jsonb has no room for NUL, text must be UTF-8, and of long numbers a float would lose digits.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\\u0000" not in body and not has_long_number(body)
