@@ -1,0 +1,65 @@
+"""Measures how fast the worker is: `python -m tests.bench [NAME…] [--quick] [--json FILE]`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import (
+    api_bound,
+    changes,
+    freshness,
+    growth,
+    initial_load,
+    page_size,
+    unchanged,
+)
+from tests.bench.figures import Conditions, Figure, show, write_docs, write_json
+from tests.bench.postgres import Databases, opened_server
+from worker.log import configure_logging
+
+BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
+    "api-bound": api_bound.run,
+    "initial-load": initial_load.run,
+    "unchanged": unchanged.run,
+    "changes": changes.run,
+    "page-size": page_size.run,
+    "growth": growth.run,
+    "freshness": freshness.run,
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="smaller, and in fewer rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="put them into this page")
+    chosen = parser.parse_args()
+    unknown = [name for name in chosen.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark is named {unknown[0]}; there are {', '.join(BENCHMARKS)}")
+    return chosen
+
+
+def main() -> None:
+    chosen, console = arguments(), Console()
+    conditions = Conditions(chosen.quick)
+    found: dict[str, list[Figure]] = {}
+    with opened_server() as databases:
+        for name in chosen.names or BENCHMARKS:
+            began = time.perf_counter()
+            found[name] = BENCHMARKS[name](conditions, databases)
+            show(f"{name} ({time.perf_counter() - began:.0f} s)", found[name], console)
+    if chosen.json:
+        write_json(found, chosen.json)
+    if chosen.docs:
+        write_docs(found, chosen.docs)
+
+
+if __name__ == "__main__":
+    configure_logging("error", "console", sys.stderr)
+    main()

@@ -1,0 +1,51 @@
+"""Measures what the worker adds to the time that the API takes."""
+
+from contextlib import ExitStack
+
+from tests.bench.api import FREE, REAL_SERVER, Costs, RemoteApi, started_api
+from tests.bench.bare import read_pages
+from tests.bench.figures import Conditions, Figure, in_turns
+from tests.bench.postgres import Databases
+from tests.bench.workers import once, warmed
+
+
+def run(conditions: Conditions, databases: Databases) -> list[Figure]:
+    users, page = conditions.choose(10_000, 30_000), conditions.choose(2_000, 5_000)
+    with started_api(users) as api:
+        slow = _seconds(conditions, databases, api, REAL_SERVER, page)
+        fast = _seconds(conditions, databases, api, FREE, page)
+    return [
+        Figure("first sweep over bare reading", slow["first"] / slow["bare"], at_most=1.05),
+        Figure("later sweep over bare reading", slow["later"] / slow["bare"], at_most=1.05),
+        Figure("users in the project", users),
+        Figure("bare reading", slow["bare"], "s"),
+        Figure("first sweep", slow["first"], "s"),
+        Figure("later sweep", slow["later"], "s"),
+        Figure("no cost: first sweep over bare reading", fast["first"] / fast["bare"]),
+        Figure("no cost: later sweep over bare reading", fast["later"] / fast["bare"]),
+    ]
+
+
+def _seconds(
+    conditions: Conditions, databases: Databases, api: RemoteApi, costs: Costs, page: int
+) -> dict[str, float]:
+    with ExitStack() as opened:
+        url = opened.enter_context(databases.fresh())
+        warm = opened.enter_context(warmed(api, url, page))
+        api.call("pages")
+        warm.sweep()
+        pages = api.call("pages")
+        api.call("spend", costs)
+
+        def first() -> float:
+            with databases.fresh() as empty:
+                return once(api, empty, page).duration_seconds
+
+        return in_turns(
+            conditions.rounds,
+            {
+                "bare": lambda: read_pages(api, pages),
+                "first": first,
+                "later": lambda: warm.sweep().duration_seconds,
+            },
+        )

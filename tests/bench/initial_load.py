@@ -1,0 +1,41 @@
+"""Measures a first load from an API that costs nothing, against `COPY` of the same rows."""
+
+import time
+
+from tests.bench.api import started_api
+from tests.bench.bare import copy_rows, read_pages, ready_rows
+from tests.bench.figures import Conditions, Figure, in_turns
+from tests.bench.postgres import Databases
+from tests.bench.workers import once
+
+
+def run(conditions: Conditions, databases: Databases) -> list[Figure]:
+    users = conditions.choose(20_000, 100_000)
+    with started_api(users) as api:
+        rows = ready_rows(api.call("bodies"))
+        with databases.fresh() as url:
+            once(api, url)
+        pages = [page for page in api.call("pages") if "limit=" in page]
+        processor: list[float] = []
+
+        def load() -> float:
+            with databases.fresh() as url:
+                before = time.process_time()
+                seconds = once(api, url).duration_seconds
+                processor.append(time.process_time() - before)
+                return seconds
+
+        def copy() -> float:
+            with databases.fresh(with_table=True) as url:
+                return copy_rows(url, rows)
+
+        found = in_turns(
+            conditions.rounds, {"load": load, "copy": copy, "read": lambda: read_pages(api, pages)}
+        )
+    return [
+        Figure("first load over COPY", found["load"] / found["copy"], at_most=1.5),
+        Figure("first load", users / found["load"], "users/s"),
+        Figure("COPY alone", users / found["copy"], "users/s"),
+        Figure("bare reading alone", users / found["read"], "users/s"),
+        Figure("the worker's processor time", min(processor) * 1e6 / users, "us a user"),
+    ]

@@ -1,0 +1,136 @@
+"""The worker as it is measured: one sweep, sweep after sweep, or a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from tests.bench.api import RemoteApi
+from worker.clock import Clock
+from worker.memory import Memory
+from worker.once import bind_project, open_store, opened_database, opened_source, rules, sweep_once
+from worker.settings import Settings
+from worker.source import Source
+from worker.store import Store
+from worker.sweep import Report, Sweep
+
+
+class Nobody:
+    """Watches nothing; that there is a watch makes it a long-running worker."""
+
+    def failed(self, service: str, error: str) -> None: ...
+
+    def succeeded(self, service: str) -> None: ...
+
+    def answered(self, status: str) -> None: ...
+
+
+def settings(api: RemoteApi, page_size: int | str = "auto") -> Settings:
+    return Settings.model_validate(
+        {
+            "stack": {
+                "api_url": api.url,
+                "project_id": api.project_id,
+                "secret_server_key": api.secret_server_key,
+                "page_size": page_size,
+            },
+            "deletions": {"grace_seconds": 0},
+        }
+    )
+
+
+def once(api: RemoteApi, url: str, page_size: int | str = "auto") -> Report:
+    """Sweep as `--once` does."""
+    return sweep_once(settings(api, page_size), url, Event(), lambda _: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A long-running worker whose mirror knows everybody."""
+
+    source: Source
+    store: Store
+    memory: Memory
+    settings: Settings
+
+    def sweep(self, *, trace: bool = True) -> Report:
+        chosen = rules(self.settings)
+        return Sweep(
+            self.source, self.store, self.memory, chosen, lambda _: None, trace=trace
+        ).run()
+
+
+@contextmanager
+def warmed(api: RemoteApi, url: str, page_size: int | str = "auto") -> Iterator[Warm]:
+    """Open a worker that has swept once."""
+    chosen, clock, stop = settings(api, page_size), Clock(), Event()
+    with ExitStack() as opened:
+        database = opened.enter_context(opened_database(chosen, url, clock, stop, Nobody()))
+        store = open_store(chosen, database)
+        source = opened.enter_context(opened_source(chosen, clock, stop, store.lease, Nobody()))
+        store.lease.acquire()
+        bind_project(store, source)
+        memory = Memory()
+        memory.load(store)
+        warm = Warm(source, store, memory, chosen)
+        warm.sweep()
+        yield warm
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """`users-sync run` in a process of its own."""
+
+    pid: int
+    log: Path
+
+    def sweeps(self) -> list[dict[str, Any]]:
+        lines = self.log.read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines if '"sweep.finished"' in line]
+
+    def wait_for_sweeps(self, count: int) -> list[dict[str, Any]]:
+        while len(found := self.sweeps()) < count:
+            time.sleep(0.1)
+        return found
+
+    def memory(self, what: str) -> float:
+        """Give resident memory in MB: `VmRSS` now, or `VmHWM` at its highest."""
+        status = Path(f"/proc/{self.pid}/status").read_text("utf-8")
+        return next(int(line.split()[1]) for line in status.splitlines() if what in line) / 1024
+
+
+@contextmanager
+def running(api: RemoteApi, url: str, **variables: str) -> Iterator[Process]:
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "STACK_API_URL": api.url,
+        "STACK_PROJECT_ID": api.project_id,
+        "STACK_SECRET_SERVER_KEY": api.secret_server_key,
+        "DATABASE_URL": url,
+        "USERS_SYNC_HTTP__PORT": "0",
+        **variables,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log"
+        with path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker", "run", "--log-format", "json"],
+                env=environ,
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+            )
+            try:
+                yield Process(process.pid, path)
+            finally:
+                process.terminate()
+                process.wait()
