@@ -9,7 +9,7 @@ from psycopg import sql
 from tests.store_target import IGNORED, Target, people, person
 from worker.errors import DatabaseUnavailable, LeaseLost, Transient
 from worker.model import User
-from worker.store.batch import PART_BYTES, Applied, Batch
+from worker.store.batch import PART_BYTES, STATEMENT_BYTES, Applied, Batch
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
 from worker.store.statement import Statement
@@ -117,6 +117,21 @@ def test_many_bytes_go_in_parts_and_the_extras_with_the_last(generated: Target) 
     applied = apply(generated, users, 3 * PART_BYTES)
     assert [user for user, _ in applied.letters] == users
     assert (logged(generated), generated.lease_row("writes")) == (["10"], 4)
+
+
+def test_some_bytes_go_in_statements_of_one_transaction(generated: Target) -> None:
+    users = people(*range(7))
+    applied = apply(generated, users, 3 * STATEMENT_BYTES)
+    assert letters(applied) == inserted(users)
+    assert (logged(generated), generated.lease_row("writes")) == (["7"], 1)
+
+
+def test_moved_users_are_found_in_any_statement(generated: Target) -> None:
+    before = people(*range(6))
+    apply(generated, before)
+    after = [*people(*range(5)), person(5, signed_up_at_millis=7)]
+    applied = apply(generated, after, 3 * STATEMENT_BYTES)
+    assert (applied.moved, applied.by("u")) == ([before[5].key], after[5:])
 
 
 def test_users_larger_than_a_part_go_one_by_one(generated: Target) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.store_target import IGNORED, SIGNED_UP, Target, people, person, user_id
 from worker.mirror import NO_MILLIS
 from worker.model import User, dump
+from worker.store.batch import PART_BYTES, STATEMENT_BYTES
+from worker.store.users import MOST_MOVED
 
 pytest_plugins = ["tests.store_fixtures"]
 
@@ -317,21 +319,23 @@ def test_far_future_without_a_readable_record_stops_nothing(written: Target, raw
     assert [key[0] for key in keys] == [YEAR_10000]
 
 
-def test_answer_about_a_large_page_fits_into_a_sockets_buffers(generated: Target) -> None:
+def test_answers_of_a_transaction_fit_into_a_sockets_buffers(generated: Target) -> None:
     """A backend that sends more than that to a stopped client is ended by no time-out."""
-    users = people(*range(10_000))
-    generated.apply(users)
-    changed = people(*range(10_000), signed_up_at_millis=LATEST, display_name="New")
+    numbers = range(STATEMENT_BYTES // len(person(1).json))
+    statements = -(-PART_BYTES // STATEMENT_BYTES)
+    generated.apply(people(*numbers))
+    changed = people(*numbers, signed_up_at_millis=LATEST)
     statement = generated.table().apply(changed, generated.now())
 
     cursor = generated.conn.execute(statement.query, statement.params)
 
     result = cursor.pgresult
     assert result
-    assert sum(len(result.get_value(0, column) or b"") for column in range(3)) < 64_000
+    answer = sum(len(result.get_value(0, column) or b"") for column in range(3))
+    assert answer * statements < 64_000
     letters, positions, millis = cursor.fetchall()[0]
-    assert letters == "u" * 10_000
-    assert len(positions) == len(millis) == 1_000
+    assert letters == "u" * len(numbers)
+    assert len(positions) == len(millis) == MOST_MOVED
 
 
 def nodes(plan: Node) -> list[Node]:

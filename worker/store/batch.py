@@ -16,9 +16,13 @@ from worker.store.users import Table
 
 log = structlog.stdlib.get_logger(__name__)
 
-# More in one statement would make both sides hold too much at once; a tuned page fits into one, so
-# that it costs two round trips.
+# More in one transaction would make both sides hold too much at once; a tuned page fits into one,
+# so that it costs two round trips.
 PART_BYTES = 16_000_000
+
+# The server reads a statement as a whole before it does anything. Of 8 MB it took 51 us a user, and
+# 45 us in four statements, of which it works on the first while the second is still being sent.
+STATEMENT_BYTES = 2_000_000
 
 # So many rows in a row are not an application's locks on some users but one on the table.
 MOST_BLOCKED = 3
@@ -52,14 +56,15 @@ class Batch:
     observed_at: datetime
     applied: Applied = field(default_factory=Applied)
     blocked: int = 0
+    _length: int = 1
 
     def apply(self, users: Sequence[User], size: int, extras: Sequence[Extra]) -> Applied:
         """Apply `users`, `size` bytes in all; `extras` are committed with the last part.
 
         Raises what Lease.commit raises, and Transient if the table as a whole is locked.
         """
-        length = max(1, len(users) * PART_BYTES // max(size, PART_BYTES))
-        parts = [users[at : at + length] for at in range(0, len(users), length)] or [users]
+        self._length = _length(users, size, STATEMENT_BYTES)
+        parts = _cut(users, _length(users, size, PART_BYTES))
         for part in parts[:-1]:
             self._apply(part, ())
         self._apply(parts[-1], extras)
@@ -69,13 +74,16 @@ class Batch:
         if not users:
             self._commit([], extras)
             return
+        parts = _cut(users, self._length)
+        statements = [self.table.apply(part, self.observed_at) for part in parts]
         try:
-            rows = self._commit([self.table.apply(users, self.observed_at)], extras, users)
+            rows = self._commit(statements, extras, parts)
         except (DataRefused, Blocked) as error:
             self._halve(users, extras, error)
         else:
             self.blocked = 0
-            self._take(users, rows[0])
+            for part, row in zip(parts, rows, strict=False):
+                self._take(part, row)
 
     def _halve(
         self, users: Sequence[User], extras: Sequence[Extra], error: DataRefused | Blocked
@@ -106,17 +114,21 @@ class Batch:
         log.warning("row.blocked", user=user.id)
 
     def _commit(
-        self, first: list[Statement], extras: Sequence[Extra], users: Sequence[User] = ()
+        self,
+        first: list[Statement],
+        extras: Sequence[Extra],
+        parts: Sequence[Sequence[User]] = (),
     ) -> list[Row | None]:
-        """Commit statements, the first of which applies `users`, and the extras."""
+        """Commit statements, the first of which apply these parts, and the extras."""
         known = [extra for extra in extras if isinstance(extra, Statement)]
         later = [extra for extra in extras if not isinstance(extra, Statement)]
         if not (first or extras):
             return []
 
         def closing(rows: Sequence[Row | None]) -> list[Statement]:
-            text = rows[0][0] if users and rows[0] else ""
-            outcome = [*self.applied.letters, *zip(users, text, strict=True)]
+            outcome = list(self.applied.letters)
+            for part, row in zip(parts, rows, strict=False):
+                outcome += zip(part, row[0] if row else "", strict=True)
             return [build(outcome) for build in later]
 
         return self.lease.commit([*first, *known], self.sweep, closing)
@@ -128,3 +140,13 @@ class Batch:
         self.applied.letters += zip(users, text, strict=True)
         for position, old in zip(positions or (), millis or (), strict=True):
             self.applied.moved.append((old, users[position].id))
+
+
+def _length(users: Sequence[User], size: int, most: int) -> int:
+    """Say how many of these users, `size` bytes in all, are `most` bytes."""
+    return max(1, len(users) * most // max(size, most))
+
+
+def _cut(users: Sequence[User], length: int) -> list[Sequence[User]]:
+    """Cut users into parts of this length; nobody is one part, too."""
+    return [users[at : at + length] for at in range(0, len(users), length)] or [users]

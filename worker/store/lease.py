@@ -255,8 +255,10 @@ class Lease:
             with transaction(conn) as pipeline:
                 conn.execute(LIMITS, self._limits)
                 fence = conn.execute(_FENCE, {**self._params, "sweep": sweep})
-                cursors = [conn.execute(each.query, each.params) for each in statements]
-                push(conn)
+                cursors = []
+                for each in statements:
+                    cursors.append(conn.execute(each.query, each.params))
+                    push(conn)
                 pipeline.sync()
                 self._check(fence.fetchone(), self._next())
                 rows = [cursor.fetchone() if cursor.description else None for cursor in cursors]

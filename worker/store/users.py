@@ -16,9 +16,9 @@ from worker.store.statement import Statement
 INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
 DELETED, WAITING = "dw"
 
-# With the letters this stays below what fits into a socket's buffers: a backend that sends more to
-# a stopped client is ended by no time-out.
-MOST_MOVED = 1_000
+# With the letters of a whole transaction this stays below what fits into a socket's buffers: a
+# backend that sends more to a stopped client is ended by no time-out.
+MOST_MOVED = 200
 
 _LOAD_CHUNK = 20_000
 
