@@ -67,6 +67,13 @@ def test_empty_and_last_pages_teach_nothing() -> None:
     assert size.limit == PageSize.FIRST
 
 
+def test_quick_pages_grow_without_a_gain() -> None:
+    """What so short a time says of the size is mostly noise; a slow page tells."""
+    size = PageSize("auto")
+    learn_pages(size, 3, lambda users, _behind: 0.01 + users**1.2 / 200_000)
+    assert size.limit == 8 * PageSize.FIRST
+
+
 def test_full_page_without_measurable_time_is_no_trouble() -> None:
     size = PageSize("auto")
     size.learn(size.limit, 1, 0.0)

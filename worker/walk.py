@@ -166,6 +166,8 @@ class PageSize:
     TARGET_BYTES = 8_000_000
     # Less than this is noise, and not worth the server's memory.
     WORTHWHILE_GAIN = 1.05
+    # So quick a page says little about its size, and has room for more.
+    QUICK_SECONDS = 0.25
     # The first page of a list is cheaper than any other: a size without a gain is tried once more.
     CHANCES = 2
     # One process serves the API: a poll waits behind a page, so it should not wait for long.
@@ -193,7 +195,7 @@ class PageSize:
         self._peaceful_pages += 1
         rate = users / max(seconds, 1e-6)
         most = min(self.LARGEST, int(self.TARGET_BYTES * users / max(size, 1)))
-        self._compare(rate)
+        self._compare(rate, seconds)
         if self.keep_polls_fresh:
             self._keep_fresh(users, rate)
         self._top_rate = max(self._top_rate, rate)
@@ -210,9 +212,10 @@ class PageSize:
         self.limit = max(min(self.limit, fresh), min(worth_it, 2 * users))
         self._grown_from = (users, rate) if worth_it > users else (0, 0.0)
 
-    def _compare(self, users_per_second: float) -> None:
+    def _compare(self, users_per_second: float, seconds: float) -> None:
         """Go on growing after a gain; without one go back to the size that was best."""
-        if self._chances and users_per_second <= self._best_rate * self.WORTHWHILE_GAIN:
+        gain = users_per_second > self._best_rate * self.WORTHWHILE_GAIN
+        if self._chances and not gain and seconds >= self.QUICK_SECONDS:
             self._chances -= 1
             self._best_rate, self.limit = 0.0, self._best_limit
         elif self._chances or self._peaceful_pages >= self.PAGES_OF_PEACE:

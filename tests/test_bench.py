@@ -1,0 +1,101 @@
+"""The benchmarks measure what they say; how fast anything is, is not looked at here."""
+
+from pathlib import Path
+
+import httpx
+import orjson
+import pytest
+
+from tests.bench.__main__ import BENCHMARKS
+from tests.bench.api import REAL_SERVER, Costs, Long
+from tests.bench.figures import Figure, in_turns, write_docs
+from worker.outline import outline_of
+from worker.sandbox.api import FakeStackApi
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+
+def asked(api: FakeStackApi, **query: object) -> bytes:
+    headers = {
+        "x-stack-access-type": "server",
+        "x-stack-project-id": api.project.project_id,
+        "x-stack-secret-server-key": api.project.secret_server_key,
+    }
+    with httpx.Client(transport=httpx.WSGITransport(api), headers=headers) as client:
+        params = {name: str(value) for name, value in query.items()}
+        return client.get("http://127.0.0.1/api/v1/users", params=params).content
+
+
+def test_every_benchmark_has_its_place_in_the_docs() -> None:
+    text = PAGE.read_text("utf-8")
+    assert [name for name in BENCHMARKS if f"<!-- measured: {name} -->" not in text] == []
+
+
+def test_list_of_very_many_users_is_a_list_like_any_other() -> None:
+    api = FakeStackApi(Long(10))
+    first = asked(api, limit=4)
+    outline = outline_of(first)
+    assert outline is not None
+    second = outline_of(asked(api, limit=4, cursor=outline.last.id))
+    assert second is not None
+    assert (second.first, second.length) == (outline.last, 4)
+    assert outline.next_cursor == second.keys[1][1]
+    rest = orjson.loads(asked(api, limit=9, cursor=second.last.id))
+    assert (len(rest["items"]), rest["pagination"]) == (4, {"next_cursor": None})
+
+
+def test_newest_of_very_many_users_come_first_if_asked_so() -> None:
+    api = FakeStackApi(Long(10))
+    newest = orjson.loads(asked(api, limit=3, desc="true"))["items"]
+    millis = [record["signed_up_at_millis"] for record in newest]
+    assert millis == sorted(millis, reverse=True)
+    found = api.project.find(newest[0]["id"])
+    assert found is not None
+    assert orjson.loads(found.bodies[0]) == newest[0]
+
+
+def test_costs_of_the_real_server_are_those_that_were_measured() -> None:
+    """A sweep over 60,005 users took 26.0 s in pages of 500, and 11.3 s in pages of 10,000."""
+    assert sweep_seconds(REAL_SERVER, 60_005, 500) == pytest.approx(26.0, rel=0.05)
+    assert sweep_seconds(REAL_SERVER, 60_005, 10_000) == pytest.approx(11.3, rel=0.05)
+
+
+def sweep_seconds(costs: Costs, users: int, page: int) -> float:
+    starts = range(0, users, page)
+    behind = sum(users - start for start in starts if start)
+    return costs.request * len(starts) + costs.user * users + costs.row_behind_cursor * behind
+
+
+def test_rounds_are_taken_in_turns_and_the_first_does_not_count() -> None:
+    taken: list[str] = []
+
+    def contestant(name: str) -> float:
+        taken.append(name)
+        return float(len(taken))
+
+    found = in_turns(3, {"a": lambda: contestant("a"), "b": lambda: contestant("b")})
+    assert (taken, found) == (["a", "b"] * 4, {"a": 5.0, "b": 6.0})
+
+
+@pytest.mark.parametrize(
+    ("figure", "verdict"),
+    [
+        (Figure("", 1.0), ""),
+        (Figure("", 1.0, at_most=1.0), "yes"),
+        (Figure("", 1.01, at_most=1.0), "no"),
+        (Figure("", 2.0, at_least=2.0), "yes"),
+        (Figure("", 1.9, at_least=2.0), "no"),
+    ],
+)
+def test_target_is_reached_or_not(figure: Figure, verdict: str) -> None:
+    assert figure.verdict == verdict
+
+
+def test_figures_take_their_place_on_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- measured: x -->\nold\n<!-- end -->\nb\n", "utf-8")
+    write_docs({"x": [Figure("speed", 1234.5, "users/s", at_least=1000)]}, page)
+    text = page.read_text("utf-8")
+    assert "| speed | 1,234 users/s | at least 1,000 | yes |" in text
+    assert "old" not in text
+    assert text.endswith("<!-- end -->\nb\n")
