@@ -12,10 +12,11 @@ import httpx
 import pytest
 import respx
 
+from worker.body import MAX_BODY_BYTES
 from worker.clock import Clock
 from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
 from worker.model import Single, User
-from worker.stack_api import MAX_BODY_BYTES, Access, StackApi
+from worker.stack_api import Access, StackApi
 
 URL = "https://stack.example.com"
 KEY = "ssk_very_secret"
@@ -357,6 +358,8 @@ DATE = {"date": "Sat, 21 Nov 2026 00:43:42 GMT"}
         ({"retry-after": ""}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "9" * 400}, None),
+        ({"retry-after": "Sat, 21 Nov 99999999999999999999 00:44:12 GMT"}, None),
+        ({"retry-after": "Sat, 21 Nov 2026 00:44:12 +99999999999999"}, None),
         ({"retry-after": "Sat, 21 Nov 2026 00:44:12 GMT"} | DATE, 30),
         ({"retry-after": "Sat, 21 Nov 2026 00:44:12 -0000"} | DATE, 30),
         ({"retry-after": "Sat, 21 Nov 2026 00:43:12 GMT"} | DATE, None),

@@ -24,6 +24,7 @@ from worker.answer import (
     proves_absence,
     refused,
 )
+from worker.body import read_body
 from worker.clock import Clock
 from worker.deadline import Network, choose_proxy, within
 from worker.decode import BrokenBody, parse_page, parse_user
@@ -34,9 +35,6 @@ from worker.outline import Arrival, Outline, outline_of
 from worker.unpacking import Unpacking, packed_page
 
 Answered = TypeVar("Answered", Page, Single, Arrival)
-
-# Eight times what a page is tuned to. Parsed, a body takes several times its size in memory.
-MAX_BODY_BYTES = 64 * 2**20
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 
@@ -140,7 +138,7 @@ class StackApi:
                 within(self._access.timeout_seconds, self._stop),
                 self._client.stream("GET", path, params=query) as answer,
             ):
-                body = _read_body(answer, self._host)
+                body = read_body(answer, self._host)
         except httpx.RequestError as error:
             self.on_answer("timeout" if isinstance(error, httpx.TimeoutException) else "error")
             # A protocol error quotes the bytes it stumbled over.
@@ -241,6 +239,7 @@ def _headers(access: Access) -> dict[str, str]:
             raise Misconfigured(f"{name} is empty or holds a space, a line break or the like")
     return {
         "accept": "application/json",
+        "accept-encoding": "gzip",  # no other is unpacked
         "user-agent": f"users-sync/{_version()}",
         "x-stack-access-type": "server",
         "x-stack-project-id": access.project_id,
@@ -253,16 +252,6 @@ def _version() -> str:
         return version("users-sync")
     except PackageNotFoundError:  # run from a checkout that was never installed
         return "0"
-
-
-def _read_body(answer: httpx.Response, host: str) -> bytearray:
-    body = bytearray()
-    for chunk in answer.iter_bytes():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            size = f"{MAX_BODY_BYTES >> 20} MiB"
-            raise Transient(f"{host} answered with more than {size}", too_much=True)
-    return body
 
 
 def _not_connected(error: httpx.ConnectError, host: str) -> UsersSyncError:

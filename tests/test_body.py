@@ -1,0 +1,85 @@
+"""Bodies are read whole, packed or not, but never more of them than may stand in memory."""
+
+import gzip
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from worker.body import MAX_BODY_BYTES, MAX_VALUES, TUNED_BYTES, UNPACKED_BYTES, read_body
+from worker.errors import Transient
+
+TEXT = b'{"items":[]}' * 300_000
+
+
+class Parts(httpx.SyncByteStream):
+    """A body that comes in parts of this size."""
+
+    def __init__(self, body: bytes, size: int = 65_536) -> None:
+        self.parts = [body[at : at + size] for at in range(0, len(body), size)]
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.parts
+
+
+def answer(encoding: str, body: bytes, size: int = 65_536) -> httpx.Response:
+    return httpx.Response(200, headers={"content-encoding": encoding}, stream=Parts(body, size))
+
+
+@pytest.mark.parametrize("size", [1000, 65_536])
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", " GZIP "])
+def test_gzip_is_unpacked(encoding: str, size: int) -> None:
+    assert read_body(answer(encoding, gzip.compress(TEXT), size), "host") == TEXT
+
+
+@pytest.mark.parametrize("length", [0, 1, UNPACKED_BYTES - 1, UNPACKED_BYTES, UNPACKED_BYTES + 1])
+def test_every_length_is_unpacked_whole(length: int) -> None:
+    body = bytes(length)
+    assert read_body(answer("gzip", gzip.compress(body)), "host") == body
+
+
+@pytest.mark.parametrize("encoding", ["", "identity"])
+def test_what_is_not_packed_is_left_as_it_is(encoding: str) -> None:
+    assert read_body(answer(encoding, TEXT), "host") == TEXT
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "deflate", "br", "zstd", "compress", "gzip,"])
+def test_what_was_not_asked_for_is_not_unpacked(encoding: str) -> None:
+    with pytest.raises(Transient, match="host answered in an encoding"):
+        read_body(answer(encoding, gzip.compress(gzip.compress(TEXT))), "host")
+
+
+@pytest.mark.parametrize(
+    "body", [gzip.compress(TEXT)[:-9], b"not gzip", zlib.compress(TEXT), b""], ids=len
+)
+def test_what_is_no_gzip_or_cut_off_is_an_error_of_httpx(body: bytes) -> None:
+    with pytest.raises(httpx.DecodingError):
+        read_body(answer("gzip", body), "host")
+
+
+def test_bomb_is_not_unpacked_whole() -> None:
+    body = gzip.compress(bytes(4 * MAX_BODY_BYTES), 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Transient, match="more than 64 MiB") as caught:
+            read_body(answer("gzip", body, len(body)), "host")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.too_much
+    assert most < 2 * MAX_BODY_BYTES
+
+
+def test_body_of_too_many_values_is_refused_before_it_is_parsed() -> None:
+    values = b'{"a":[' + b"0," * MAX_VALUES
+    body = values + b" " * (TUNED_BYTES - len(values) + 1)
+    with pytest.raises(Transient, match="more than 2,000,000 values") as caught:
+        read_body(answer("", body), "host")
+    assert caught.value.too_much
+
+
+def test_long_body_of_few_values_is_read() -> None:
+    body = b'"' + b"x" * TUNED_BYTES + b'"'
+    assert len(read_body(answer("", body), "host")) == len(body)
