@@ -1,10 +1,16 @@
+import math
 from collections.abc import Callable
 from threading import Event
 
 import pytest
 
 from worker.errors import Misconfigured, SourceUnavailable, Stopped, Transient
-from worker.retry import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Retry
+from worker.retry import (
+    FIRST_PAUSE_SECONDS,
+    LONGEST_ASKED_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    Retry,
+)
 
 
 class Pauses(Event):
@@ -55,6 +61,15 @@ def test_pause_is_as_long_as_the_server_asks() -> None:
     retry(pauses).call(failing(Transient("busy", retry_after=42.5), Transient("x")))
     assert pauses.seconds[0] == 42.5
     assert pauses.seconds[1] < 1
+
+
+def test_server_that_asks_for_days_is_asked_again_after_minutes() -> None:
+    pauses = Pauses()
+    endless = retry(pauses, minutes=math.inf)
+    endless.call(
+        failing(Transient("busy", retry_after=1_000_000), Transient("b", retry_after=9e300))
+    )
+    assert pauses.seconds == [LONGEST_ASKED_SECONDS] * 2
 
 
 def test_server_that_asks_for_no_pause_still_gets_one() -> None:

@@ -151,6 +151,6 @@ def _seconds_until(date: str, headers: httpx.Headers) -> float:
 def _read_date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # a year or an offset that no integer of C holds
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -16,6 +16,8 @@ T = TypeVar("T")
 FIRST_PAUSE_SECONDS = 0.2
 # Longer pauses would add more to an outage than they spare a server that is coming back.
 LONGEST_PAUSE_SECONDS = 15.0
+# A server may ask for more patience, but not put a worker to sleep for a day by a slip of the pen.
+LONGEST_ASKED_SECONDS = 300.0
 
 
 class Watch(Protocol):
@@ -101,8 +103,9 @@ _backoff = tenacity.wait_random_exponential(
 def _pause(state: tenacity.RetryCallState) -> float:
     """Wait a random time below a growing bound, and as long as the server asked for at least.
 
-    A server that asks for no pause at all is not asked again and again without one.
+    A server that asks for no pause at all is not asked again and again without one, and one that
+    asks for hours is asked again every few minutes.
     """
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, Transient) else None
-    return max(_backoff(state), asked or 0.0)
+    return max(_backoff(state), min(asked or 0.0, LONGEST_ASKED_SECONDS))
