@@ -449,6 +449,7 @@ def test_long_integers_are_found_wherever_they_stand(form: bytes, number: bytes)
         b"-Infinity",
         b"1e5000",
         b"-1e4301",
+        b"1e1000000000000000000",
         b'{"deep":[[NaN]]}',
     ],
 )

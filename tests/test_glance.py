@@ -215,6 +215,15 @@ def test_names_that_are_escaped_are_not_learnt(name: str) -> None:
     assert look(body, glance) is None
 
 
+@pytest.mark.parametrize("raw", [b"1e400", b'"\xff"', b'"\xed\xa0\x80"'])
+def test_record_that_orjson_refuses_keeps_no_other_from_being_learnt(raw: bytes) -> None:
+    glance = Glance(IGNORED)
+    records = [body.replace(b'"RAW"', raw) for body in bodies(body_of([record(1, odd="RAW")]))]
+    glance.learn([*records, *bodies(body_of([record(2, company="X")]))])
+    assert look(body_of([record(2, company="X")]), glance) is not None
+    assert look(body_of([record(1, odd=1)]), glance) is None
+
+
 def test_names_without_end_are_not_learnt() -> None:
     glance = Glance(IGNORED)
     many = record(1, **{f"name {number}": 1 for number in range(MOST_FIELDS + 1)})

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Collection, Iterable
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from operator import attrgetter
 from typing import Any, TypeGuard
@@ -151,9 +151,13 @@ def _parse_int(digits: str) -> int | float:
 def _parse_float(digits: str) -> int | float:
     """Read what no float holds as the integer that it is: jsonb has room for it."""
     number = float(digits)
-    if math.isfinite(number) or Decimal(digits).adjusted() >= MAX_INTEGER_DIGITS:
+    if math.isfinite(number):
         return number
-    return int(Decimal(digits))
+    try:
+        exact = Decimal(digits)
+    except InvalidOperation:  # an exponent of more digits than even a Decimal takes
+        return number
+    return int(exact) if exact.adjusted() < MAX_INTEGER_DIGITS else number
 
 
 def _cut_nesting(text: str) -> str:

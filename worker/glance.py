@@ -9,6 +9,7 @@ import re
 import types
 from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter, itemgetter
@@ -98,7 +99,8 @@ class Glance:
         # They stay in the order in which they come, which is found again the quickest.
         names = dict.fromkeys(known)
         for record in records:
-            names.update(dict.fromkeys(orjson.loads(record)))
+            with suppress(orjson.JSONDecodeError):  # as it may hold what only `json` reads
+                names.update(dict.fromkeys(orjson.loads(record)))
         for name in ("id", "signed_up_at_millis"):
             names.pop(name, None)
         if len(known) < len(names) <= MOST_FIELDS and not _ESCAPED.search("".join(names)):
