@@ -168,6 +168,15 @@ def test_odd_id_stays_one_part_of_the_path(router: respx.MockRouter, api: StackA
     assert router.calls.last.request.url.raw_path == b"/api/v1/users/a%2F..%2Fb%3Fc"
 
 
+def test_answer_about_another_user_is_none_about_this_one(
+    router: respx.MockRouter, api: StackApi
+) -> None:
+    another = RECORD | {"id": "daf71220-49a5-4505-81c9-a6f373e2ef55"}
+    error = user_error(router, api, httpx.Response(200, json=another))
+    assert isinstance(error, Transient)
+    assert "another user" in str(error)
+
+
 # The only proof of deletion
 
 

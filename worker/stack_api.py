@@ -113,7 +113,11 @@ class StackApi:
         answer = self._ask(f"/users/{quote(user_id, safe='')}", {})
         if proves_absence(answer):
             return Single(None, answer.observed_at)
-        return self._read(answer, parse_user)
+        single = self._read(answer, parse_user)
+        # What a proxy mixed up would count for a user who may be gone, or not have changed.
+        if single.found is not None and single.found.id not in {None, user_id}:
+            raise Transient(f"{self._host} answered with another user than the one asked for")
+        return single
 
     def close(self) -> None:
         self._client.close()
