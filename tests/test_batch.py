@@ -44,13 +44,14 @@ def generated(generated: Target) -> Target:
     return generated
 
 
-def batch(target: Target, lease: Lease | None = None) -> Batch:
+def batch(target: Target, lease: Lease | None = None, *, newcomers: bool = False) -> Batch:
     return Batch(
         target.table(),
         lease or target.held_lease(),
         Quarantine(target.schema),
         SWEEP,
         target.now(),
+        newcomers,
     )
 
 
@@ -132,6 +133,23 @@ def test_moved_users_are_found_in_any_statement(generated: Target) -> None:
     after = [*people(*range(5)), person(5, signed_up_at_millis=7)]
     applied = apply(generated, after, 3 * STATEMENT_BYTES)
     assert (applied.moved, applied.by("u")) == ([before[5].key], after[5:])
+
+
+def test_newcomers_are_inserted(generated: Target) -> None:
+    users = people(*range(5))
+    applied = batch(generated, newcomers=True).apply(users, 2 * STATEMENT_BYTES, [])
+    assert letters(applied) == inserted(users)
+    assert generated.ids() == {user.id for user in users}
+
+
+def test_who_was_taken_for_a_newcomer_is_treated_as_what_he_is(generated: Target) -> None:
+    """A row that was marked deleted long ago, say: the mirror knows only those who are live."""
+    users = people(*range(6))
+    apply(generated, users[2:4])
+    generated.query("update users_sync set deleted_at = 'epoch' where id::text = %s", users[3].id)
+    applied = batch(generated, newcomers=True).apply(users, 3 * STATEMENT_BYTES, [])
+    assert "".join(letter for _, letter in applied.letters) == "ii=rii"
+    assert generated.lease_row("writes") == 2
 
 
 def test_users_larger_than_a_part_go_one_by_one(generated: Target) -> None:

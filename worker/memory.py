@@ -118,4 +118,5 @@ class Memory:
             [user for user in delta.changed if user.id not in outdated],
             [key for key in delta.missing if key[1] not in outdated],
             [key for key in delta.moved if key[1] not in outdated],
+            delta.newcomers,
         )

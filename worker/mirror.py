@@ -53,12 +53,14 @@ class Delta:
 
     `changed` are users whose key or digest differs or is unknown; `missing` are keys that the
     mirror has within the span while their ids are not on the page; `moved` are such keys whose
-    users are on the page under another key.
+    users are on the page under another key. `newcomers` says that the mirror knows nobody of
+    `changed`.
     """
 
     changed: list[User] = field(default_factory=list)
     missing: list[Key] = field(default_factory=list)
     moved: list[Key] = field(default_factory=list)
+    newcomers: bool = field(default=False, compare=False)
 
 
 class Mirror:
@@ -101,7 +103,9 @@ class Mirror:
         known = {self._packed_key(at): at for at in range(low, high)}
         changed = [user for user in users if not self._is_known(known, user, span)]
         if not known:
-            return Delta(changed)
+            ends = (*changed[:1], *changed[-1:])
+            nobody = low == high and all(span.covers(user.key) for user in ends)
+            return Delta(changed, newcomers=nobody)
         left = [(millis, unpack_id(packed)) for millis, packed in known]
         there, readable = present(), {user.id for user in users}
         return Delta(

@@ -103,15 +103,25 @@ class Reading:
             self._under_way.remove(asked)
 
     def apply(
-        self, users: Sequence[User], observed_at: datetime, size: int, extras: Sequence[Extra]
+        self,
+        users: Sequence[User],
+        observed_at: datetime,
+        extras: Sequence[Extra],
+        *,
+        size: int = 0,
+        newcomers: bool = False,
     ) -> Applied:
-        """Apply users to the table, `size` bytes in all, and what came of it to the mirror."""
+        """Apply users to the table, `size` bytes in all, and what came of it to the mirror.
+
+        `newcomers` says that the mirror knows nobody of them.
+        """
         store, findings = self.store, self.findings
-        applied = store.database.retry.call(
-            lambda: Batch(
-                store.table, store.lease, store.quarantine, findings.number, observed_at
-            ).apply(users, size, extras)
-        )
+
+        def attempt() -> Applied:
+            where = (store.table, store.lease, store.quarantine, findings.number)
+            return Batch(*where, observed_at, newcomers).apply(users, size, extras)
+
+        applied = store.database.retry.call(attempt)
         findings.count_letters(applied.letters)
         findings.wrote = True
         findings.memory.accepted((user.id for user, _ in applied.letters), observed_at)
@@ -154,7 +164,13 @@ class Reading:
                 checkpoint = self._checkpoint(self.walk.request.after) if span else []
                 # Of a page that is large, what changed is mostly small.
                 size = page.size * len(changed) // max(1, len(page.users))
-                self.apply(changed, page.observed_at, size, [*extras, *checkpoint])
+                self.apply(
+                    changed,
+                    page.observed_at,
+                    [*extras, *checkpoint],
+                    size=size,
+                    newcomers=delta.newcomers,
+                )
             findings.mirror.remove(delta.moved)
         for user_id in page.cleaned:
             log.warning("record.cleaned", user=user_id)

@@ -122,7 +122,7 @@ class Settling:
         ]
         # The earliest moment is true of all of them.
         observed_at = min(single.observed_at for single in found.values())
-        reading.apply(list(users.values()), observed_at, 0, statements)
+        reading.apply(list(users.values()), observed_at, statements)
         findings.counts["hidden"] += len(hidden)
         findings.beside += findings.touched - touched
 

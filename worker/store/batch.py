@@ -32,6 +32,10 @@ MOST_BLOCKED = 3
 Extra = Statement | Callable[[Sequence[tuple[User, str]]], Statement]
 
 
+class _KnownAfterAll(Exception):
+    """Somebody who was taken for a newcomer has a row."""
+
+
 @dataclass(slots=True)
 class Applied:
     """What became of the users of a batch: a letter for each, and the keys they no longer have."""
@@ -47,13 +51,17 @@ class Applied:
 
 @dataclass(slots=True)
 class Batch:
-    """Users of one answer on their way into the table, and what must be written with the last."""
+    """Users of one answer on their way into the table, and what must be written with the last.
+
+    `newcomers` says that nobody of them is known to have a row.
+    """
 
     table: Table
     lease: Lease
     quarantine: Quarantine
     sweep: int
     observed_at: datetime
+    newcomers: bool = False
     applied: Applied = field(default_factory=Applied)
     blocked: int = 0
     _length: int = 1
@@ -75,9 +83,13 @@ class Batch:
             self._commit([], extras)
             return
         parts = _cut(users, self._length)
-        statements = [self.table.apply(part, self.observed_at) for part in parts]
+        write = self.table.insert if self.newcomers else self.table.apply
+        statements = [write(part, self.observed_at) for part in parts]
         try:
             rows = self._commit(statements, extras, parts)
+        except _KnownAfterAll:
+            self.newcomers = False
+            self._apply(users, extras)
         except (DataRefused, Blocked) as error:
             self._halve(users, extras, error)
         else:
@@ -128,7 +140,10 @@ class Batch:
         def closing(rows: Sequence[Row | None]) -> list[Statement]:
             outcome = list(self.applied.letters)
             for part, row in zip(parts, rows, strict=False):
-                outcome += zip(part, row[0] if row else "", strict=True)
+                letters_of_part = row[0] if row else ""
+                if len(letters_of_part) < len(part):
+                    raise _KnownAfterAll
+                outcome += zip(part, letters_of_part, strict=True)
             return [build(outcome) for build in later]
 
         return self.lease.commit([*first, *known], self.sweep, closing)

@@ -114,6 +114,9 @@ class UnwrittenTable(Table):
         params = Table.apply(self, users, observed_at).params
         return Question(query, params, answered=partial(self._compared, users))
 
+    def insert(self, users: Sequence[User], observed_at: datetime) -> Statement:
+        return self.apply(users, observed_at)
+
     def soft_delete(self, proofs: Sequence[Proof], sweep: int, *, approved: bool) -> Statement:
         """Ask which of these users would be marked deleted."""
         params = Table.soft_delete(self, proofs, sweep, approved=approved).params

@@ -94,6 +94,19 @@ select coalesce(string_agg(letter, '' order by position), ''),
 
 _APPLY = f"{COMPARED}{_CHANGED}{RETURNED}\nfrom letters"
 
+# Nothing is looked up: of newcomers that takes a sixth of the time.
+_INSERT = """
+with added as (
+    insert into {table} ({columns}, updated_at, deleted_at)
+    select {values}, null, null
+    from (select record, (record->>'id')::{id_type} as id
+          from jsonb_array_elements(%(records)s::jsonb) as r (record)) i
+    on conflict (id) do nothing
+    returning 1
+)
+select repeat('i', count(*)::integer), null::bigint[], null::bigint[] from added
+"""
+
 _NOT_STALE = """
 not coalesce(%(observed_at)s < u.updated_at and u.updated_at <= clock_timestamp(), false)
 and not coalesce(%(observed_at)s < u.deleted_at and u.deleted_at <= clock_timestamp(), false)
@@ -222,6 +235,14 @@ class Table:
             "most_moved": MOST_MOVED,
         }
         return Statement(self._sql(_APPLY), params)
+
+    def insert(self, users: Sequence[User], observed_at: datetime) -> Statement:  # noqa: ARG002
+        """Write users of whom nobody is known to have a row, whenever they were seen.
+
+        Returns what `apply` does, but fewer letters if some have one after all: then it must not be
+        committed.
+        """
+        return Statement(self._sql(_INSERT), {"records": Jsonb(users, dumps=_records)})
 
     def soft_delete(
         self, proofs: Sequence[tuple[str, datetime]], sweep: int, *, approved: bool
