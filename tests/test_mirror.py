@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.mirror import LONGEST_STRETCH, NO_MILLIS, Delta, Mirror, Span
+from worker.columns import LONGEST_STRETCH
+from worker.mirror import NO_MILLIS, Delta, Mirror, Span
 from worker.model import UNKNOWN_DIGEST, Key, User, pack
 
 EVERYTHING = Span(None, None)
