@@ -13,8 +13,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.decode import MAX_MILLIS, MIN_MILLIS, BrokenBody, parse_page, parse_user
+from worker.decode import (
+    MAX_MILLIS,
+    MAX_RECORDS,
+    MIN_MILLIS,
+    BrokenBody,
+    parse_page,
+    parse_user,
+)
 from worker.model import Page, Place, Unreadable, User, digest
+from worker.walk import MAX_LIMIT
 
 SAMPLES = Path(__file__).parent / "samples"
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
@@ -560,6 +568,13 @@ def test_what_is_no_page_is_a_broken_body_and_not_quoted(body: bytes) -> None:
     with pytest.raises(BrokenBody) as caught:
         parse(body)
     assert "ada@" not in "".join(format_exception(caught.value))
+
+
+def test_more_records_than_anybody_asks_for_are_a_broken_body() -> None:
+    assert MAX_RECORDS == MAX_LIMIT
+    parse(body_of(*[0] * MAX_RECORDS))
+    with pytest.raises(BrokenBody, match="more than 30,000 records"):
+        parse(body_of(*[0] * (MAX_RECORDS + 1)))
 
 
 @pytest.mark.parametrize(

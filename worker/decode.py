@@ -36,6 +36,9 @@ MAX_MILLIS = 9_224_318_015_999_998
 # Python refuses to read a longer integer in one go.
 MAX_INTEGER_DIGITS = 4300
 
+# Nobody asks for more at once, and the API cannot give more: it runs out of bind parameters.
+MAX_RECORDS = 30_000
+
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _LONG_NUMBER = re.compile(rb"[:,\[\s-]\d{19}")
 # Possessive, or a string of some megabytes would cost a hundred times its size in memory.
@@ -63,6 +66,8 @@ def parse_page(
             pass
         case _:
             raise BrokenBody("the answer is not a list of users")
+    if len(items) > MAX_RECORDS:
+        raise BrokenBody(f"the answer has more than {MAX_RECORDS:,} records")
     found: dict[str | bytes, User | Unreadable] = {}
     placed: list[Place] = []
     cleaned: list[str] = []
