@@ -1,5 +1,6 @@
 """A site under a fault: whom the table ever marked deleted, and whether it equals the project."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -126,8 +127,12 @@ def watched(database_url: str, folder: Path, **variables: str) -> Iterator[Watch
         yield Watched(site, site.shell.having(**BRISK, **variables))
 
 
-def logged(running: Running, event: str) -> bool:
-    return f'"{event}"' in running.stdout.read_text("utf-8")
+def logged(running: Running, event: str, **named: Any) -> bool:
+    """Whether there is a line of this event, with these values."""
+    # The last line may be half written.
+    lines = running.stdout.read_text("utf-8").splitlines(keepends=True)
+    wanted = {"event": event, **named}.items()
+    return any(wanted <= json.loads(line).items() for line in lines if line.endswith("\n"))
 
 
 def stopped_cleanly(running: Running) -> None:
