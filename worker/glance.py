@@ -21,7 +21,7 @@ from msgspec.structs import astuple
 
 from worker.decode import MAX_INTEGER_DIGITS, MAX_NESTING
 from worker.model import Page, Place, Seen, pack_all
-from worker.outline import are_users
+from worker.outline import are_users, ascend
 from worker.unpacking import Unpacking
 
 # Records with more names than this are not worth learning.
@@ -133,15 +133,13 @@ class Glance:
         return array("q", [hash(fields.rstrip(b",")) or 1 for fields in joined]).tobytes()
 
 
-def _order(ids: Sequence[str], millis: Sequence[int]) -> bool | None:
+def _order(ids: list[str], millis: list[int]) -> bool | None:
     """Whether the users ascend; None if they do not descend either, or not all are users."""
     if not are_users(ids, millis):
         return None
-    keys = list(zip(millis, ids, strict=True))
-    in_order = sorted(keys)
-    if keys == in_order:
+    if ascend(millis, ids):
         return True
-    return False if keys[::-1] == in_order else None
+    return False if ascend(millis[::-1], ids[::-1]) else None
 
 
 def _may_be_unreadable(form: _Form, records: Sequence[Any], joined: Sequence[bytes]) -> bool:

@@ -5,6 +5,8 @@ The server can work on the next page while this one is read, compared and writte
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import eq
 
 import msgspec
 
@@ -82,9 +84,10 @@ def outline_of(body: bytes | bytearray) -> Outline | None:
     millis = [who.signed_up_at_millis for who in answer.items]
     if not are_users(ids, millis):
         return None
+    if not ascend(millis, ids):
+        return None
     keys = list(zip(millis, ids, strict=True))
-    ascending = keys == sorted(keys)
-    return Outline(keys, answer.pagination.next_cursor, len(body)) if ascending else None
+    return Outline(keys, answer.pagination.next_cursor, len(body))
 
 
 def are_users(ids: Sequence[str], millis: Sequence[int]) -> bool:
@@ -94,6 +97,15 @@ def are_users(ids: Sequence[str], millis: Sequence[int]) -> bool:
         and len(set(ids)) == len(ids)
         and MIN_MILLIS <= min(millis) <= max(millis) <= MAX_MILLIS
     )
+
+
+def ascend(millis: list[int], ids: Sequence[str]) -> bool:
+    """Whether users, each of whom is there once, stand in the order of the list."""
+    if sorted(millis) != millis:
+        return False
+    # Few share a millisecond: only those are compared by their ids.
+    ties = [at for at, tie in enumerate(map(eq, millis, islice(millis, 1, None))) if tie]
+    return all(ids[at] < ids[at + 1] for at in ties)
 
 
 def _place(key: Key) -> Place:
