@@ -1,5 +1,7 @@
 """The benchmarks measure what they say; how fast anything is, is not looked at here."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -7,8 +9,9 @@ import orjson
 import pytest
 
 from tests.bench.__main__ import BENCHMARKS
-from tests.bench.api import REAL_SERVER, Costs, Long
+from tests.bench.api import REAL_SERVER, Costs, SlowApi
 from tests.bench.figures import Figure, in_turns, write_docs
+from tests.bench.projects import Listed, Long
 from worker.outline import outline_of
 from worker.sandbox.api import FakeStackApi
 
@@ -54,6 +57,44 @@ def test_newest_of_very_many_users_come_first_if_asked_so() -> None:
     assert orjson.loads(found.bodies[0]) == newest[0]
 
 
+def test_pages_are_those_of_the_fake_api_whatever_changes_between_them() -> None:
+    project = Listed()
+    ids = project.populate(20)
+    fake, slow = FakeStackApi(project), SlowApi(project)
+    for change in (
+        lambda: None,
+        lambda: project.edit(ids[3], display_name="Changed"),
+        lambda: project.delete(ids[4]),
+        lambda: project.create(display_name="New"),
+    ):
+        change()
+        for cursor in (ids[0], ids[5], ids[19]) * 2:
+            wanted, found = (
+                orjson.loads(asked(api, limit=9, cursor=cursor)) for api in (fake, slow)
+            )
+            assert found == wanted
+
+
+def test_page_is_sent_in_both_orders_of_keys() -> None:
+    project = Listed()
+    project.populate(3)
+    api = SlowApi(project)
+    first, second, third, fourth = (asked(api, limit=9) for _ in range(4))
+    assert (first, second) == (third, fourth)
+    assert first != second
+
+
+def test_pages_wait_for_each_other_and_each_takes_its_time() -> None:
+    project = Listed()
+    project.populate(10)
+    api = SlowApi(project, Costs(request=0.02, user=0.001))
+    began = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        pages = [pool.submit(asked, api, limit=10) for _ in range(3)]
+        assert [len(orjson.loads(page.result())["items"]) for page in pages] == [10] * 3
+    assert time.monotonic() - began >= 3 * 0.03
+
+
 def test_costs_of_the_real_server_are_those_that_were_measured() -> None:
     """A sweep over 60,005 users took 26.0 s in pages of 500, and 11.3 s in pages of 10,000."""
     assert sweep_seconds(REAL_SERVER, 60_005, 500) == pytest.approx(26.0, rel=0.05)
@@ -62,8 +103,9 @@ def test_costs_of_the_real_server_are_those_that_were_measured() -> None:
 
 def sweep_seconds(costs: Costs, users: int, page: int) -> float:
     starts = range(0, users, page)
-    behind = sum(users - start for start in starts if start)
-    return costs.request * len(starts) + costs.user * users + costs.row_behind_cursor * behind
+    return sum(
+        costs.page(min(page, users - start), users - start if start else 0, 0) for start in starts
+    )
 
 
 def test_rounds_are_taken_in_turns_and_the_first_does_not_count() -> None:

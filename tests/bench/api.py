@@ -10,11 +10,11 @@ from multiprocessing.connection import Connection
 from threading import Lock
 from typing import Any
 
-import orjson
-
+from tests.bench.projects import Listed, Long
 from worker.sandbox.api import FakeStackApi, serve
-from worker.sandbox.project import Asked, Entry, Key, Project, Shown
-from worker.sandbox.records import LATEST_SIGN_UP, SIGN_UP_SPAN, blank, invented
+from worker.sandbox.project import Asked, Shown
+from worker.sandbox.replies import Reply, json_reply
+from worker.sandbox.requests import Request, listing
 
 # The whole list of this many is held as bytes; of more users only the keys are.
 MOST_WRITTEN = 200_000
@@ -28,6 +28,11 @@ class Costs:
     user: float = 0.0
     row_behind_cursor: float = 0.0
     byte: float = 0.0
+
+    def page(self, users: int, behind: int, size: int) -> float:
+        """Say how long a page takes; `behind` rows come after its cursor, `size` is in bytes."""
+        rows = self.row_behind_cursor * behind
+        return self.request + self.user * users + rows + self.byte * size
 
     def times(self, factor: float) -> "Costs":
         return Costs(
@@ -54,11 +59,11 @@ class Served:
     """What the API does when it is told to, in its own process."""
 
     project: "Listed"
-    api: FakeStackApi
+    api: "SlowApi"
     chance: random.Random = field(default_factory=lambda: random.Random(1))
 
     def spend(self, costs: Costs) -> None:
-        self.project.costs = costs
+        self.api.costs = costs
 
     def edit_share(self, share: float, name: str) -> int:
         """Give another name to every nth user."""
@@ -87,90 +92,59 @@ class Served:
         return [entry.bodies[0] for entry in self.project.page(asked)[0]]
 
 
-class Listed(Project):
-    """A project whose list costs time."""
+@dataclass(slots=True)
+class Ready:
+    """A page as it is sent: in each order of keys, as far as it was asked for."""
 
-    costs: Costs = FREE
+    users: int
+    bodies: dict[int, bytes] = field(default_factory=dict)
 
-    def __init__(self) -> None:
-        super().__init__()
+
+class SlowApi(FakeStackApi):
+    """The users API with a price: pages wait for each other and cost time, as in one process.
+
+    Its own work is part of the price, and next to nothing: until the project changes, what was
+    sent once is ready to be sent again.
+    """
+
+    project: Listed
+
+    def __init__(self, project: Listed, costs: Costs = FREE) -> None:
+        super().__init__(project)
+        self.costs = costs
         self._queue = Lock()
+        self._ready: dict[Asked, Ready] = {}
+        self._ready_bytes = 0
+        self._version = 0
 
-    def page(self, asked: Asked) -> tuple[list[Entry], str | None]:
-        began = time.perf_counter()
+    def _list(self, request: Request) -> Reply:
+        asked = listing(request, knows_include_anonymous=True)
         with self._queue:
-            entries, next_cursor = self._cut(asked)
-            costs, behind = self.costs, self._behind(asked)
-            seconds = costs.request + costs.user * len(entries) + costs.row_behind_cursor * behind
-            if costs.byte:
-                seconds += costs.byte * sum(len(entry.bodies[0]) for entry in entries)
+            began = time.perf_counter()
+            users, body = self._written(asked)
+            seconds = self.costs.page(users, self.project.behind(asked), len(body))
             time.sleep(max(0.0, began + seconds - time.perf_counter()))
-        return entries, next_cursor
+        return json_reply(200, body)
 
-    def _cut(self, asked: Asked) -> tuple[list[Entry], str | None]:
-        return super().page(asked)
+    def _written(self, asked: Asked) -> tuple[int, bytes]:
+        """Give a page in the other order of keys than the answer before, and its users."""
+        self._forget_if_changed()
+        order = self._key_order()
+        ready = self._ready.get(asked)
+        if ready is not None and order in ready.bodies:
+            return ready.users, ready.bodies[order]
+        entries, next_cursor = self.project.page(asked)
+        body = self._page(entries, next_cursor, order if entries else 0)
+        if self._ready_bytes + len(body) <= self.project.most_ready_bytes:
+            self._ready_bytes += len(body)
+            self._ready.setdefault(asked, Ready(len(entries))).bodies[order] = body
+        return len(entries), body
 
-    def _behind(self, asked: Asked) -> int:
-        start = self._start(asked) if asked.cursor else None
-        return 0 if start is None else len(self._keys) - start
-
-
-class Long(Listed):
-    """More users than would fit into memory as JSON: each record is written when it is sent."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        dice = random.Random(0)
-        step = SIGN_UP_SPAN / count
-        first = LATEST_SIGN_UP - SIGN_UP_SPAN
-        self._keys = [
-            (
-                first + int(number * step),
-                f"{number:08x}-{dice.getrandbits(16):04x}-4000-8000-{0:012x}",
-            )
-            for number in range(count)
-        ]
-        self._templates = [_template(record) for record in invented(50, dice, LATEST_SIGN_UP)]
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def find(self, user_id: str) -> Entry | None:
-        at = self._start(Asked(1, user_id, newest_first=False, shown=Shown.ANONYMOUS))
-        return None if at is None else self._entry(at)
-
-    def _cut(self, asked: Asked) -> tuple[list[Entry], str | None]:
-        start = self._start(asked)
-        if start is None or asked.limit is None:
-            return [], None
-        if asked.newest_first:
-            places = range(start, max(-1, start - asked.limit), -1)
-            return [self._entry(place) for place in places], None
-        end = start + asked.limit
-        following = self._keys[end][1] if end < len(self._keys) else None
-        return [self._entry(at) for at in range(start, min(end, len(self)))], following
-
-    def _start(self, asked: Asked) -> int | None:
-        if asked.cursor is None:
-            return len(self) - 1 if asked.newest_first else 0
-        # The first part of an id is its number, in the order of the list.
-        number = int(asked.cursor[:8], 16)
-        there = number < len(self) and self._keys[number][1] == asked.cursor
-        return number if there else None
-
-    def _entry(self, place: int) -> Entry:
-        key: Key = self._keys[place]
-        start, middle, end = self._templates[place % len(self._templates)]
-        body = b"%b%b%b%d%b" % (start, key[1].encode(), middle, key[0], end)
-        return Entry(key, Shown.DEFAULT, (body, body))
-
-
-def _template(record: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
-    """Cut a record at its id and its sign-up."""
-    body = orjson.dumps(blank("ID", 0) | record | {"id": "ID", "signed_up_at_millis": 424242})
-    start, rest = body.split(b"ID", 1)
-    middle, end = rest.split(b"424242", 1)
-    return start, middle, end
+    def _forget_if_changed(self) -> None:
+        if self._version != self.project.version:
+            self._version = self.project.version
+            self._ready.clear()
+            self._ready_bytes = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +180,7 @@ def _serve(control: Connection, users: int, costs: Costs) -> None:
     project = Long(users) if users > MOST_WRITTEN else Listed()
     if users <= MOST_WRITTEN:
         project.populate(users)
-    project.costs = costs
-    api = FakeStackApi(project)
+    api = SlowApi(project, costs)
     served = Served(project, api)
     with serve(api) as url:
         control.send((url, project.project_id, project.secret_server_key))

@@ -112,11 +112,12 @@ class FakeStackApi:
         entries, next_cursor = self.project.page(asked)
         if asked.limit is not None and len(entries) > LARGEST_PAGE:
             return server_error()
-        return json_reply(200, self._page(entries, next_cursor))
-
-    def _page(self, entries: list[Entry], next_cursor: str | None) -> bytes:
-        """Write a page; an empty one always in the same bytes, whatever made it empty."""
         order = self._key_order() if entries else 0
+        return json_reply(200, self._page(entries, next_cursor, order))
+
+    @staticmethod
+    def _page(entries: list[Entry], next_cursor: str | None, order: int) -> bytes:
+        """Write a page; an empty one always in the same bytes, whatever made it empty."""
         items = b'"items":[' + b",".join([entry.bodies[order] for entry in entries]) + b"]"
         cursor = orjson.dumps(next_cursor)
         rest = b'"is_paginated":true,"pagination":{"next_cursor":' + cursor + b"}"
