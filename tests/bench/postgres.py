@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.bench.waiting import until
 from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_database
 from worker.store.schema import creation_sql
 
@@ -27,15 +28,10 @@ class Written:
     """What a database had done at one moment."""
 
     wal_bytes: int
-    transactions: int
     rows: int
 
     def since(self, before: "Written") -> "Written":
-        return Written(
-            self.wal_bytes - before.wal_bytes,
-            self.transactions - before.transactions,
-            self.rows - before.rows,
-        )
+        return Written(self.wal_bytes - before.wal_bytes, self.rows - before.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +69,25 @@ def opened_server() -> Iterator[Databases]:
 
 
 _WRITTEN = """
-select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint, xact_commit,
+select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint,
        coalesce((select sum(n_tup_ins + n_tup_upd)::bigint from pg_stat_user_tables
                  where relname = 'users_sync'), 0)
-from pg_stat_database where datname = current_database()
+"""
+_OTHERS = """
+select count(*) from pg_stat_activity
+where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
 """
 
 
-def written(url: str) -> Written:
-    """See what a database has done; whoever did it must have left, or it is not counted yet."""
+def written(url: str, *, by_leavers: bool = False) -> Written:
+    """See what a database has done.
+
+    Rows are counted late, and surely only when whoever wrote them has left: `by_leavers` waits
+    until nobody else is connected.
+    """
     with psycopg.connect(url, autocommit=True) as conn:
+        if by_leavers:
+            until("the others leave", lambda: conn.execute(_OTHERS).fetchone() == (0,))
         row = conn.execute(_WRITTEN).fetchone()
         assert row is not None
         return Written(*row)
