@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from tests.bench.api import started_api
 from tests.bench.figures import Conditions, Figure
 from tests.bench.postgres import Databases
-from tests.bench.workers import running
+from tests.bench.workers import EAGER, running
 from worker.mirror import Mirror
 from worker.model import User, unpack_id
 
 SWEEPS = 4
-# Sweeps one after another: what is measured is the work, not the pause.
-EAGER = {"USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.1", "USERS_SYNC_SCHEDULE__SWEEP_SHARE": "1"}
 
 
 @dataclass(frozen=True, slots=True)

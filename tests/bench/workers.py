@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from threading import Event
 from typing import Any
 
 from tests.bench.api import RemoteApi
+from tests.bench.waiting import PATIENCE_SECONDS, until
 from worker.clock import Clock
 from worker.memory import Memory
 from worker.once import bind_project, open_store, opened_database, opened_source, rules, sweep_once
@@ -21,6 +21,12 @@ from worker.settings import Settings
 from worker.source import Source
 from worker.store import Store
 from worker.sweep import Report, Sweep
+
+# Sweeps one after another: what is measured is the work, not the pause.
+EAGER = {"USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.1", "USERS_SYNC_SCHEDULE__SWEEP_SHARE": "1"}
+
+# A million users on a slow machine.
+MOST_SECONDS = 1_800.0
 
 
 class Nobody:
@@ -89,7 +95,7 @@ def warmed(api: RemoteApi, url: str, page_size: int | str = "auto") -> Iterator[
 class Process:
     """`users-sync run` in a process of its own."""
 
-    pid: int
+    running: subprocess.Popen[bytes]
     log: Path
 
     def sweeps(self) -> list[dict[str, Any]]:
@@ -97,20 +103,27 @@ class Process:
         return [json.loads(line) for line in lines if '"sweep.finished"' in line]
 
     def wait_for_sweeps(self, count: int) -> list[dict[str, Any]]:
-        while len(found := self.sweeps()) < count:
-            time.sleep(0.1)
-        return found
+        """Give the log lines of its sweeps, as soon as there are so many."""
+        until(f"{count} sweeps are done", lambda: self._has_swept(count), MOST_SECONDS, 0.1)
+        return self.sweeps()
+
+    def _has_swept(self, count: int) -> bool:
+        if self.running.poll() is not None:
+            raise RuntimeError(f"the worker has ended: {self.log.read_text('utf-8')[-2000:]}")
+        return len(self.sweeps()) >= count
 
     def memory(self, what: str) -> float:
         """Give resident memory in MB: `VmRSS` now, or `VmHWM` at its highest."""
-        status = Path(f"/proc/{self.pid}/status").read_text("utf-8")
+        status = Path(f"/proc/{self.running.pid}/status").read_text("utf-8")
         return next(int(line.split()[1]) for line in status.splitlines() if what in line) / 1024
 
 
 @contextmanager
 def running(api: RemoteApi, url: str, **variables: str) -> Iterator[Process]:
+    # Nothing else is inherited: how this machine's own workers are set up is none of its business.
+    inherited = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
     environ = {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "STACK_API_URL": api.url,
         "STACK_PROJECT_ID": api.project_id,
@@ -130,7 +143,11 @@ def running(api: RemoteApi, url: str, **variables: str) -> Iterator[Process]:
                 stderr=log,
             )
             try:
-                yield Process(process.pid, path)
+                yield Process(process, path)
             finally:
                 process.terminate()
-                process.wait()
+                try:
+                    process.wait(PATIENCE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    raise
