@@ -16,9 +16,6 @@ from worker.sandbox.project import Asked, Shown
 from worker.sandbox.replies import Reply, json_reply
 from worker.sandbox.requests import Request, listing
 
-# The whole list of this many is held as bytes; of more users only the keys are.
-MOST_WRITTEN = 200_000
-
 
 @dataclass(frozen=True, slots=True)
 class Costs:
@@ -163,10 +160,11 @@ class RemoteApi:
 
 
 @contextmanager
-def started_api(users: int, costs: Costs = FREE) -> Iterator[RemoteApi]:
+def started_api(users: int, costs: Costs = FREE, *, of_many: bool = False) -> Iterator[RemoteApi]:
+    """Start the API of a project of so many users; one `of_many` holds millions, unchangeable."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, users, costs), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, users, costs, of_many), daemon=True)
     process.start()
     try:
         url, project_id, key = ours.recv()
@@ -176,9 +174,9 @@ def started_api(users: int, costs: Costs = FREE) -> Iterator[RemoteApi]:
         process.join()
 
 
-def _serve(control: Connection, users: int, costs: Costs) -> None:
-    project = Long(users) if users > MOST_WRITTEN else Listed()
-    if users <= MOST_WRITTEN:
+def _serve(control: Connection, users: int, costs: Costs, of_many: bool) -> None:  # noqa: FBT001
+    project = Long(users) if of_many else Listed()
+    if not of_many:
         project.populate(users)
     api = SlowApi(project, costs)
     served = Served(project, api)

@@ -112,6 +112,13 @@ class Process:
             raise RuntimeError(f"the worker has ended: {self.log.read_text('utf-8')[-2000:]}")
         return len(self.sweeps()) >= count
 
+    def processor_seconds(self) -> float:
+        """Give the processor time it has taken, in steps of some 10 ms."""
+        fields = (
+            Path(f"/proc/{self.running.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        )
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self, what: str) -> float:
         """Give resident memory in MB: `VmRSS` now, or `VmHWM` at its highest."""
         status = Path(f"/proc/{self.running.pid}/status").read_text("utf-8")
