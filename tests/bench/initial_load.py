@@ -6,7 +6,10 @@ from tests.bench.api import started_api
 from tests.bench.bare import copy_rows, read_pages, ready_rows
 from tests.bench.figures import Conditions, Figure, in_turns
 from tests.bench.postgres import Databases
-from tests.bench.workers import once
+from tests.bench.workers import apply_alone, once, read_ahead
+
+# As large as a page becomes by itself.
+PAGE = 10_000
 
 
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:
@@ -16,6 +19,7 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
         with databases.fresh() as url:
             once(api, url)
         pages = [page for page in api.call("pages") if "limit=" in page]
+        ahead = read_ahead(api, PAGE)
         processor: list[float] = []
 
         def load() -> float:
@@ -29,13 +33,21 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
             with databases.fresh(with_table=True) as url:
                 return copy_rows(url, rows)
 
+        def apply() -> float:
+            with databases.fresh() as url:
+                return apply_alone(api, url, ahead).duration_seconds
+
+        def read() -> float:
+            return read_pages(api, pages)
+
         found = in_turns(
-            conditions.rounds, {"load": load, "copy": copy, "read": lambda: read_pages(api, pages)}
+            conditions.rounds, {"load": load, "copy": copy, "apply": apply, "read": read}
         )
     return [
         Figure("first load over COPY", found["load"] / found["copy"], at_most=1.5),
         Figure("first load", users / found["load"], "users/s"),
         Figure("COPY alone", users / found["copy"], "users/s"),
+        Figure("applying alone", users / found["apply"], "users/s"),
         Figure("bare reading alone", users / found["read"], "users/s"),
         Figure("the worker's processor time", min(processor) * 1e6 / users, "us a user"),
     ]

@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,12 +15,26 @@ from typing import Any
 from tests.bench.api import RemoteApi
 from tests.bench.waiting import PATIENCE_SECONDS, until
 from worker.clock import Clock
+from worker.errors import SourceUnavailable
 from worker.memory import Memory
-from worker.once import bind_project, open_store, opened_database, opened_source, rules, sweep_once
+from worker.model import Page, Single
+from worker.once import (
+    access,
+    bind_project,
+    open_store,
+    opened_database,
+    opened_source,
+    rules,
+    sweep_once,
+)
+from worker.outline import Arrival
+from worker.retry import Retry
 from worker.settings import Settings
 from worker.source import Source
+from worker.stack_api import StackApi
 from worker.store import Store
 from worker.sweep import Report, Sweep
+from worker.walk import PageSize
 
 # Sweeps one after another: what is measured is the work, not the pause.
 EAGER = {"USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.1", "USERS_SYNC_SCHEDULE__SWEEP_SHARE": "1"}
@@ -89,6 +103,56 @@ def warmed(api: RemoteApi, url: str, page_size: int | str = "auto") -> Iterator[
         warm = Warm(source, store, memory, chosen)
         warm.sweep()
         yield warm
+
+
+class Replayed:
+    """The users API from memory: pages that were read before, one after another."""
+
+    def __init__(self, pages: Sequence[Page], clock: Clock) -> None:
+        self._pages = iter(pages)
+        self._clock = clock
+
+    def fetch_arrival(self, cursor: str | None, limit: int) -> Arrival:  # noqa: ARG002
+        page = replace(next(self._pages), observed_at=self._clock.now())
+        return Arrival(page, lambda: page)
+
+    def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page:
+        raise NotImplementedError
+
+    def fetch_user(self, user_id: str) -> Single:
+        raise NotImplementedError
+
+
+def read_ahead(api: RemoteApi, limit: int) -> list[Page]:
+    """Read all pages as the worker reads them."""
+    pages: list[Page] = []
+    with StackApi(access(settings(api)), clock=Clock(), stop=Event()) as stack:
+        while not pages or pages[-1].next_cursor is not None:
+            last = pages[-1].last if pages else None
+            pages.append(stack.fetch_page(last.id if last else None, limit))
+    return pages
+
+
+def apply_alone(api: RemoteApi, url: str, pages: Sequence[Page]) -> Report:
+    """Sweep as `--once` does, but without an API: all pages are there already."""
+    chosen, clock, stop = settings(api), Clock(), Event()
+    with opened_database(chosen, url, clock, stop) as database:
+        store = open_store(chosen, database)
+        store.lease.acquire()
+        store.lease.bind()
+        source = Source(
+            Replayed(pages, clock),
+            Retry("memory", 0, stop, SourceUnavailable),
+            page_size=PageSize(len(pages[0].users)),
+            clock=clock,
+            lease=store.lease,
+        )
+        memory = Memory()
+        memory.load(store)
+        try:
+            return Sweep(source, store, memory, rules(chosen), lambda _: None).run()
+        finally:
+            source.close()
 
 
 @dataclass(frozen=True, slots=True)
