@@ -28,12 +28,12 @@ Way = Callable[[RemoteApi, str], object]
 
 
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:
-    users = conditions.choose(5_000, 20_000)
+    users = conditions.choose(3_000, 10_000)
     with started_api(users) as api:
         figures = [_round_trips(api, databases)]
         for name, share in SHARES.items():
             figures += _compared(conditions, databases, api, name, share)
-    with started_api(conditions.choose(2_000, 5_000)) as api:
+    with started_api(conditions.choose(1_000, 5_000)) as api:
         for name, share in SHARES.items():
             figures += _behind_a_link(databases, api, name, share)
     return figures

@@ -49,7 +49,7 @@ class Conditions:
 
     @property
     def rounds(self) -> int:
-        return 1 if self.quick else 5
+        return 1 if self.quick else 3
 
     def choose(self, quick: int, full: int) -> int:
         return quick if self.quick else full
