@@ -42,6 +42,10 @@ _SAID_BY_LIBPQ = (
 # Of these classes the standard makes no use, and Postgres neither: a trigger's author made it up.
 _MADE_UP = tuple("6789IJKLMNOQRSTUVWYZ")
 
+# What a function says, such as a trigger's, may quote the row. These of Postgres' own, by their
+# names in its source, speak of privileges and locks alone.
+_SPEAKERS = {"aclcheck_error", "DeadLockReport", "ProcessInterrupts"}
+
 # `alter database … allow_connections false`, as for a restore or an upgrade.
 _CLOSED_FOR_NOW = "is not currently accepting connections"
 
@@ -124,7 +128,7 @@ def errors_mapped() -> Iterator[None]:
         ours = _ours(error)
         if ours is None:
             raise
-        raise ours from (None if isinstance(ours, DataRefused) else error)
+        raise ours from (None if error.sqlstate else error)
 
 
 def _ours(error: psycopg.Error) -> UsersSyncError | None:
@@ -134,14 +138,22 @@ def _ours(error: psycopg.Error) -> UsersSyncError | None:
     # For what a record met, the server's own words hold emails: only the SQLSTATE is kept.
     if state[:2] in {"21", "22", "23", "44", "54", "P0"} or state.startswith(_MADE_UP):
         return DataRefused(state, error.diag.constraint_name)
-    text = f"{error.diag.message_primary or ''} ({state})"
+    text = f"{_words(error)} ({state})"
     if state in {"55P03", "57014"}:
         return Blocked(text)
     if state[:2] in {"08", "25", "40", "53", "55", "57", "58", "XX"}:
         return Transient(text)
     if state[:2] in {"0A", "28", "3D", "3F", "42"}:
         return Misconfigured(f"the database refuses: {text}; `users-sync check` says why")
-    return None
+    # Postgres has no such errors for statements like ours, but what a trigger runs may raise any.
+    return DataRefused(state, error.diag.constraint_name) if error.diag.context else None
+
+
+def _words(error: psycopg.Error) -> str:
+    diag = error.diag
+    if diag.context and diag.source_function not in _SPEAKERS:
+        return type(error).__name__
+    return diag.message_primary or ""
 
 
 def _without_sqlstate(error: psycopg.Error) -> UsersSyncError | None:
