@@ -342,6 +342,8 @@ def test_plain_http_is_taken_when_allowed(here: Path) -> None:
         ("DATABASE_URL", "postgresql://me:hush@db/app?hush=hush"),
         ("DATABASE_URL", "postgresql://me:hush@db:hush/app"),
         ("DATABASE_URL", "postgresql://me:hu/sh@db/app"),
+        ("DATABASE_URL", "postgresql://me:x@hush@db/app"),
+        ("DATABASE_URL", "postgresql://me:x@db,hush@db/app"),
         ("DATABASE_URL", "host=db password='hush"),
         ("DATABASE_URL", "   "),
         ("STACK_SECRET_SERVER_KEY", "hush\nhush"),

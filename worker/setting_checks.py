@@ -78,9 +78,15 @@ def _is_conninfo(text: str) -> bool:
         parameters = conninfo_to_dict(text)
     except (psycopg.Error, ValueError):  # ValueError: lone surrogates
         return False
-    # libpq takes what stands before a / in a password for the port, and says so on connecting.
+    # libpq takes what stands before a / in a password for the port, and what stands behind an @ for
+    # the host, and says so on connecting. A socket may well have one in its name.
     ports = str(parameters.get("port") or "").split(",")
-    return bool(parameters) and all(port.isdigit() or not port for port in ports)
+    hosts = str(parameters.get("host") or "").split(",")
+    return (
+        bool(parameters)
+        and all(port.isdigit() or not port for port in ports)
+        and not any("@" in host and host[0] not in "/@" for host in hosts)
+    )
 
 
 def _identifier(text: str) -> str:
