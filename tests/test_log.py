@@ -86,6 +86,39 @@ def test_chatty_libraries_are_heard_at_debug_only(stream: io.StringIO, name: str
     assert [record["event"] for record in records(stream)] == ["heard", "heard, too"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "logged"),
+    [
+        (
+            "httpcore.http11",
+            "receive_response_headers.complete return_value=(b'HTTP/1.1', 200, [(b'a', b'hush')])",
+            "receive_response_headers.complete",
+        ),
+        (
+            "httpcore.http11",
+            "receive_response_body.failed exception=RemoteProtocolError(b'hush\n')",
+            "receive_response_body.failed",
+        ),
+        (
+            "httpx",
+            'HTTP Request: GET https://api.stack-auth.com "HTTP/1.1 401 hush"',
+            'HTTP Request: GET https://api.stack-auth.com "HTTP/1.1 401',
+        ),
+        (
+            "httpcore.connection",
+            "connect_tcp.failed exception=ConnectError(ConnectionRefusedError(111))",
+            "connect_tcp.failed exception=ConnectError(ConnectionRefusedError(111))",
+        ),
+    ],
+)
+def test_what_an_answer_holds_is_not_logged(
+    stream: io.StringIO, name: str, text: str, logged: str
+) -> None:
+    configure_logging("debug", "json", stream)
+    logging.getLogger(name).debug("%s", text)
+    assert [record["event"] for record in records(stream)] == [logged]
+
+
 def test_chatty_libraries_obey_a_stricter_level(stream: io.StringIO) -> None:
     configure_logging("error", "json", stream)
     logging.getLogger("httpx").warning("unheard")

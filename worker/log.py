@@ -18,6 +18,8 @@ Format = Literal["auto", "json", "console"]
 HANDLER_NAME = "users-sync"
 # They tell of every request, URL included, and of every job, once a second.
 CHATTY = ("httpx", "httpcore", "apscheduler")
+# What httpcore and httpx tell of an answer goes on with its headers, or with bytes out of its body.
+_ANSWER = re.compile(r'(^receive_response_\w+\.\w+|"HTTP/[\d.]+ \d+)\b.*', re.DOTALL)
 # Shorter values would turn ordinary words into asterisks.
 SHORTEST_SECRET = 6
 
@@ -79,7 +81,7 @@ def _set_levels(threshold: int, chatty_threshold: int) -> None:
 
 def _formatter(renderer: Processor) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_common_processors(),
+        foreign_pre_chain=[*_common_processors(), _leave_out_answers],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             # Plain tracebacks: pretty ones show local variables, which hold keys and emails.
@@ -99,6 +101,12 @@ def _common_processors() -> list[Processor]:
         structlog.processors.StackInfoRenderer(),
         _add_timestamp,
     ]
+
+
+def _leave_out_answers(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    if str(event.get("logger")).startswith(("httpx", "httpcore")):
+        event["event"] = _ANSWER.sub(r"\1", str(event["event"]))
+    return event
 
 
 def _json_renderer() -> Processor:
