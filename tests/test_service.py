@@ -194,7 +194,7 @@ def test_transaction_in_the_way_of_a_takeover_is_ended(
         opened_database(settings, database_url, Clock(), stop) as database,
     ):
         lost.execute(SOMEBODY_TAKES.encode())
-        assert Lease(database, claim).acquire(insist=True)
+        assert Lease(database, claim).acquire()
         with pytest.raises(psycopg.OperationalError):
             lost.execute("select")
     assert "backend.ended" in events(logs)

@@ -116,7 +116,7 @@ class Service:
     def _stand_by(self) -> float | None:
         """Take the lease if it is free, and begin to work; else look again soon."""
         lease = self._store.lease
-        if not lease.acquire(insist=True):
+        if not lease.acquire():
             sight = lease.look()
             project = self.settings.stack.project_id
             if sight is not None and sight.project not in {None, project}:

@@ -29,6 +29,7 @@ def sweep_and_be_killed(world: Watched, dice: Random, requests: int) -> None:
     assert code == -signal.SIGKILL or (code == 0 and number > requests - 5)
     reached = world.as_far_as_the_checkpoint()
     assert reached.items() <= world.rows().items()
+    world.let_the_lease_run_out()
     assert world.nobody_was_wronged()
 
 

@@ -2,15 +2,27 @@
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
 from tests.processes import until
+from worker.store.transaction import push
 
+# As a writer does that still holds the lease: it is renewed, and runs out when that is undone.
+TAKEN = """
+update users_sync_worker.lease
+set writes = writes + 1, expires_at = clock_timestamp() + interval '3 s'
+"""
+LOCKED = """
+select from users_sync_worker.lease l join pg_stat_activity a on a.backend_xid = l.xmax
+where a.state = 'active'
+"""
 VERSIONS = "select id::text, xmin::text, ctid::text from neon_auth.users_sync order by id"
 
 
@@ -89,3 +101,34 @@ def test_a_worker_that_was_replaced_while_it_was_paused_stands_by(
     world.change(dice)
     world.catches_up()
     stopped_cleanly(paused)
+
+
+@contextmanager
+def fallen_silent(world: Watched) -> Iterator[None]:
+    """Lock the lease row as a writer does, and then say no more; in the end it must be ended."""
+    with (
+        suppress(psycopg.OperationalError),
+        psycopg.connect(world.site.database_url, autocommit=True) as silent,
+        silent.pipeline(),
+    ):
+        silent.execute("begin")
+        silent.execute("set local idle_in_transaction_session_timeout = '1s'")
+        silent.execute("set local statement_timeout = '1500ms'")
+        silent.execute(TAKEN.encode())
+        # Unlike at the end of a pipeline, the server waits for the next statement.
+        silent.pgconn.send_flush_request()
+        push(silent)
+        until("the lease row is locked", lambda: bool(world.site.rows(LOCKED)))
+        yield
+    assert silent.pgconn.error_message
+
+
+@pytest.mark.fault(
+    "a writer falls silent between two statements of its transaction, which no time-out ends",
+    held="`--once` ends its backend once the lease has run out, and takes over; exit code 0",
+)
+def test_a_sweep_ends_a_transaction_that_nobody_ends(world: Watched) -> None:
+    edit_everybody(world, "After")
+    with fallen_silent(world):
+        world.sweep()
+    assert world.wanted() == world.rows()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import structlog
@@ -70,8 +70,12 @@ where l.target = %(target)s and l.expires_at <= clock_timestamp()
   and a.xact_start <= clock_timestamp() - make_interval(secs => %(seconds)s)
 """
 
-
+T = TypeVar("T")
 Closing = Callable[[Sequence[Row | None]], Sequence[Statement]]
+
+
+class _RowLocked(Transient):
+    """Somebody keeps the lease row locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +125,11 @@ class Lease:
         self._params: dict[str, Any] = {**asdict(claim), "epoch": 0}
         self._limits = limits(claim.seconds)
 
-    def acquire(self, *, insist: bool = False) -> bool:
-        """Take the lease if it is free or has run out. False if not, or for another project.
-
-        With `insist`, a transaction that keeps the row locked long after its time is ended.
-        """
+    def acquire(self) -> bool:
+        """Take the lease if it is free or has run out. False if not, or for another project."""
         with self._database.lock:
-            run = self._insist if insist else self._run
-            run(_CREATE)
-            row = run(_ACQUIRE)
+            self._run(_CREATE)
+            row = self._run(_ACQUIRE)
             if row is None:
                 return False
             self._params["epoch"], self._writes, sweep, project, now = row
@@ -206,7 +206,7 @@ class Lease:
                 if not alone or writes != self._writes:
                     self._writes, self._true_until = None, writes if alone else None
                     raise MirrorOutdated("somebody else wrote to the table meanwhile")
-            return self._database.call(lambda conn: self._commit(conn, statements, sweep, closing))
+            return self._call(lambda conn: self._commit(conn, statements, sweep, closing))
 
     def _take_again(self) -> None:
         """Take the lease anew, which raises the epoch by one. Raises LeaseLost."""
@@ -220,7 +220,7 @@ class Lease:
 
     def _run(self, query: str) -> Row | None:
         """Run one statement on the lease row alone, within the same limits as any write."""
-        return self._database.call(lambda conn: self._run_limited(conn, query))
+        return self._call(lambda conn: self._run_limited(conn, query))
 
     def _run_limited(self, conn: Connection, query: str) -> Row | None:
         try:
@@ -231,14 +231,17 @@ class Lease:
             raise lease_row_is_locked() from error
         return cursor.fetchone() if cursor.description else None
 
-    def _insist(self, query: str) -> Row | None:
-        return self._database.call(lambda conn: self._run_in_spite(conn, query))
+    def _call(self, work: Callable[[Connection], T]) -> T:
+        return self._database.call(lambda conn: self._in_spite_of_the_lost(conn, work))
 
-    def _run_in_spite(self, conn: Connection, query: str) -> Row | None:
-        """Run a statement on the lease row; whoever locks it long after his time is ended."""
+    def _in_spite_of_the_lost(self, conn: Connection, work: Callable[[Connection], T]) -> T:
+        """Work on the lease row; whoever keeps it locked long after his time is ended.
+
+        That may be who held the lease before, or what is left of a connection that we lost.
+        """
         try:
-            return self._run_limited(conn, query)
-        except Transient:
+            return work(conn)
+        except _RowLocked:
             for pid, ended in conn.execute(_END_BLOCKER, self._params):
                 log.warning("backend.ended", pid=pid, ended=ended, target=self.target)
             raise
@@ -291,4 +294,4 @@ class Lease:
 
 
 def lease_row_is_locked() -> Transient:
-    return Transient("the lease row is locked by somebody else")
+    return _RowLocked("the lease row is locked by somebody else")
