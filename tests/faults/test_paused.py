@@ -95,7 +95,7 @@ def test_a_worker_that_was_replaced_while_it_was_paused_stands_by(
     before = versions(world)
     paused.signal(signal.SIGCONT)
 
-    until("it stands by", lambda: logged(paused, "worker.entered", state="standing by"))
+    until("it stands by", lambda: logged(paused, "worker.entered", state="standing by") > 0)
     assert before == versions(world)
     stopped_cleanly(other)
     world.change(dice)

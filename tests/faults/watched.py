@@ -138,12 +138,12 @@ def watched(database_url: str, folder: Path, **variables: str) -> Iterator[Watch
         yield Watched(site, site.shell.having(**BRISK, **variables))
 
 
-def logged(running: Running, event: str, **named: Any) -> bool:
-    """Whether there is a line of this event, with these values."""
+def logged(running: Running, event: str, **named: Any) -> int:
+    """Count the lines of this event, with these values."""
     # The last line may be half written.
     lines = running.stdout.read_text("utf-8").splitlines(keepends=True)
     wanted = {"event": event, **named}.items()
-    return any(wanted <= json.loads(line).items() for line in lines if line.endswith("\n"))
+    return sum(wanted <= json.loads(line).items() for line in lines if line.endswith("\n"))
 
 
 def stopped_cleanly(running: Running) -> None:

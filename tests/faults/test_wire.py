@@ -1,0 +1,149 @@
+"""The network between the worker and either side breaks: in mid-word, or without a word."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
+from tests.faults.wire import Wire, wire_to
+from tests.processes import Running, until
+
+# How many bytes a sweep with some changes sends to the server, and gets from it, at the least.
+BYTES = {"database": (30_000, 600), "api": (3_000, 100_000)}
+
+
+@dataclass(kw_only=True)
+class World(Watched):
+    """A project and a table, each at the other end of a wire."""
+
+    database: Wire
+    stack_auth: Wire
+
+
+@pytest.fixture
+def world(database_url: str, tmp_path: Path) -> Iterator[World]:
+    with ExitStack() as ends:
+        world = ends.enter_context(watched(database_url, tmp_path))
+        address = urlsplit(world.shell.variables["STACK_API_URL"])
+        database = ends.enter_context(wire_to(way_to(database_url)))
+        api = ends.enter_context(
+            wire_to(lambda: socket.create_connection((address.hostname, address.port)))
+        )
+        world.project.populate(300)
+        shell = world.shell.having(
+            STACK_API_URL=f"http://127.0.0.1:{api.port}",
+            DATABASE_URL=through(database, database_url),
+        )
+        yield World(site=world.site, shell=shell, database=database, stack_auth=api)
+        shell.close()
+
+
+def way_to(database_url: str) -> Callable[[], socket.socket]:
+    with psycopg.connect(database_url) as conn:
+        host, port = conn.info.host, conn.info.port
+
+    def connect() -> socket.socket:
+        if not host.startswith("/"):
+            return socket.create_connection((host, port))
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(f"{host}/.s.PGSQL.{port}")
+        return far
+
+    return connect
+
+
+def through(wire: Wire, database_url: str) -> str:
+    with psycopg.connect(database_url) as conn:
+        info = conn.info
+        return psycopg.conninfo.make_conninfo(
+            host="127.0.0.1",
+            port=wire.port,
+            user=info.user,
+            password=info.password,
+            dbname=info.dbname,
+        )
+
+
+def wire_of(world: World, side: str) -> Wire:
+    return world.database if side == "database" else world.stack_auth
+
+
+@pytest.mark.fault(
+    "the connection to one side is cut or reset after some bytes, in either direction",
+    held="the worker outlives it, the table equals the project, nobody is marked deleted who lives",
+    quick=4,
+    thorough=60,
+)
+@pytest.mark.parametrize("side", BYTES)
+def test_a_worker_outlives_connections_that_are_cut(world: World, side: str, tries: int) -> None:
+    dice = Random(tries)
+    worker = world.shell.start()
+    world.catches_up()
+    for number in range(tries):
+        direction = number % 2
+        sent = dice.randint(1, BYTES[side][direction])
+        wire_of(world, side).cut_after(sent, direction, reset=dice.random() < 0.5)
+        world.change(dice, edits=60, deletions=2)
+        until("the connection is cut", wire_of(world, side).broken.is_set)
+        world.catches_up()
+    until("the deletions are there", lambda: world.buried() == world.gone)
+    stopped_cleanly(worker)
+
+
+def differs(before: int, worker: Running, event: str) -> bool:
+    return logged(worker, event) != before
+
+
+@pytest.mark.fault(
+    "the connection to one side stays open, but nothing comes through any more",
+    held="noticed within the time limits, outlived, and the table equals the project afterwards",
+    quick=1,
+    thorough=5,
+)
+@pytest.mark.parametrize("side", BYTES)
+def test_a_worker_notices_a_connection_that_fell_silent(
+    world: World, side: str, tries: int
+) -> None:
+    dice = Random(tries)
+    wire = wire_of(world, side)
+    worker = world.shell.start()
+    world.catches_up()
+    for _ in range(tries):
+        begun, ended = logged(worker, "trouble.began"), logged(worker, "trouble.ended")
+        with at_request(world.api, dice.randint(1, 16), dice.uniform(0, 0.01), wire.silent.set):
+            world.change(dice, edits=100)
+            until("it fell silent", wire.silent.is_set)
+        until("the worker notices", partial(differs, begun, worker, "trouble.began"))
+        wire.silent.clear()
+        world.catches_up()
+        until("the worker is content", partial(differs, ended, worker, "trouble.ended"))
+    stopped_cleanly(worker)
+
+
+@pytest.mark.fault(
+    "SIGTERM while the connection to one side is silent",
+    held="a long-running worker ends with 0, `--once` with 143, within some seconds",
+    quick=1,
+    thorough=5,
+)
+@pytest.mark.parametrize("side", BYTES)
+def test_a_stop_ends_a_worker_whose_connection_fell_silent(
+    world: World, side: str, attempt: int
+) -> None:
+    dice = Random(attempt)
+    wire = wire_of(world, side)
+    with at_request(world.api, dice.randint(1, 12), dice.uniform(0, 0.01), wire.silent.set):
+        once = world.shell.start("--once")
+        until("it fell silent", wire.silent.is_set)
+    once.signal(signal.SIGTERM)
+    assert once.end().code == 143
+    wire.silent.clear()
