@@ -136,8 +136,9 @@ def test_target_is_reached_or_not(figure: Figure, verdict: str) -> None:
 def test_figures_take_their_place_on_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- measured: x -->\nold\n<!-- end -->\nb\n", "utf-8")
-    write_docs({"x": [Figure("speed", 1234.5, "users/s", at_least=1000)]}, page)
+    write_docs({"x": [Figure("speed", 1234.5, "users/s", at_least=1000)]}, "a machine", page)
     text = page.read_text("utf-8")
     assert "| speed | 1,234 users/s | at least 1,000 | yes |" in text
+    assert "Measured on a machine." in text
     assert "old" not in text
     assert text.endswith("<!-- end -->\nb\n")

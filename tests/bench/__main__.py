@@ -17,7 +17,7 @@ from tests.bench import (
     page_size,
     unchanged,
 )
-from tests.bench.figures import Conditions, Figure, show, write_docs, write_json
+from tests.bench.figures import Conditions, Figure, described, show, write_docs, write_json
 from tests.bench.postgres import Databases, opened_server
 from worker.log import configure_logging
 
@@ -42,6 +42,8 @@ def arguments() -> argparse.Namespace:
     unknown = [name for name in chosen.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark is named {unknown[0]}; there are {', '.join(BENCHMARKS)}")
+    if chosen.quick and chosen.docs:
+        parser.error("what --quick measures is not for the docs")
     return chosen
 
 
@@ -50,14 +52,16 @@ def main() -> None:
     conditions = Conditions(chosen.quick)
     found: dict[str, list[Figure]] = {}
     with opened_server() as databases:
+        on = described(databases.version(), quick=chosen.quick)
         for name in chosen.names or BENCHMARKS:
             began = time.perf_counter()
             found[name] = BENCHMARKS[name](conditions, databases)
             show(f"{name} ({time.perf_counter() - began:.0f} s)", found[name], console)
-    if chosen.json:
-        write_json(found, chosen.json)
-    if chosen.docs:
-        write_docs(found, chosen.docs)
+            # Each time: what was measured is not lost should the next one fail.
+            if chosen.json:
+                write_json(found, on, chosen.json)
+            if chosen.docs:
+                write_docs(found, on, chosen.docs)
 
 
 if __name__ == "__main__":

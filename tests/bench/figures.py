@@ -79,34 +79,35 @@ def show(title: str, figures: Sequence[Figure], console: Console) -> None:
     console.print(table)
 
 
-def write_json(found: Mapping[str, Sequence[Figure]], path: Path) -> None:
-    """Write all figures of a run, with the machine they were measured on."""
+def write_json(found: Mapping[str, Sequence[Figure]], on: str, path: Path) -> None:
+    """Write all figures of a run, with what they were measured on."""
     figures = {
         name: [asdict(each) | {"reached": each.verdict} for each in each_one]
         for name, each_one in found.items()
     }
-    path.write_text(json.dumps({"machine": machine(), "benchmarks": figures}, indent=2), "utf-8")
+    path.write_text(json.dumps({"measured_on": on, "benchmarks": figures}, indent=2), "utf-8")
 
 
-def write_docs(found: Mapping[str, Sequence[Figure]], path: Path) -> None:
+def write_docs(found: Mapping[str, Sequence[Figure]], on: str, path: Path) -> None:
     """Put the figures into the blocks of a page that are named after the benchmarks."""
     text = path.read_text("utf-8")
     for name, figures in found.items():
         rows = [HEADER, ("---",) * len(HEADER), *(figure.row for figure in figures)]
         lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        block = f"\nMeasured on {machine()}.\n\n{lines}\n"
+        block = f"\nMeasured on {on}.\n\n{lines}\n"
         within = rf"(?<=<!-- measured: {re.escape(name)} -->\n).*?(?=<!-- end -->)"
         text = re.sub(within, lambda _, block=block: block, text, flags=re.DOTALL)  # type: ignore[misc]
     path.write_text(text, "utf-8")
 
 
-def machine() -> str:
+def described(postgres: str, *, quick: bool) -> str:
     """Say what the figures are worth: another machine has others."""
     model = re.search(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
     cores = _read("/proc/cpuinfo").count("processor\t")
     day = datetime.now(UTC).date().isoformat()
     name = model[1] if model else platform.machine()
-    return f"{name}, {cores} cores, {platform.system()}, Python {platform.python_version()}, {day}"
+    software = f"{platform.system()}, Python {platform.python_version()}, {postgres}"
+    return f"{name}, {cores} cores, {software}, {day}{', --quick' if quick else ''}"
 
 
 def _read(path: str) -> str:

@@ -52,6 +52,11 @@ class Databases:
         finally:
             drop_database(self.url, str(conninfo_to_dict(url)["dbname"]))
 
+    def version(self) -> str:
+        with psycopg.connect(self.url) as conn:
+            number = conn.info.parameter_status("server_version") or ""
+        return f"PostgreSQL {number.split()[0]}"
+
     def execute(self, query: str) -> None:
         with psycopg.connect(self.url, autocommit=True) as conn:
             conn.execute(query.encode())
