@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 from tests.bench.api import FREE, REAL_SERVER, Costs, RemoteApi, started_api
 from tests.bench.bare import read_pages
-from tests.bench.figures import Conditions, Figure, in_turns
+from tests.bench.figures import Conditions, Figure, Turns, in_turns
 from tests.bench.postgres import Databases
 from tests.bench.workers import once, warmed
 
@@ -15,20 +15,20 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
         slow = _seconds(conditions, databases, api, REAL_SERVER, page)
         fast = _seconds(conditions, databases, api, FREE, page)
     return [
-        Figure("first sweep over bare reading", slow["first"] / slow["bare"], at_most=1.05),
-        Figure("later sweep over bare reading", slow["later"] / slow["bare"], at_most=1.05),
+        Figure("first sweep over bare reading", slow.ratio("first", "bare"), at_most=1.05),
+        Figure("later sweep over bare reading", slow.ratio("later", "bare"), at_most=1.05),
         Figure("users in the project", users),
-        Figure("bare reading", slow["bare"], "s"),
-        Figure("first sweep", slow["first"], "s"),
-        Figure("later sweep", slow["later"], "s"),
-        Figure("no cost: first sweep over bare reading", fast["first"] / fast["bare"]),
-        Figure("no cost: later sweep over bare reading", fast["later"] / fast["bare"]),
+        Figure("bare reading", slow.median("bare"), "s"),
+        Figure("first sweep", slow.median("first"), "s"),
+        Figure("later sweep", slow.median("later"), "s"),
+        Figure("no cost: first sweep over bare reading", fast.ratio("first", "bare")),
+        Figure("no cost: later sweep over bare reading", fast.ratio("later", "bare")),
     ]
 
 
 def _seconds(
     conditions: Conditions, databases: Databases, api: RemoteApi, costs: Costs, page: int
-) -> dict[str, float]:
+) -> Turns:
     with ExitStack() as opened:
         url = opened.enter_context(databases.fresh())
         warm = opened.enter_context(warmed(api, url, page))

@@ -30,6 +30,12 @@ def read_pages(api: RemoteApi, urls: Sequence[str]) -> float:
     return time.perf_counter() - began
 
 
+def read_bodies(api: RemoteApi, urls: Sequence[str]) -> list[bytes]:
+    """Read these pages and keep them as they came."""
+    with opened_client(api) as client:
+        return [client.get(url).content for url in urls]
+
+
 def pages(api: RemoteApi, limit: int) -> Iterator[list[dict[str, object]]]:
     """Walk the list by `next_cursor`, and believe it."""
     query = f"{api.url}/api/v1/users?limit={limit}&order_by=signed_up_at&desc=false"

@@ -94,7 +94,7 @@ def _compared(
     figures = []
     for way in WAYS:
         figures += [
-            Figure(f"{name}, {way}: time", found[way], "s"),
+            Figure(f"{name}, {way}: time", found.median(way), "s"),
             Figure(f"{name}, {way}: rows written", median(each.rows for each in left[way])),
             Figure(f"{name}, {way}: WAL", median(each.wal_bytes for each in left[way]) / 1e6, "MB"),
         ]

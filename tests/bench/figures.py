@@ -58,8 +58,23 @@ class Conditions:
 HEADER = ("figure", "measured", "target", "reached")
 
 
-def in_turns(rounds: int, contestants: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-    """Let each contestant measure itself in turn, round after round; returns the medians.
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What each contestant measured, round by round."""
+
+    rounds: Mapping[str, Sequence[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.rounds[name])
+
+    def ratio(self, name: str, over: str) -> float:
+        """Compare two contestants within each round: a machine's speed drifts between rounds."""
+        pairs = zip(self.rounds[name], self.rounds[over], strict=True)
+        return statistics.median(value / other for value, other in pairs)
+
+
+def in_turns(rounds: int, contestants: Mapping[str, Callable[[], float]]) -> Turns:
+    """Let each contestant measure itself in turn, round after round.
 
     What the machine does meanwhile meets all of them alike. The first round does not count.
     """
@@ -69,7 +84,7 @@ def in_turns(rounds: int, contestants: Mapping[str, Callable[[], float]]) -> dic
             measured = contestant()
             if number:
                 found[name].append(measured)
-    return {name: statistics.median(values) for name, values in found.items()}
+    return Turns(found)
 
 
 def show(title: str, figures: Sequence[Figure], console: Console) -> None:

@@ -44,10 +44,10 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
             conditions.rounds, {"load": load, "copy": copy, "apply": apply, "read": read}
         )
     return [
-        Figure("first load over COPY", found["load"] / found["copy"], at_most=1.5),
-        Figure("first load", users / found["load"], "users/s"),
-        Figure("COPY alone", users / found["copy"], "users/s"),
-        Figure("applying alone", users / found["apply"], "users/s"),
-        Figure("bare reading alone", users / found["read"], "users/s"),
+        Figure("first load over COPY", found.ratio("load", "copy"), at_most=1.5),
+        Figure("first load", users / found.median("load"), "users/s"),
+        Figure("COPY alone", users / found.median("copy"), "users/s"),
+        Figure("applying alone", users / found.median("apply"), "users/s"),
+        Figure("bare reading alone", users / found.median("read"), "users/s"),
         Figure("the worker's processor time", min(processor) * 1e6 / users, "us a user"),
     ]
