@@ -1,6 +1,7 @@
 """Health, readiness, metrics and the status page over HTTP, all answered from memory."""
 
 import errno
+import select
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
@@ -32,9 +33,13 @@ HEADERS = (
     ("Cache-Control", "no-store"),
 )
 
-# Nobody has to send anything but a short GET.
+# Nobody has to send anything but a short GET. Slow clients keep their connections and no thread, but
+# past the limit nobody is let in, health checks neither; well below the usual 1,024 descriptors,
+# for the database needs one, too.
 WAITRESS: Mapping[str, Any] = {
     "threads": 4,
+    "connection_limit": 500,
+    "asyncore_use_poll": hasattr(select, "poll"),  # select() knows no descriptor above 1,024
     "ident": None,
     "max_request_header_size": 16_384,
     "max_request_body_size": 1024,
