@@ -33,9 +33,9 @@ HEADERS = (
     ("Cache-Control", "no-store"),
 )
 
-# Nobody has to send anything but a short GET. Slow clients keep their connections and no thread, but
-# past the limit nobody is let in, health checks neither; well below the usual 1,024 descriptors,
-# for the database needs one, too.
+# Nobody has to send anything but a short GET. Slow clients keep their connections and no thread;
+# but past the limit nobody is let in, and no health check either. It is well below the usual 1,024
+# descriptors, for the database needs one, too.
 WAITRESS: Mapping[str, Any] = {
     "threads": 4,
     "connection_limit": 500,
