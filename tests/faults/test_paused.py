@@ -47,8 +47,8 @@ def versions(world: Watched) -> list[tuple[Any, ...]]:
 @pytest.mark.fault(
     "SIGSTOP at a random moment of a sweep, another sweep after the lease ran out, SIGCONT",
     held="not one more row is written; exit code 5",
-    quick=2,
-    thorough=20,
+    quick=1,
+    thorough=15,
 )
 def test_a_sweep_that_was_replaced_while_it_was_paused_ends(world: Watched, attempt: int) -> None:
     dice = Random(attempt)
@@ -75,7 +75,7 @@ def test_a_sweep_that_was_replaced_while_it_was_paused_ends(world: Watched, atte
     "SIGSTOP of a long-running worker at a random moment, until another holds its lease, SIGCONT",
     held="it stands by and writes not one more row; when the other is stopped, it takes over",
     quick=1,
-    thorough=10,
+    thorough=6,
 )
 def test_a_worker_that_was_replaced_while_it_was_paused_stands_by(
     world: Watched, attempt: int

@@ -69,7 +69,7 @@ def test_a_worker_outlives_a_server_that_goes_down(
     quick=1,
     thorough=5,
 )
-@pytest.mark.parametrize("way", ["crash", "fast shutdown"])
+@pytest.mark.parametrize("way", ["crash"])
 def test_a_sweep_outlives_a_server_that_goes_down(
     world: Watched, server: Server, way: str, tries: int
 ) -> None:

@@ -2,10 +2,10 @@
 
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from random import Random
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
 from tests.faults.wire import Wire, wire_to
-from tests.processes import Running, until
+from tests.processes import until
 
 # How many bytes a sweep with some changes sends to the server, and gets from it, at the least.
 BYTES = {"database": (30_000, 600), "api": (3_000, 100_000)}
@@ -80,8 +80,8 @@ def wire_of(world: World, side: str) -> Wire:
 @pytest.mark.fault(
     "the connection to one side is cut or reset after some bytes, in either direction",
     held="the worker outlives it, the table equals the project, nobody is marked deleted who lives",
-    quick=4,
-    thorough=60,
+    quick=2,
+    thorough=50,
 )
 @pytest.mark.parametrize("side", BYTES)
 def test_a_worker_outlives_connections_that_are_cut(world: World, side: str, tries: int) -> None:
@@ -99,51 +99,41 @@ def test_a_worker_outlives_connections_that_are_cut(world: World, side: str, tri
     stopped_cleanly(worker)
 
 
-def differs(before: int, worker: Running, event: str) -> bool:
-    return logged(worker, event) != before
-
-
 @pytest.mark.fault(
     "the connection to one side stays open, but nothing comes through any more",
     held="noticed within the time limits, outlived, and the table equals the project afterwards",
     quick=1,
-    thorough=5,
+    thorough=10,
 )
-@pytest.mark.parametrize("side", BYTES)
-def test_a_worker_notices_a_connection_that_fell_silent(
-    world: World, side: str, tries: int
-) -> None:
-    dice = Random(tries)
+def test_a_worker_notices_a_connection_that_fell_silent(world: World, attempt: int) -> None:
+    dice, side = Random(attempt), list(BYTES)[attempt % 2]
     wire = wire_of(world, side)
     worker = world.shell.start()
     world.catches_up()
-    for _ in range(tries):
-        begun, ended = logged(worker, "trouble.began"), logged(worker, "trouble.ended")
-        with at_request(world.api, dice.randint(1, 16), dice.uniform(0, 0.01), wire.silent.set):
-            world.change(dice, edits=100)
-            until("it fell silent", wire.silent.is_set)
-        until("the worker notices", partial(differs, begun, worker, "trouble.began"))
-        wire.silent.clear()
-        world.catches_up()
-        until("the worker is content", partial(differs, ended, worker, "trouble.ended"))
+    with at_request(world.api, dice.randint(1, 16), dice.uniform(0, 0.01), wire.silent.set):
+        world.change(dice, edits=100)
+        until("it fell silent", wire.silent.is_set)
+    until("the worker notices", lambda: logged(worker, "trouble.began") > 0)
+    wire.silent.clear()
+    world.catches_up()
+    until("the worker is content", lambda: logged(worker, "trouble.ended") > 0)
     stopped_cleanly(worker)
 
 
 @pytest.mark.fault(
     "SIGTERM while the connection to one side is silent",
-    held="a long-running worker ends with 0, `--once` with 143, within some seconds",
+    held="it ends within some seconds: a long-running worker with 0, `--once` with 143",
     quick=1,
-    thorough=5,
+    thorough=8,
 )
-@pytest.mark.parametrize("side", BYTES)
-def test_a_stop_ends_a_worker_whose_connection_fell_silent(
-    world: World, side: str, attempt: int
-) -> None:
-    dice = Random(attempt)
+def test_a_stop_ends_a_worker_whose_connection_fell_silent(world: World, attempt: int) -> None:
+    dice, side, once = Random(attempt), list(BYTES)[attempt // 2 % 2], attempt % 2 == 1
     wire = wire_of(world, side)
     with at_request(world.api, dice.randint(1, 12), dice.uniform(0, 0.01), wire.silent.set):
-        once = world.shell.start("--once")
+        worker = world.shell.start(*["--once"] * once)
         until("it fell silent", wire.silent.is_set)
-    once.signal(signal.SIGTERM)
-    assert once.end().code == 143
+    worker.signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert worker.end().code == (143 if once else 0)
+    assert time.monotonic() - began < 25
     wire.silent.clear()

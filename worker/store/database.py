@@ -13,6 +13,7 @@ from psycopg.rows import RowFactory
 from worker.clock import Clock
 from worker.errors import Blocked, DataRefused, Misconfigured, Transient, UsersSyncError
 from worker.retry import Retry
+from worker.store.patience import LONGEST_SECONDS, STOPPING_SECONDS, PatientConnection
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -49,10 +50,12 @@ _SPEAKERS = {"aclcheck_error", "DeadLockReport", "ProcessInterrupts"}
 # `alter database … allow_connections false`, as for a restore or an upgrade.
 _CLOSED_FOR_NOW = "is not currently accepting connections"
 
+# A database that sleeps when idle takes some seconds to wake up.
+CONNECT_SECONDS = 10.0
+
 _PARAMETERS: dict[str, Any] = {
     "application_name": "users-sync",
     "client_encoding": "utf8",
-    "connect_timeout": 10,
     # A peer that is gone without a word is noticed within half a minute.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -78,44 +81,56 @@ class Database:
         # Several threads share the one connection.
         self.lock = RLock()
         self._url = url
-        self._connection: Connection | None = None
+        self._connection: PatientConnection | None = None
 
-    def call(self, work: Callable[[Connection], T]) -> T:
+    def call(self, work: Callable[[Connection], T], seconds: float = LONGEST_SECONDS) -> T:
         """Run `work` with a connection, again for as long as it fails in passing.
 
+        An attempt that takes longer than `seconds` is given up as one whose connection broke.
         Raises DatabaseUnavailable when the retries are used up; Misconfigured, DataRefused and
         Blocked at once. `work` must be safe to repeat: it owns its transaction.
         """
         with self.lock:
-            return self.retry.call(lambda: self._attempt(work))
+            return self.retry.call(lambda: self._attempt(work, seconds))
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
-    def _attempt(self, work: Callable[[Connection], T]) -> T:
+    def _attempt(self, work: Callable[[Connection], T], seconds: float) -> T:
         with errors_mapped():
             try:
-                return work(self._connected())
+                return work(self._connected(seconds))
             except psycopg.Error:
                 # What state a connection is in after an error is not worth finding out.
                 self.close()
                 raise
 
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = connect(self._url)
-            row = self._connection.execute("select clock_timestamp()").fetchone()
-            if row is not None:
-                self.clock.learn(row[0])
+    def _connected(self, seconds: float) -> Connection:
+        stop = self.retry.stop
+        if self._connection is not None and not self._connection.closed:
+            self._connection.limit(seconds, stop)
+            return self._connection
+        self._connection = connect(
+            self._url, STOPPING_SECONDS if stop.is_set() else CONNECT_SECONDS
+        )
+        self._connection.limit(seconds, stop)
+        row = self._connection.execute("select clock_timestamp()").fetchone()
+        if row is not None:
+            self.clock.learn(row[0])
         return self._connection
 
 
-def connect(url: str) -> Connection:
+def connect(url: str, seconds: float = CONNECT_SECONDS) -> PatientConnection:
     """Open a connection that proxies like: autocommit, and no prepared statements."""
-    return psycopg.connect(
-        url, autocommit=True, prepare_threshold=None, cursor_factory=_Cursor, **_PARAMETERS
+    return PatientConnection.connect(
+        url,
+        autocommit=True,
+        prepare_threshold=None,
+        cursor_factory=_Cursor,
+        connect_timeout=int(seconds),
+        **_PARAMETERS,
     )
 
 

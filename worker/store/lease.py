@@ -166,7 +166,7 @@ class Lease:
 
     def look(self) -> Sight | None:
         """See who holds the lease. None if nobody ever did."""
-        row = self._database.call(lambda conn: conn.execute(_LOOK, self._params).fetchone())
+        row = self._call(lambda conn: conn.execute(_LOOK, self._params).fetchone())
         return None if row is None else Sight(*row)
 
     def bind(self) -> None:
@@ -232,7 +232,9 @@ class Lease:
         return cursor.fetchone() if cursor.description else None
 
     def _call(self, work: Callable[[Connection], T]) -> T:
-        return self._database.call(lambda conn: self._in_spite_of_the_lost(conn, work))
+        # What takes longer is ended by whoever wants the lease next.
+        seconds = self.seconds
+        return self._database.call(lambda conn: self._in_spite_of_the_lost(conn, work), seconds)
 
     def _in_spite_of_the_lost(self, conn: Connection, work: Callable[[Connection], T]) -> T:
         """Work on the lease row; whoever keeps it locked long after his time is ended.

@@ -1,10 +1,11 @@
 """A transaction in as few round trips as possible, none of whose statements lasts for long."""
 
-import selectors
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import psycopg
+from psycopg.pq.abc import PGconn
+from psycopg.waiting import Ready, Wait
 
 from worker.store.database import Connection
 
@@ -53,9 +54,10 @@ def push(conn: Connection) -> None:
     psycopg gives up sending when the socket's buffer is full, which a page of users fills, and then
     only reads (its issue 685, mended for the end of a pipeline alone).
     """
-    with selectors.DefaultSelector() as selector:
-        selector.register(conn.fileno(), selectors.EVENT_READ | selectors.EVENT_WRITE)
-        while conn.pgconn.flush():
-            for _, events in selector.select():
-                if events & selectors.EVENT_READ:
-                    conn.pgconn.consume_input()
+    conn.wait(_flushed(conn.pgconn))
+
+
+def _flushed(pgconn: PGconn) -> Generator[Wait, Ready | int, None]:
+    while pgconn.flush():
+        if (yield Wait.RW) & Ready.R:
+            pgconn.consume_input()
