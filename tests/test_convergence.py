@@ -1,6 +1,5 @@
 """Whatever happens to users, pages and connections: in the end the table equals the project."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from tests.fake_time import FakeTime, installed, real_millis
 from tests.sweep_world import World, is_list, numbered
 from worker.errors import Stopped
 from worker.sandbox.api import FakeStackApi, Project, Reply, Request, server_error
@@ -185,10 +185,6 @@ moderate = hypothesis_settings(
 )
 
 
-def real_millis() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def sweep_through(world: World, story: Story, told: Round, **options: Any) -> None:
     """Sweep while all that happens, and see that at no moment anything false is in the table."""
     trouble = Trouble(world, story, list(told.during))
@@ -235,49 +231,16 @@ def assert_equal(world: World, *, all_listed: bool) -> None:
     assert rows.items() <= everybody.items()
 
 
-FAKE_TIME = """
-create schema faketime;
-create table faketime.ahead (by interval not null);
-insert into faketime.ahead values ('0 s');
-create function faketime.clock_timestamp() returns timestamptz language sql volatile
-as 'select pg_catalog.clock_timestamp() + by from faketime.ahead'
-"""
 GRACE_SECONDS = 60
 # More than what passes between two sweeps, less than the grace period.
 STEP_SECONDS = 25
 
 
-@dataclass
-class FakeTime:
-    """The clock of the database as the worker sees it, and of the project; set, never awaited."""
-
-    world: World
-    seconds: int = 0
-
-    def install(self) -> None:
-        database = self.world.query("select current_database()")[0][0]
-        self.world.query(FAKE_TIME)
-        self.world.query(
-            f"alter database {database} set search_path = faketime, pg_catalog, public"
-        )
-
-    def pass_by(self, seconds: int) -> None:
-        self.seconds += seconds
-        self.world.query("update faketime.ahead set by = make_interval(secs => %s)", self.seconds)
-
-    def millis(self) -> int:
-        return real_millis() + self.seconds * 1000
-
-
 @pytest.fixture
 def fake_time(quick_world: World) -> Iterator[FakeTime]:
     """Return the clock of a database whose `clock_timestamp()` is ours."""
-    clock = FakeTime(quick_world)
-    clock.install()
-    yield clock
-    quick_world.query("drop schema faketime cascade")
-    database = quick_world.query("select current_database()")[0][0]
-    quick_world.query(f"alter database {database} reset search_path")
+    with installed(quick_world.query) as clock:
+        yield clock
 
 
 def copy_of(project: Project) -> Project:

@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from structlog.testing import capture_logs
 
+from tests.fake_time import real_millis
 from tests.store_target import people
 from tests.sweep_world import (
     IGNORED,
@@ -29,7 +30,7 @@ from tests.sweep_world import (
     settings,
     sign_up,
 )
-from tests.test_convergence import CUT, Happening, Story, happenings, real_millis
+from tests.test_convergence import CUT, Happening, Story, happenings
 from worker.difference import Difference
 from worker.errors import Misconfigured, SourceUnavailable, Stopped
 from worker.findings import Findings
