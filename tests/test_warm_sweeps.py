@@ -5,17 +5,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
 from threading import Event
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.sweep_world import Nobody, World, nothing, settings, sign_up
+from tests.sweep_world import Nobody, World, delete_all, nothing, settings, sign_up
 from worker import decode, unpacking
 from worker.clock import Clock
 from worker.memory import Memory
 from worker.once import bind_project, open_store, opened_database, opened_source, rules
 from worker.source import Source
 from worker.store import Store
+from worker.store.deletions import Deletions
 from worker.sweep import Report, Sweep
 
 pytest_plugins = ["tests.sweep_fixtures"]
@@ -30,8 +32,8 @@ class Warm:
     store: Store
     memory: Memory
 
-    def sweep(self) -> Report:
-        chosen = rules(settings(self.world.project))
+    def sweep(self, **options: Any) -> Report:
+        chosen = rules(settings(self.world.project, **options))
         return Sweep(self.source, self.store, self.memory, chosen, nothing).run()
 
 
@@ -116,3 +118,17 @@ def test_after_any_day_a_warm_sweep_makes_table_and_project_equal(warm: Warm, se
             i: row[1:] for i, row in warm.world.wanted().items()
         }
         assert warm.world.live() == set(project.ids())
+
+
+def test_approval_reaches_a_worker_that_is_at_work(warm: Warm) -> None:
+    gone = warm.world.project.ids()[:12]
+    delete_all(warm.world.project, gone)
+    held = warm.sweep(max_count=10)
+    assert (held.outcome, held.counts["held"], warm.world.deleted()) == ("held", 12, set())
+    assert warm.sweep(max_count=10).outcome == "held"
+
+    assert warm.store.database.call(lambda conn: Deletions("neon_auth").approve(conn, held.sweep))
+    report = warm.sweep(max_count=10)
+
+    assert (report.outcome, report.counts["approved"]) == ("complete", 12)
+    assert warm.world.deleted() == set(gone)

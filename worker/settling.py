@@ -51,6 +51,7 @@ class Settling:
         """
         if self.rules.enabled:
             self._ask(self._suspects())
+            self._learn_of_approvals()
             self._ask(self.reading.findings.in_state("approved"))
         findings = self.reading.findings
         with findings.memory.lock:
@@ -73,6 +74,17 @@ class Settling:
                 if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
                     due.append(user_id)
             return (findings.in_state("candidate") + due)[: self.rules.guard.enough]
+
+    def _learn_of_approvals(self) -> None:
+        """Look whether somebody has approved meanwhile: that is written beside our memory."""
+        findings, store = self.reading.findings, self.reading.store
+        if not findings.in_state("held"):
+            return
+        recorded = store.database.call(store.deletions.load)
+        with findings.memory.lock:
+            for user_id in findings.in_state("held"):
+                if user_id in recorded and recorded[user_id].state == "approved":
+                    findings.suspects[user_id] = recorded[user_id]
 
     def _ask(self, ids: Sequence[str]) -> None:
         """Ask for each of these users with GET, a few at a time."""
