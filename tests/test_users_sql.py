@@ -603,6 +603,21 @@ def test_young_rows_wait(target: Target, number: int) -> None:
     assert counted(target) == [(1, 0)]
 
 
+def test_proof_that_is_older_than_the_lease_is_left_for_the_next_sweep(
+    target: Target, number: int
+) -> None:
+    target.apply(people(1, 2))
+    proofs = [
+        (person(1).id, target.now() - timedelta(seconds=61)),
+        (person(2).id, target.now() - timedelta(seconds=50)),
+    ]
+
+    letters = target.run(target.table().soft_delete(proofs, 7, approved=False))
+
+    assert (letters, counted(target)) == (("wd",), [(1, 0)])
+    assert [target.row(person(n))[5] is None for n in (1, 2)] == [True, False]
+
+
 def test_moments_in_the_future_make_no_row_young_or_newer(target: Target, number: int) -> None:
     target.apply([person(1, signed_up_at_millis=YEAR_10000 - 1), person(2), person(3)])
     set_moments(target, person(2), updated_at="clock_timestamp() + interval '1 hour'")

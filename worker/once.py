@@ -111,7 +111,11 @@ def open_store(settings: Settings, database: Database) -> Store:
             ),
         ),
         table=Table(
-            target, shape, tuple(settings.stack.ignored_fields), settings.deletions.grace_seconds
+            target,
+            shape,
+            tuple(settings.stack.ignored_fields),
+            settings.deletions.grace_seconds,
+            proof_seconds=settings.database.lease_seconds,
         ),
         deletions=Deletions(target),
         quarantine=Quarantine(target),

@@ -36,7 +36,8 @@ RESTART_MINUTES = 5.0
 class Report:
     """What a sweep did, as it is logged: counts as in the `sweep` table, and what is beside it.
 
-    `waiting` deletions are proven and wait for the grace period; `candidates` are not settled.
+    `waiting` deletions are proven and wait for the grace period, or for a newer proof; `candidates`
+    are not settled.
     """
 
     sweep: int

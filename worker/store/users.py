@@ -1,7 +1,7 @@
 """What is done to users_sync: load the live keys, apply users, mark users deleted."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from psycopg import sql
@@ -140,7 +140,7 @@ with proof as materialized (
 _MARKED = """, marked as (
     update {table} u set deleted_at = clock_timestamp()
     from proof p
-    where u.id = p.id and u.deleted_at is null and not ({young}) and {not_newer}
+    where u.id = p.id and u.deleted_at is null and not ({young}) and {not_newer} and {fresh}
     returning u.id
 ), counted as (
     update users_sync_worker.sweep
@@ -149,12 +149,15 @@ _MARKED = """, marked as (
 )
 select coalesce(string_agg(
     case when m.id is not null then 'd'
-         when u.id is not null and u.deleted_at is null and ({young}) then 'w'
+         when u.id is not null and u.deleted_at is null and ({young} or not {fresh}) then 'w'
          else 's' end, '' order by p.position), '')
 from proof p left join marked m on m.id = p.id left join {table} u on u.id = p.id
 """
 
 _SOFT_DELETE = f"{PROVEN}{_MARKED}"
+
+# Whoever was gone longer ago may be back since.
+_FRESH = "(p.observed_at > clock_timestamp() - make_interval(secs => %(proof_seconds)s))"
 
 _NOT_NEWER = """
 not coalesce(p.observed_at < u.updated_at and u.updated_at <= clock_timestamp(), false)
@@ -183,12 +186,16 @@ order by at
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The users_sync table of one schema, in the shape that was found, and how it is compared."""
+    """The users_sync table of one schema, in the shape that was found, and how it is compared.
+
+    A proof that is older than `proof_seconds` marks nobody deleted.
+    """
 
     schema: str
     shape: Shape
     ignored_fields: tuple[str, ...]
     grace_seconds: float
+    proof_seconds: float = field(default=60, kw_only=True)
 
     @property
     def relation(self) -> sql.SQL:
@@ -258,6 +265,7 @@ class Table:
             "ids": [user_id for user_id, _ in proofs],
             "observed_at": [observed_at for _, observed_at in proofs],
             "grace_seconds": self.grace_seconds,
+            "proof_seconds": self.proof_seconds,
         }
         counter = sql.Identifier("approved" if approved else "deleted")
         return Statement(self._sql(_SOFT_DELETE, counter=counter), params)
@@ -276,6 +284,7 @@ class Table:
             no_millis=sql.Literal(NO_MILLIS),
             not_stale=sql.SQL(_NOT_STALE),
             not_newer=sql.SQL(_NOT_NEWER),
+            fresh=sql.SQL(_FRESH),
             young=sql.SQL(_YOUNG),
             moved=sql.SQL(_MOVED),
             differs=sql.SQL(" or ").join(map(sql.SQL, differs)),
