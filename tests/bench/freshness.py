@@ -22,7 +22,7 @@ SCHEDULES: dict[str, dict[str, str]] = {"default schedule": {}, "sweeps all the 
 
 
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:
-    sign_ups = conditions.choose(30, 300)
+    sign_ups = conditions.choose(25, 200)
     figures = []
     with started_api(USERS, FLAT) as api:
         for name, variables in SCHEDULES.items():

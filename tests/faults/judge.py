@@ -21,6 +21,7 @@ select number, started from users_sync_worker.sweep
 where outcome in ('complete', 'held') and number > %s order by number
 """
 _LEASE = "select epoch, writes from users_sync_worker.lease"
+_SUSPECTS = "select user_id, noticed_at from users_sync_worker.deletion"
 _UNDECIDED = "select user_id from users_sync_worker.deletion where state in ('hidden', 'held')"
 
 NEVER = datetime.min.replace(tzinfo=UTC)
@@ -74,8 +75,11 @@ class Judge:
             self._proven[worker, said.gone] = said.asked_at
 
     def accepted(self, worker: object, said: Said) -> None:
-        """Take note of an answer that a worker has dealt with: no older one counts any more."""
-        for user_id in said.there:
+        """Take note of an answer that a worker has dealt with: no older one counts any more.
+
+        One without the lease, who may not know it, has dealt with nothing.
+        """
+        for user_id in said.there if worker is self._holder else ():
             before = self._accepted.get((worker, user_id), NEVER)
             self._accepted[worker, user_id] = max(said.asked_at, before)
 
@@ -115,6 +119,7 @@ class Judge:
                 self._floors[user_id] = max(row.version or 0, self._floors.get(user_id, 0))
         self.rows = rows
         self._judge_sweeps()
+        self._judge_suspects()
 
     def _read(self) -> dict[str, Row]:
         rows = self.query(_ROWS, IGNORED)
@@ -180,6 +185,12 @@ class Judge:
             key = states[0].key
             if steady and storable and key and key <= last:
                 self._judge_passed(user_id, started)
+
+    def _judge_suspects(self) -> None:
+        """See that nobody is suspected who was seen since."""
+        for user_id, noticed_at in self.query(_SUSPECTS):
+            seen_at = self._accepted.get((self._holder, user_id), NEVER)
+            assert noticed_at + DRIFT > seen_at, f"{user_id} is suspected, though seen since"
 
     def _judge_passed(self, user_id: str, started: datetime) -> None:
         row = self.rows.get(user_id)
