@@ -12,6 +12,7 @@ from worker.mirror import Delta, Mirror
 from worker.model import User
 from worker.store import Store
 from worker.store.deletions import Suspect
+from worker.store.patience import LONGEST_SECONDS
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -38,7 +39,9 @@ class Memory:
         """Load what is live, suspected and in quarantine: three reads."""
         database = store.database
         with self.lock:
-            self.mirror = database.call(lambda conn: Mirror.load(store.table.load_keys(conn)))
+            self.mirror = database.call(
+                lambda conn: Mirror.load(store.table.load_keys(conn)), LONGEST_SECONDS
+            )
             self._load_records(store)
 
     def _load_records(self, store: Store) -> None:

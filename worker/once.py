@@ -32,6 +32,7 @@ from worker.store import Store
 from worker.store.database import Database
 from worker.store.deletions import Deletions
 from worker.store.lease import Claim, Lease
+from worker.store.patience import LONGEST_SECONDS
 from worker.store.progress import Progress
 from worker.store.quarantine import Quarantine
 from worker.store.schema import prepare
@@ -85,7 +86,8 @@ def opened_database(
     """Open the database lazily, and close it in the end; with a watch, never give up."""
     minutes = math.inf if watch else settings.database.retry_minutes
     retry = Retry("the database", minutes, stop, DatabaseUnavailable, watch)
-    database = Database(url, clock, retry)
+    # Nothing is worth waiting for longer than the lease lasts, unless it reads the whole table.
+    database = Database(url, clock, retry, settings.database.lease_seconds)
     try:
         yield database
     finally:
@@ -223,7 +225,9 @@ def bind_project(store: Store, source: Source) -> None:
     """
     if store.lease.bound:
         return
-    ids = store.database.call(lambda conn: store.table.sample_ids(conn, SAMPLE_IDS))
+    ids = store.database.call(
+        lambda conn: store.table.sample_ids(conn, SAMPLE_IDS), LONGEST_SECONDS
+    )
     answers = [source.ask_user(user_id) for user_id in ids or [str(uuid4())]]
     found = any(source.await_answer(answer).found is not None for answer in answers)
     if ids and not found:

@@ -35,6 +35,7 @@ from worker.operate.purge import LEAST_SECONDS, Purge, Purged, seconds_of
 from worker.operate.status import as_json, lines, read_status, sweep_rows
 from worker.settings import Settings
 from worker.store.deletions import Deletions
+from worker.store.patience import LONGEST_SECONDS
 from worker.store.quarantine import Kept, Quarantine
 
 # The record could not be read, or the database does not take it.
@@ -90,7 +91,9 @@ def status(
     target = settings.database.schema_name
     longest = timedelta(seconds=seconds_of(max_age, "--max-age")) if max_age else None
     with opened(settings) as database:
-        found = database.call(initialised(lambda conn: read_status(conn, target, longest)))
+        found = database.call(
+            initialised(lambda conn: read_status(conn, target, longest)), LONGEST_SECONDS
+        )
     if as_objects:
         print(json.dumps(as_json(found)))
     else:

@@ -20,6 +20,9 @@ from tests.processes import until
 # How many bytes a sweep with some changes sends to the server, and gets from it, at the least.
 BYTES = {"database": (30_000, 600), "api": (3_000, 100_000)}
 
+# A question that reads, the fence of a transaction, and its end.
+QUESTIONS = (b"coalesce(sum(deleted)", b"set writes = writes + 1", b"commit")
+
 
 @dataclass(kw_only=True)
 class World(Watched):
@@ -137,3 +140,20 @@ def test_a_stop_ends_a_worker_whose_connection_fell_silent(world: World, attempt
     assert worker.end().code == (143 if once else 0)
     assert time.monotonic() - began < 25
     wire.silent.clear()
+
+
+@pytest.mark.fault(
+    "a question to the database is lost on a connection that stays open on both sides",
+    held="given up within a lease and asked again; the table equals the project afterwards",
+    quick=1,
+    thorough=3,
+)
+def test_a_worker_asks_again_what_the_database_never_answers(world: World, attempt: int) -> None:
+    worker = world.shell.start()
+    world.catches_up()
+    world.database.lose_at(QUESTIONS[attempt])
+    world.change(Random(attempt), edits=10, deletions=2)
+    until("it is lost", world.database.lost.is_set)
+    world.catches_up()
+    until("the deletions are there", lambda: world.buried() == world.gone)
+    stopped_cleanly(worker)

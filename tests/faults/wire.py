@@ -24,6 +24,8 @@ class Wire:
     silent: Event = field(default_factory=Event)
     over: Event = field(default_factory=Event)
     broken: Event = field(default_factory=Event)
+    lost: Event = field(default_factory=Event)
+    _words: bytes = b""
     _left: int | None = None
     _which: int = 0
     _reset: bool = False
@@ -35,6 +37,21 @@ class Wire:
         with self._lock:
             self.broken.clear()
             self._left, self._which, self._reset = sent, direction, reset
+
+    def lose_at(self, words: bytes) -> None:
+        """Lose the next connection on which the server is told these words, and no other.
+
+        It stays open on both sides, and nothing comes through any more, not even the answer.
+        """
+        self._words = words
+        self.lost.clear()
+
+    def loses(self, part: bytes, direction: int) -> bool:
+        with self._lock:
+            if direction or not self._words or self._words not in part:
+                return False
+            self._words = b""
+            return True
 
     def let_through(self, part: bytes, direction: int) -> tuple[bytes, bool]:
         """Give what of this still gets through, and whether the wire breaks behind it."""
@@ -91,21 +108,31 @@ def _accept(wire: Wire, listener: socket.socket, connect: Open) -> None:
             near.setblocking(True)  # noqa: FBT003  it inherits the listener's time-out
             far = connect()
             wire.take(near, far)
+            lost = Event()
             for way in ((near, far, 0), (far, near, 1)):
-                threads.append(Thread(target=_relay, args=(wire, *way), name="relay"))
+                threads.append(Thread(target=_relay, args=(wire, lost, *way), name="relay"))
                 threads[-1].start()
     for thread in threads:
         thread.join()
 
 
-def _relay(wire: Wire, source: socket.socket, target: socket.socket, direction: int) -> None:
+def _relay(
+    wire: Wire, lost: Event, source: socket.socket, target: socket.socket, direction: int
+) -> None:
     # A socket that was closed meanwhile has no number any more.
     with suppress(OSError, ValueError):
         while not wire.over.is_set():
-            if wire.silent.is_set():
+            if lost.is_set():
+                wire.over.wait()
+            elif wire.silent.is_set():
                 wire.over.wait(0.01)
             elif select([source], [], [], 0.02)[0]:
                 part, cut = wire.let_through(source.recv(65536), direction)
+                if lost.is_set():
+                    continue
+                if wire.loses(part, direction):
+                    lost.set()
+                    wire.lost.set()
                 target.sendall(part)
                 if cut:
                     wire.break_all()

@@ -8,6 +8,7 @@ from functools import partial
 
 from worker.errors import Blocked, DataRefused, Misconfigured, Stopped
 from worker.operate.desk import Desk
+from worker.store.patience import LONGEST_SECONDS
 from worker.store.purging import Purging, Reference
 
 BATCH = 500
@@ -78,7 +79,8 @@ class Purge:
                 raise Stopped("asked to stop")
 
     def _next(self, rows: Purging, behind: str) -> list[str]:
-        return self.desk.database.call(lambda conn: rows.due(conn, behind, BATCH))
+        due = partial(rows.due, behind=behind, limit=BATCH)
+        return self.desk.database.call(due, LONGEST_SECONDS)
 
     def _purge(self, rows: Purging, ids: Sequence[str]) -> None:
         """Purge in one transaction, or in ever smaller ones to pass what is refused."""
@@ -97,8 +99,9 @@ class Purge:
 
     def _count(self, rows: Purging, references: Sequence[Reference], ids: Sequence[str]) -> None:
         """Count what refers to the users who would go; those whom a foreign key keeps stay."""
+        database = self.desk.database
         found = {
-            by: self.desk.database.call(partial(rows.referring, reference=by, ids=ids))
+            by: database.call(partial(rows.referring, reference=by, ids=ids), LONGEST_SECONDS)
             for by in references
             if by.countable
         }

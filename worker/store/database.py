@@ -73,17 +73,23 @@ class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
 
 
 class Database:
-    """The way to Postgres; relies on nothing of a session, so transaction poolers work."""
+    """The way to Postgres; relies on nothing of a session, so transaction poolers work.
 
-    def __init__(self, url: str, clock: Clock, retry: Retry) -> None:
+    `seconds` is how long a call may take that does not ask for more.
+    """
+
+    def __init__(
+        self, url: str, clock: Clock, retry: Retry, seconds: float = LONGEST_SECONDS
+    ) -> None:
         self.clock = clock
         self.retry = retry
         # Several threads share the one connection.
         self.lock = RLock()
         self._url = url
+        self._seconds = seconds
         self._connection: PatientConnection | None = None
 
-    def call(self, work: Callable[[Connection], T], seconds: float = LONGEST_SECONDS) -> T:
+    def call(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
         """Run `work` with a connection, again for as long as it fails in passing.
 
         An attempt that takes longer than `seconds` is given up as one whose connection broke.
@@ -91,7 +97,7 @@ class Database:
         Blocked at once. `work` must be safe to repeat: it owns its transaction.
         """
         with self.lock:
-            return self.retry.call(lambda: self._attempt(work, seconds))
+            return self.retry.call(lambda: self._attempt(work, seconds or self._seconds))
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
