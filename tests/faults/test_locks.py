@@ -25,8 +25,9 @@ do $$ begin execute format('alter database %I set {}', current_database()); end 
 
 @pytest.fixture
 def world(database_url: str, tmp_path: Path) -> Iterator[Watched]:
-    with watched(database_url, tmp_path) as world:
-        world.project.populate(300)
+    # Small pages: it takes few attempts to find out which of their rows is locked.
+    with watched(database_url, tmp_path, USERS_SYNC_STACK__PAGE_SIZE="5") as world:
+        world.project.populate(60)
         world.sweep_here()
         yield world
 
@@ -66,7 +67,7 @@ def until_the_worker_waits(world: Watched) -> None:
     thorough=5,
 )
 def test_locked_rows_hold_up_nobody_else(world: Watched, tries: int) -> None:
-    locked = set(world.project.ids()[50:52])
+    locked = set(world.project.ids()[30:32])
     with working(world):
         for number in range(tries):
             with transaction(world) as application:
@@ -98,11 +99,11 @@ def test_deadlocks_are_outlived(world: Watched, tries: int) -> None:
     with working(world):
         for number in range(tries):
             with transaction(world) as application:
-                application.execute(WRITE, (everybody[9:10],))
+                application.execute(WRITE, (everybody[3:4],))
                 edit_everybody(world, f"Edit {number}")
                 until_the_worker_waits(world)
                 # Some of them the worker has written by now, in a transaction that waits for us.
-                finish(application, everybody[:20])
+                finish(application, everybody[:5])
             world.catches_up()
     until("deadlocks are counted", lambda: world.site.rows(DEADLOCKS)[0][0] >= tries)
 
@@ -127,7 +128,7 @@ def test_serialization_failures_are_outlived(world: Watched, isolation: str, tri
     with working(world) as worker:
         for number in range(tries):
             with transaction(world) as application:
-                application.execute(WRITE, (world.project.ids()[9:10],))
+                application.execute(WRITE, (world.project.ids()[3:4],))
                 edit_everybody(world, f"Edit {number}")
                 until_the_worker_waits(world)
                 finish(application, [])

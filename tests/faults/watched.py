@@ -135,7 +135,7 @@ def watched(database_url: str, folder: Path, **variables: str) -> Iterator[Watch
     """Open a site whose table is there already, and under watch."""
     with opened_site(database_url, folder) as site:
         site.execute(creation_sql("neon_auth") + WITNESS)
-        yield Watched(site, site.shell.having(**BRISK, **variables))
+        yield Watched(site, site.shell.having(**{**BRISK, **variables}))
 
 
 def logged(running: Running, event: str, **named: Any) -> int:
