@@ -160,7 +160,7 @@ class PageSize:
     large ones exhaust its memory, and time-outs.
     """
 
-    FIRST = 1_000
+    FIRST = 2_000
     LARGEST = 10_000
     SMALLEST = 2
     TARGET_BYTES = 8_000_000
