@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import socket
 import tempfile
 import time
@@ -69,8 +70,14 @@ def opened_server() -> Iterator[Databases]:
     if given:
         yield Databases(given)
         return
-    with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as server:
-        yield Databases(server.url())
+    with tempfile.TemporaryDirectory() as folder:
+        server = EmbeddedPostgres(Path(folder))
+        try:
+            with server:
+                yield Databases(server.url())
+        finally:
+            # For root they are not in the folder that was asked for, and a million users are 2 GB.
+            shutil.rmtree(server.data.parent, ignore_errors=True)
 
 
 _WRITTEN = """
