@@ -33,7 +33,7 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
         figures = [_round_trips(api, databases)]
         for name, share in SHARES.items():
             figures += _compared(conditions, databases, api, name, share)
-    with started_api(conditions.choose(1_000, 2_000)) as api:
+    with started_api(conditions.choose(300, 2_000)) as api:
         for name, share in SHARES.items():
             figures += _behind_a_link(databases, api, name, share)
     return figures

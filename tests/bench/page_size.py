@@ -24,7 +24,7 @@ class Server:
 # down: `auto` goes by seconds, too.
 REAL = Server("real server", REAL_SERVER, 60_000)
 SERVERS = (Server("flat", FLAT, 30_000), Server("slow link", SLOW_LINK, 30_000), REAL)
-QUICK_USERS = 10_000
+QUICK_USERS = 5_000
 
 
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:
