@@ -70,8 +70,8 @@ def test_empty_and_last_pages_teach_nothing() -> None:
 def test_quick_pages_grow_without_a_gain() -> None:
     """What so short a time says of the size is mostly noise; a slow page tells."""
     size = PageSize("auto")
-    learn_pages(size, 3, lambda users, _behind: 0.01 + users**1.2 / 200_000)
-    assert size.limit == 8 * PageSize.FIRST
+    learn_pages(size, 2, lambda users, _behind: 0.01 + users**1.2 / 400_000)
+    assert size.limit == 4 * PageSize.FIRST
 
 
 def test_full_page_without_measurable_time_is_no_trouble() -> None:
@@ -83,8 +83,8 @@ def test_full_page_without_measurable_time_is_no_trouble() -> None:
 def test_grows_to_the_largest_while_it_helps_and_stays_there() -> None:
     size = PageSize("auto")
     limits = sweep(size, 1_000_000, quadratic)
-    assert limits[:7] == [1_000, 2_000, 1_000, 2_000, 4_000, 8_000, 10_000]
-    assert set(limits[7:]) == {10_000}
+    assert limits[:6] == [2_000, 4_000, 2_000, 4_000, 8_000, 10_000]
+    assert set(limits[6:]) == {10_000}
 
 
 def test_growing_costs_little_more_than_the_largest_size_from_the_start() -> None:

@@ -111,7 +111,8 @@ def write_docs(found: Mapping[str, Sequence[Figure]], on: str, path: Path) -> No
         lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
         block = f"\nMeasured on {on}.\n\n{lines}\n"
         within = rf"(?<=<!-- measured: {re.escape(name)} -->\n).*?(?=<!-- end -->)"
-        text = re.sub(within, lambda _, block=block: block, text, flags=re.DOTALL)  # type: ignore[misc]
+        # Once: an empty block would be met a second time, with all that is behind it.
+        text = re.sub(within, lambda _, block=block: block, text, count=1, flags=re.DOTALL)  # type: ignore[misc]
     path.write_text(text, "utf-8")
 
 

@@ -83,7 +83,9 @@ def pytest_terminal_summary(
     path = config.getoption("--faults-table")
     if path:
         text = path.read_text("utf-8")
-        path.write_text(BLOCK.sub(lambda _: "\n" + "\n".join(lines) + "\n\n", text), "utf-8")
+        path.write_text(
+            BLOCK.sub(lambda _: "\n" + "\n".join(lines) + "\n\n", text, count=1), "utf-8"
+        )
 
 
 def table(reports: Iterable[pytest.TestReport]) -> Iterable[str]:

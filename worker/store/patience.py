@@ -59,7 +59,7 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
         if self._stop is not None and self._stop.is_set():
             self._ends_at = min(self._ends_at, now + STOPPING_SECONDS)
         if now > self._ends_at:
-            log.warning("connection.given_up")
+            log.warning("connection.abandoned")
             self._ends_at = math.inf
             self._break_off()
 
