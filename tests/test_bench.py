@@ -147,3 +147,13 @@ def test_figures_take_their_place_on_the_page(tmp_path: Path) -> None:
     assert "Measured on a machine." in text
     assert "old" not in text
     assert text.endswith("<!-- end -->\nb\n")
+
+
+def test_an_empty_place_on_the_page_leaves_what_is_behind_it(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    empty = "<!-- measured: {} -->\n<!-- end -->\n"
+    page.write_text(empty.format("x") + "between\n" + empty.format("y"), "utf-8")
+    write_docs({"x": [Figure("speed", 1)]}, "a machine", page)
+    text = page.read_text("utf-8")
+    assert text.count("| speed |") == 1
+    assert text.endswith("between\n" + empty.format("y"))
