@@ -62,6 +62,7 @@ class Judge:
     _lease: tuple[int, int] = (0, 0)
     _holder: object = None
     _complete: int = 0
+    _misled_at: datetime = NEVER
     _left_so: set[str] = field(default_factory=set)
     _shown: dict[str, datetime] = field(default_factory=dict)
     _accepted: dict[tuple[object, str], datetime] = field(default_factory=dict)
@@ -82,6 +83,13 @@ class Judge:
         for user_id in said.there if worker is self._holder else ():
             before = self._accepted.get((worker, user_id), NEVER)
             self._accepted[worker, user_id] = max(said.asked_at, before)
+
+    def misled(self) -> None:
+        """Take note that a list is falsely answered to be empty from its start.
+
+        That nobody can know: a sweep under way ends with it, and has passed nobody.
+        """
+        self._misled_at = self.people.now()
 
     def wrote_by_hand(self, user_id: str) -> None:
         """Take note that somebody else has just written a row.
@@ -175,7 +183,8 @@ class Judge:
             self._judge_up_to((millis, last_id), started)
         for number, started in self.query(_COMPLETE, self._complete):
             self._complete = number
-            self._judge_up_to((math.inf, ""), started)
+            if started > self._misled_at:
+                self._judge_up_to((math.inf, ""), started)
 
     def _judge_up_to(self, last: tuple[float, str], started: datetime) -> None:
         for user_id in self.people.states.keys() - self._left_so:  # an audit sees what others wrote

@@ -123,6 +123,8 @@ class Machine(RuleBasedStateMachine):
         worker, request = waiting[of % len(waiting)]
         if how != "truth" and request.reply is None:
             request.reply = FAILURES[how](request.request)
+            if how == "empty list" and not request.cursor:
+                self.scene.judge.misled()
         self.scene.deliver(worker, request)
         self.scene.go_on(then)
 
