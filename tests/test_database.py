@@ -23,7 +23,7 @@ from worker.errors import (
     Transient,
     UsersSyncError,
 )
-from worker.model import pack
+from worker.ids import pack
 from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.store.database import Connection, Database

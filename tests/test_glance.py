@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from worker.decode import BrokenBody, parse_page
 from worker.glance import MOST_FIELDS, Glance
+from worker.ids import pack
 from worker.mirror import Delta, Mirror, Span
-from worker.model import Page, Seen, User, pack
+from worker.model import Page, Seen, User
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
 IGNORED = ("last_active_at_millis",)
@@ -250,6 +251,9 @@ class Packed:
     def json(self, _number: int) -> bytes:
         pytest.fail("marks are enough")
 
+    def joined(self, _low: int, _high: int) -> bytes:
+        pytest.fail("marks are enough")
+
     def digest(self, _number: int) -> bytes:
         pytest.fail("marks are enough")
 
@@ -306,6 +310,29 @@ def test_users_are_a_sequence() -> None:
     with pytest.raises(IndexError):
         users[5]
     assert isinstance(users[0], User)
+    assert list(users[1:][2:]) == list(users)[3:]
+    with pytest.raises(ValueError, match="order"):
+        users[::-1]
+
+
+def test_slice_knows_its_records() -> None:
+    body = body_of(
+        record(number, display_name=f"{number}\u0000" * (number == 4)) for number in range(5)
+    )
+    users = seen(body).users
+    assert isinstance(users, Seen)
+    assert json.loads(users.json) == [user.record for user in users]
+    assert json.loads(users[1:][1:2].json) == [users[2].record]
+    assert (users[2:].ids, users[2:].packed) == ([u.id for u in users][2:], users.packed[32:])
+
+
+def test_newcomers_are_a_slice_behind_whom_the_mirror_knows() -> None:
+    page = seen(body_of(record(number) for number in range(5)))
+    mirror = mirror_of(seen(body_of([record(0)])))
+    delta = mirror.compare(page.users, Span(page.users[0].key, page.users[-1].key), unasked)
+    assert (delta, delta.newcomers) == (Delta(page.users[1:]), True)
+    mirror.accept(delta.changed)
+    assert mirror.compare(never_unpacked(page), EVERYTHING, unasked) == Delta()
 
 
 def test_broken_body_is_broken_in_full() -> None:

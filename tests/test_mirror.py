@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.columns import LONGEST_STRETCH, Columns
+from worker.ids import pack
 from worker.mirror import NO_MILLIS, Delta, Mirror, Span
-from worker.model import UNKNOWN_DIGEST, Key, User, pack
+from worker.model import UNKNOWN_DIGEST, Key, User
 
 EVERYTHING = Span(None, None)
 DIGESTS = [b"11111111", b"22222222"]

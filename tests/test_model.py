@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.ids import is_user_id
 from worker.model import (
     DIGEST_BYTES,
     UNKNOWN_DIGEST,
@@ -16,7 +17,6 @@ from worker.model import (
     canonical,
     digest,
     dump,
-    is_user_id,
     whole,
 )
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from worker.decode import parse_page
 from worker.errors import SweepIncomplete
+from worker.ids import pack
 from worker.mirror import Mirror, Span
-from worker.model import Key, Page, Place, User, pack
+from worker.model import Key, Page, Place, User
 from worker.walk import MAX_RECOVERIES, Request, Walk
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)

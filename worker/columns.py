@@ -6,16 +6,14 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Self
 
+from worker.ids import ID_BYTES, pack, unpack_id
 from worker.model import (
     DIGEST_BYTES,
-    ID_BYTES,
     MARK_BYTES,
     Key,
     Seen,
     User,
-    pack,
-    pack_all,
-    unpack_id,
+    pack_ids,
 )
 
 # A rebuilt stretch is in memory as objects for a moment; the users of a page stand nearer together.
@@ -46,12 +44,17 @@ class Columns:
     def of_users(cls, users: Sequence[User]) -> Self:
         """Take users in order, with what is known of them without work."""
         columns = cls()
-        columns.millis = array("q", [user.millis for user in users])
-        columns.ids += pack_all(user.id for user in users)
+        columns.ids += pack_ids(users)
         # The next page begins with the last user again: that digest is worth some work.
-        known = [*(user.known_digest for user in users[:-1]), *(user.digest for user in users[-1:])]
-        columns.digests += b"".join(known)
-        columns.marks += b"".join([user.mark for user in users])
+        last = users[-1].digest if users else b""
+        if isinstance(users, Seen):
+            columns.millis = users.millis[:]
+            columns.digests += bytes(DIGEST_BYTES * len(users))[len(last) :] + last
+            columns.marks += users.marks or bytes(MARK_BYTES * len(users))
+        else:
+            columns.millis = array("q", [user.millis for user in users])
+            columns.digests += b"".join([user.known_digest for user in users[:-1]]) + last
+            columns.marks += b"".join([user.mark for user in users])
         return columns
 
     def __len__(self) -> int:
@@ -64,7 +67,7 @@ class Columns:
             same = self.marks[low * MARK_BYTES : high * MARK_BYTES] == users.marks
         else:
             millis = array("q", [user.millis for user in users])
-            ids = pack_all(user.id for user in users)
+            ids = pack_ids(users)
             digests = b"".join([user.digest for user in users])
             same = self.digests[low * DIGEST_BYTES : high * DIGEST_BYTES] == digests
         return same and self._have_keys(millis, ids, low, high)

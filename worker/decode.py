@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 
 import orjson
 
+from worker.ids import is_user_id
 from worker.model import (
     Key,
     Page,
@@ -21,7 +22,6 @@ from worker.model import (
     User,
     canonical,
     digest,
-    is_user_id,
     whole,
 )
 

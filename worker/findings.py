@@ -1,17 +1,17 @@
 """What one sweep knows: where it is, what it has seen, and what it has done so far."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from worker.memory import Memory
 from worker.mirror import Mirror
-from worker.model import Key, User
+from worker.model import Key
 from worker.store import Store
 from worker.store.deletions import Suspect
 from worker.store.progress import Checkpoint, SweepRow
-from worker.store.users import INSERTED, RESTORED, STALE, UPDATED
+from worker.store.users import INSERTED, RESTORED, STALE, UPDATED, Outcome
 
 _COUNTED = {INSERTED: "inserted", UPDATED: "updated", RESTORED: "restored", STALE: "stale"}
 
@@ -56,18 +56,17 @@ class Findings:
     def rejects(self) -> dict[str, str]:
         return self.memory.rejects
 
-    def count_letters(self, letters: Iterable[tuple[User, str]]) -> None:
+    def count(self, outcomes: Sequence[Outcome]) -> None:
         """Count what became of the users of a batch; a stale one is met again on the next page."""
-        letters = list(letters)
-        self.counts.update(self._counted(letters))
-        self.stale.update(user.id for user, letter in letters if letter == STALE)
+        self.counts.update(self._counted(outcomes))
+        self.stale.update(_stale(outcomes))
 
-    def _counted(self, letters: Iterable[tuple[User, str]]) -> Counter[str]:
-        return Counter(
-            _COUNTED[letter]
-            for user, letter in letters
-            if letter in _COUNTED and not (letter == STALE and user.id in self.stale)
-        )
+    def _counted(self, outcomes: Sequence[Outcome]) -> Counter[str]:
+        counts = Counter[str]()
+        for _, letters in outcomes:
+            counts.update({_COUNTED[each]: letters.count(each) for each in _COUNTED})
+        counts[_COUNTED[STALE]] -= len(self.stale.intersection(_stale(outcomes)))
+        return +counts
 
     @property
     def touched(self) -> int:
@@ -135,12 +134,22 @@ class Findings:
             self.counts[name] = max(self.counts[name], before.counts[name])
         self.forget_who_is_not_live()
 
-    def checkpoint(self, key: Key, letters: Iterable[tuple[User, str]] = ()) -> Checkpoint:
-        """Say how far the sweep has come once what `letters` tell of a batch is counted, too."""
-        return Checkpoint(self.number, key, self.counts + self._counted(letters), self.started)
+    def checkpoint(self, key: Key, outcomes: Sequence[Outcome] = ()) -> Checkpoint:
+        """Say how far the sweep has come once what `outcomes` tell of a batch is counted, too."""
+        return Checkpoint(self.number, key, self.counts + self._counted(outcomes), self.started)
 
     def row(self, outcome: str | None = None, error: str | None = None) -> SweepRow:
         return SweepRow(self.number, self.kind, self.started, self.counts, outcome, error)
+
+
+def _stale(outcomes: Sequence[Outcome]) -> list[str]:
+    return [
+        user.id
+        for users, letters in outcomes
+        if STALE in letters
+        for user, letter in zip(users, letters, strict=True)
+        if letter == STALE
+    ]
 
 
 def begin(

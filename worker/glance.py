@@ -20,7 +20,8 @@ import orjson
 from msgspec.structs import astuple
 
 from worker.decode import MAX_INTEGER_DIGITS, MAX_NESTING
-from worker.model import Page, Place, Seen, pack_all
+from worker.ids import pack_all
+from worker.model import Page, Place, Seen
 from worker.outline import are_users, ascend
 from worker.unpacking import Unpacking
 

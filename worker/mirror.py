@@ -10,7 +10,8 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from worker.columns import Columns, index
-from worker.model import UNKNOWN_DIGEST, UNKNOWN_MARK, Key, User, pack, pack_all, unpack_id
+from worker.ids import pack, unpack_id
+from worker.model import UNKNOWN_DIGEST, UNKNOWN_MARK, Key, Seen, User, pack_ids
 
 _key = attrgetter("key")
 
@@ -42,7 +43,7 @@ class Delta:
     `changed`.
     """
 
-    changed: list[User] = field(default_factory=list)
+    changed: Sequence[User] = field(default_factory=list)
     missing: list[Key] = field(default_factory=list)
     moved: list[Key] = field(default_factory=list)
     newcomers: bool = field(default=False, compare=False)
@@ -77,12 +78,12 @@ class Mirror:
         low, high = self._bounds(span)
         if self._equals(low, high, users):
             return Delta()
+        if low == high:
+            return self._beyond_all(users, span)
         known = {self._rows.packed_key(at): at for at in range(low, high)}
         changed = [user for user in users if not self._is_known(known, user, span)]
         if not known:
-            ends = (*changed[:1], *changed[-1:])
-            nobody = low == high and all(span.covers(user.key) for user in ends)
-            return Delta(changed, newcomers=nobody)
+            return Delta(changed)
         left = [(millis, unpack_id(packed)) for millis, packed in known]
         there, readable = present(), {user.id for user in users}
         return Delta(
@@ -91,9 +92,20 @@ class Mirror:
             moved=[key for key in left if key[1] in readable],
         )
 
-    def accept(self, users: Iterable[User]) -> None:
+    def _beyond_all(self, users: Sequence[User], span: Span) -> Delta:
+        """Compare users of whom the mirror knows nobody within the span: who is there is new."""
+        low = bisect_right(users, span.after, key=_key) if span.after else 0
+        high = bisect_right(users, span.upto, low, key=_key) if span.upto else len(users)
+        inside, outside = users[low:high], [*users[:low], *users[high:]]
+        changed = [user for user in outside if not self._is_known({}, user, span)]
+        if changed:
+            return Delta(sorted([*changed, *inside], key=_key))
+        return Delta(inside, newcomers=True)
+
+    def accept(self, users: Sequence[User]) -> None:
         """Take over what the database now holds: new keys, and what is known of all of `users`."""
-        rows, ordered = self._rows, sorted(users, key=_key)
+        rows = self._rows
+        ordered = users if isinstance(users, Seen) else sorted(users, key=_key)
         behind = bisect_right(ordered, rows.key(len(self) - 1), key=_key) if len(self) else 0
         known = ordered[:behind]
         if known and not rows.overwrite(Columns.of_users(known)):
@@ -123,7 +135,7 @@ class Mirror:
         while self._inserted and self._inserted[0][0] < at - kept_seconds:
             self._inserted.popleft()
         if users:
-            self._inserted.append((at, pack_all(user.id for user in users)))
+            self._inserted.append((at, pack_ids(users)))
 
     def inserted_since(self, user_id: str, since: float) -> bool:
         """Whether the row was inserted after that moment; what is older is forgotten."""

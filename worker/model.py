@@ -2,13 +2,15 @@
 
 import json
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Protocol, overload
 
 import orjson
+
+from worker.ids import ID_BYTES, pack_all, unpack_all
 
 # A digest tells two versions of one user apart, not users from each other: 64 bits are plenty.
 DIGEST_BYTES = 8
@@ -17,12 +19,6 @@ UNKNOWN_DIGEST = bytes(DIGEST_BYTES)
 # A mark is a hash of a record as it came.
 MARK_BYTES = 8
 UNKNOWN_MARK = bytes(MARK_BYTES)
-
-ID_BYTES = 16
-
-# A regular expression takes ten times as long, for every user of every page.
-_HEX_TO_ZERO = str.maketrans("123456789abcdef", "0" * 15)
-_NIL = "00000000-0000-0000-0000-000000000000"
 
 Key = tuple[int, str]
 """A user's place in the list: (signed_up_at_millis, id), compared in that order."""
@@ -60,6 +56,10 @@ class Records(Protocol):
     """What is on a page, by number in the order of the list."""
 
     def json(self, number: int) -> bytes: ...
+
+    def joined(self, low: int, high: int) -> bytes:
+        """Give the records of a slice, with commas between them."""
+        ...
 
     def digest(self, number: int) -> bytes: ...
 
@@ -101,43 +101,56 @@ class SeenUser(User):
 class Seen(Sequence[User]):
     """Users of a page whose records are still packed, ascending by key: columns, not objects.
 
-    `packed` are the ids, 16 bytes each; `marks` are 8 bytes each, or none where nobody needs them.
+    `packed` are the ids, 16 bytes each; `marks` are 8 bytes each, or none where nobody needs
+    them. The first user has the number `first` among the records. A slice is one, too.
     """
 
     millis: "array[int]"
     packed: bytes
     marks: bytes
     records: Records
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.millis)
 
     def __iter__(self) -> Iterator[User]:
-        text, marks, records = self.packed.hex(), self.marks, self.records
-        for number, millis in enumerate(self.millis):
-            user_id = _hyphened(text[number * 2 * ID_BYTES : (number + 1) * 2 * ID_BYTES])
-            mark = marks[number * MARK_BYTES : (number + 1) * MARK_BYTES] or UNKNOWN_MARK
-            yield SeenUser(user_id, millis, mark, (records, number))
+        for number, (user_id, millis) in enumerate(zip(self.ids, self.millis, strict=True)):
+            mark = self.marks[number * MARK_BYTES : (number + 1) * MARK_BYTES] or UNKNOWN_MARK
+            yield SeenUser(user_id, millis, mark, (self.records, self.first + number))
 
     @overload
     def __getitem__(self, at: int) -> User: ...
 
     @overload
-    def __getitem__(self, at: slice) -> list[User]: ...
+    def __getitem__(self, at: slice) -> "Seen": ...
 
-    def __getitem__(self, at: int | slice) -> User | list[User]:
+    def __getitem__(self, at: "int | slice") -> "User | Seen":
         if isinstance(at, slice):
-            return [self[number] for number in range(*at.indices(len(self)))]
+            return self._between(*at.indices(len(self)))
         number = range(len(self))[at]
-        mark = self.marks[number * MARK_BYTES : (number + 1) * MARK_BYTES] or UNKNOWN_MARK
-        return SeenUser(self._id(number), self.millis[number], mark, (self.records, number))
+        [user] = self._between(number, number + 1)
+        return user
+
+    def _between(self, low: int, high: int, step: int = 1) -> "Seen":
+        if step != 1:
+            raise ValueError("users of a page are a slice only in their order")
+        return Seen(
+            self.millis[low:high],
+            self.packed[low * ID_BYTES : high * ID_BYTES],
+            self.marks[low * MARK_BYTES : high * MARK_BYTES],
+            self.records,
+            self.first + low,
+        )
 
     @property
-    def ids(self) -> set[str]:
-        return {self._id(number) for number in range(len(self))}
+    def ids(self) -> list[str]:
+        return unpack_all(self.packed)
 
-    def _id(self, number: int) -> str:
-        return unpack_id(self.packed[number * ID_BYTES : (number + 1) * ID_BYTES])
+    @property
+    def json(self) -> bytes:
+        """Give all records as one JSON array."""
+        return b"[%b]" % self.records.joined(self.first, self.first + len(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +207,7 @@ class Page:
     @property
     def ids(self) -> set[str]:
         """Every id that can be read: who is on the page is present, whatever the record holds."""
-        users = self.users
-        ids = users.ids if isinstance(users, Seen) else {user.id for user in users}
-        return ids | {bad.id for bad in self.unreadable if bad.id}
+        return {*ids_of(self.users), *(bad.id for bad in self.unreadable if bad.id)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,34 +219,19 @@ class Single:
     cleaned: bool = False
 
 
-def is_user_id(text: object) -> bool:
-    """Whether this is a canonical lower-case UUID: another spelling would be another row."""
-    return isinstance(text, str) and text.translate(_HEX_TO_ZERO) == _NIL
+def ids_of(users: Sequence[User]) -> list[str]:
+    """Give the ids of users, in order."""
+    return users.ids if isinstance(users, Seen) else [user.id for user in users]
 
 
-def are_user_ids(ids: Sequence[str]) -> bool:
-    """Whether all of these are canonical lower-case UUIDs."""
-    text = "".join(ids)
-    return set(map(len, ids)) == {len(_NIL)} and text.translate(_HEX_TO_ZERO) == _NIL * len(ids)
+def pack_ids(users: Sequence[User]) -> bytes:
+    """Write the ids of users, 16 bytes each."""
+    return users.packed if isinstance(users, Seen) else pack_all(ids_of(users))
 
 
-def pack(user_id: str) -> bytes:
-    """Write a canonical UUID as 16 bytes, which compare as the text does."""
-    return bytes.fromhex(user_id.replace("-", ""))
-
-
-def unpack_id(packed: bytes) -> str:
-    """Write 16 bytes as the UUID that they are."""
-    return _hyphened(packed.hex())
-
-
-def _hyphened(text: str) -> str:
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def pack_all(ids: Iterable[str]) -> bytes:
-    """Write canonical UUIDs, 16 bytes each."""
-    return bytes.fromhex("".join(ids).replace("-", ""))
+def json_array(users: Sequence[User]) -> bytes:
+    """Write the records of users as one JSON array."""
+    return users.json if isinstance(users, Seen) else b"[%b]" % b",".join([u.json for u in users])
 
 
 def dump(value: Any) -> bytes:

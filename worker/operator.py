@@ -27,7 +27,7 @@ from worker.command import (
     stopped_by_signals,
 )
 from worker.errors import Misconfigured
-from worker.model import is_user_id
+from worker.ids import is_user_id
 from worker.operate.desk import Desk, Outcome, opened_desk
 from worker.operate.plan import plan as find_changes
 from worker.operate.plan_lines import Telling

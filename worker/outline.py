@@ -11,7 +11,8 @@ from operator import eq
 import msgspec
 
 from worker.decode import MAX_MILLIS, MIN_MILLIS
-from worker.model import Key, Page, Place, are_user_ids
+from worker.ids import are_user_ids
+from worker.model import Key, Page, Place
 
 
 class _Who(msgspec.Struct, gc=False):

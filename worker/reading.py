@@ -10,14 +10,14 @@ import structlog
 
 from worker.findings import Findings
 from worker.mirror import Delta, Span
-from worker.model import Key, Page, User
+from worker.model import Key, Page, User, ids_of
 from worker.source import Arrived, Source
 from worker.store import Store
 from worker.store.batch import Applied, Batch, Extra
 from worker.store.deletions import Suspect
 from worker.store.quarantine import Rejected, unreadable
 from worker.store.statement import Statement
-from worker.store.users import INSERTED, RESTORED, STALE, UNCHANGED, UPDATED
+from worker.store.users import INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, Outcome
 from worker.walk import Walk
 
 log = structlog.stdlib.get_logger(__name__)
@@ -122,16 +122,19 @@ class Reading:
             return Batch(*where, observed_at, newcomers).apply(users, size, extras)
 
         applied = store.database.retry.call(attempt)
-        findings.count_letters(applied.letters)
+        findings.count(applied.outcomes)
         findings.wrote = True
-        findings.memory.accepted((user.id for user, _ in applied.letters), observed_at)
-        findings.mirror.remove(applied.moved)
-        findings.mirror.accept(applied.by(INSERTED, UPDATED, RESTORED, UNCHANGED))
-        for user in applied.by(STALE):
-            findings.mirror.forget_digest(user.key)
-        inserted = applied.by(INSERTED)
-        findings.mirror.note_inserted(inserted, self._monotonic(), store.table.grace_seconds)
-        findings.memory.on_inserted(inserted)
+        memory, mirror = findings.memory, findings.mirror
+        memory.accepted((i for users, _ in applied.outcomes for i in ids_of(users)), observed_at)
+        mirror.remove(applied.moved)
+        for known in applied.by(INSERTED, UPDATED, RESTORED, UNCHANGED):
+            mirror.accept(known)
+        for stale in applied.by(STALE):
+            for user in stale:
+                mirror.forget_digest(user.key)
+        for inserted in applied.by(INSERTED):
+            mirror.note_inserted(inserted, self._monotonic(), store.table.grace_seconds)
+            memory.on_inserted(inserted)
         for rejected in applied.rejected:
             self._remember(rejected)
         return applied
@@ -226,12 +229,12 @@ class Reading:
         findings.noticed.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
         return [self.store.deletions.notice(new, findings.number, page.observed_at)] if new else []
 
-    def _not_known_as_refused(self, users: Sequence[User]) -> list[User]:
+    def _not_known_as_refused(self, users: Sequence[User]) -> Sequence[User]:
         """Leave out users that the database refused for what they still hold."""
         findings = self.findings
         rejects = findings.rejects
         if not rejects:
-            return list(users)
+            return users
         known = [u.id for u in users if u.id in rejects and rejects[u.id] == u.digest.hex()]
         findings.counts["quarantined"] += len(set(known) - findings.seen)
         findings.seen.update(known)
@@ -249,11 +252,11 @@ class Reading:
         """Give what moves the checkpoint with a batch; at the start of the list there is none."""
         if key is None:
             return []
-        return [lambda letters: self._moved(key, letters)]
+        return [lambda outcomes: self._moved(key, outcomes)]
 
-    def _moved(self, key: Key, letters: Sequence[tuple[User, str]]) -> Statement:
+    def _moved(self, key: Key, outcomes: Sequence[Outcome]) -> Statement:
         """Move the checkpoint, with counts that include what became of the batch's users."""
-        return self.store.progress.move(self.findings.checkpoint(key, letters))
+        return self.store.progress.move(self.findings.checkpoint(key, outcomes))
 
     def _checkpoint_is_due(self) -> bool:
         return self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS

@@ -12,7 +12,8 @@ from datetime import datetime
 import msgspec
 
 from worker.decode import MAX_NESTING, has_long_number, parse_record
-from worker.model import Page, Seen, Unreadable, User, pack_all
+from worker.ids import pack_all
+from worker.model import Page, Seen, Unreadable, User
 from worker.outline import Outline
 
 
@@ -44,6 +45,12 @@ class Unpacking:
             return raw
         record = self._parsed(raw)
         return record.json if isinstance(record, User) else raw
+
+    def joined(self, low: int, high: int) -> bytes:
+        """Give records as they go into the table, with commas between them."""
+        if self._is_plain():
+            return b",".join(self._cut()[low:high])
+        return b",".join([self.json(number) for number in range(low, high)])
 
     def digest(self, number: int) -> bytes:
         return self._parsed(self.raw(number)).digest

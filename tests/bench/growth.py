@@ -7,8 +7,9 @@ from tests.bench.api import started_api
 from tests.bench.figures import Conditions, Figure
 from tests.bench.postgres import Databases
 from tests.bench.workers import EAGER, running
+from worker.ids import unpack_id
 from worker.mirror import Mirror
-from worker.model import User, unpack_id
+from worker.model import User
 
 # Fewer later sweeps say little.
 LEAST_SWEEPS = 3

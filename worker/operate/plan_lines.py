@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.difference import ABSENT, Difference, as_json, readable
-from worker.model import is_user_id
+from worker.ids import is_user_id
 from worker.operate.change import Change
 from worker.operate.plan import Plan
 

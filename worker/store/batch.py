@@ -1,6 +1,6 @@
 """Applies the users of one answer: in parts, halved where the database refuses one of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -8,11 +8,10 @@ import structlog
 
 from worker.errors import Blocked, DataRefused, Transient
 from worker.model import Key, User
-from worker.store import users as letters
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine, Rejected, refused
 from worker.store.statement import Row, Statement
-from worker.store.users import Table
+from worker.store.users import INSERTED, STALE, Outcome, Table
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -29,7 +28,7 @@ MOST_BLOCKED = 3
 
 
 # A statement to commit with the last part of a batch, or one that tells what became of its users.
-Extra = Statement | Callable[[Sequence[tuple[User, str]]], Statement]
+Extra = Statement | Callable[[Sequence[Outcome]], Statement]
 
 
 class _KnownAfterAll(Exception):
@@ -38,15 +37,19 @@ class _KnownAfterAll(Exception):
 
 @dataclass(slots=True)
 class Applied:
-    """What became of the users of a batch: a letter for each, and the keys they no longer have."""
+    """What became of the users of a batch, part by part, and the keys they no longer have."""
 
-    letters: list[tuple[User, str]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     moved: list[Key] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
 
-    def by(self, *wanted: str) -> list[User]:
-        """Give the users with one of these letters."""
-        return [user for user, letter in self.letters if letter in wanted]
+    def by(self, *wanted: str) -> Iterator[Sequence[User]]:
+        """Give the users with one of these letters, part by part."""
+        for users, letters in self.outcomes:
+            if not set(letters).difference(wanted):
+                yield users
+            elif not set(letters).isdisjoint(wanted):
+                yield [u for u, letter in zip(users, letters, strict=True) if letter in wanted]
 
 
 @dataclass(slots=True)
@@ -88,14 +91,21 @@ class Batch:
         try:
             rows = self._commit(statements, extras, parts)
         except _KnownAfterAll:
-            self.newcomers = False
-            self._apply(users, extras)
+            self._look_up(users, extras)
         except (DataRefused, Blocked) as error:
-            self._halve(users, extras, error)
+            if self.newcomers:
+                self._look_up(users, extras)
+            else:
+                self._halve(users, extras, error)
         else:
             self.blocked = 0
             for part, row in zip(parts, rows, strict=False):
                 self._take(part, row)
+
+    def _look_up(self, users: Sequence[User], extras: Sequence[Extra]) -> None:
+        """Apply those of whom nobody was known to have a row, after all as any others."""
+        self.newcomers = False
+        self._apply(users, extras)
 
     def _halve(
         self, users: Sequence[User], extras: Sequence[Extra], error: DataRefused | Blocked
@@ -121,7 +131,7 @@ class Batch:
         self.blocked += 1
         if self.blocked >= MOST_BLOCKED:
             raise Transient(f"{self.table.schema}.users_sync is locked: {error}")
-        self.applied.letters.append((user, letters.STALE))
+        self.applied.outcomes.append(([user], STALE))
         self._commit([], extras)
         log.warning("row.blocked", user=user.id)
 
@@ -138,21 +148,25 @@ class Batch:
             return []
 
         def closing(rows: Sequence[Row | None]) -> list[Statement]:
-            outcome = list(self.applied.letters)
+            outcomes = list(self.applied.outcomes)
             for part, row in zip(parts, rows, strict=False):
-                letters_of_part = row[0] if row else ""
-                if len(letters_of_part) < len(part):
+                letters, *_ = self._told(row)
+                if len(letters) < len(part):
                     raise _KnownAfterAll
-                outcome += zip(part, letters_of_part, strict=True)
-            return [build(outcome) for build in later]
+                outcomes.append((part, letters))
+            return [build(outcomes) for build in later]
 
         return self.lease.commit([*first, *known], self.sweep, closing)
 
-    def _take(self, users: Sequence[User], row: Row | None) -> None:
+    def _told(self, row: Row | None) -> Row:
+        """Give letters, positions and millis as `Table.apply` returns them."""
         if row is None:
             raise Transient("the database gave no answer to a statement")
-        text, positions, millis = row
-        self.applied.letters += zip(users, text, strict=True)
+        return (INSERTED * row[0], None, None) if self.newcomers else row
+
+    def _take(self, users: Sequence[User], row: Row | None) -> None:
+        letters, positions, millis = self._told(row)
+        self.applied.outcomes.append((users, letters))
         for position, old in zip(positions or (), millis or (), strict=True):
             self.applied.moved.append((old, users[position].id))
 

@@ -194,7 +194,7 @@ class Lease:
         """Run statements in one fenced transaction, two round trips in all.
 
         `closing` is told what they returned, and gives more to run before the transaction ends.
-        Returns the first row of each statement. Raises LeaseLost if somebody took the lease,
+        Returns the first row of each statement, or (how many it wrote,) if it gives none. Raises LeaseLost if somebody took the lease,
         MirrorOutdated if somebody else wrote under it, DataRefused or Blocked for what the
         statements met. In quiet mode a lease that was given back is taken again first.
         """
@@ -266,7 +266,7 @@ class Lease:
                     push(conn)
                 pipeline.sync()
                 self._check(fence.fetchone(), self._next())
-                rows = [cursor.fetchone() if cursor.description else None for cursor in cursors]
+                rows = [_returned(cursor) for cursor in cursors]
                 for each in closing(rows) if closing else ():
                     conn.execute(each.query, each.params)
                 push(conn)
@@ -293,6 +293,10 @@ class Lease:
     def _touched(self, now: datetime) -> None:
         self._database.clock.learn(now)
         self._touched_at = self._database.clock.monotonic()
+
+
+def _returned(cursor: psycopg.Cursor[Row]) -> Row | None:
+    return cursor.fetchone() if cursor.description else (cursor.rowcount,)
 
 
 def lease_row_is_locked() -> Transient:

@@ -8,13 +8,16 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from worker.mirror import NO_MILLIS
-from worker.model import User
+from worker.model import User, json_array
 from worker.store.database import Connection
 from worker.store.shape import TABLE, Shape
 from worker.store.statement import Statement
 
 INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
 DELETED, WAITING = "dw"
+
+Outcome = tuple[Sequence[User], str]
+"""Users and what became of them, a letter for each."""
 
 # With the letters of a whole transaction this stays below what fits into a socket's buffers: a
 # backend that sends more to a stopped client is ended by no time-out.
@@ -94,17 +97,13 @@ select coalesce(string_agg(letter, '' order by position), ''),
 
 _APPLY = f"{COMPARED}{_CHANGED}{RETURNED}\nfrom letters"
 
-# Nothing is looked up: of newcomers that takes a sixth of the time.
+# Neither looked up nor prepared for a conflict, nor told of one by one: newcomers then take as long
+# as by `COPY`, and a fifth less than with `on conflict do nothing`.
 _INSERT = """
-with added as (
-    insert into {table} ({columns}, updated_at, deleted_at)
-    select {values}, null, null
-    from (select record, (record->>'id')::{id_type} as id
-          from jsonb_array_elements(%(records)s::jsonb) as r (record)) i
-    on conflict (id) do nothing
-    returning 1
-)
-select repeat('i', count(*)::integer), null::bigint[], null::bigint[] from added
+insert into {table} ({columns}, updated_at, deleted_at)
+select {values}, null, null
+from (select record, (record->>'id')::{id_type} as id
+      from jsonb_array_elements(%(records)s::jsonb) as r (record)) i
 """
 
 _NOT_STALE = """
@@ -235,7 +234,7 @@ class Table:
         the millis they had before.
         """
         params = {
-            "records": Jsonb(users, dumps=_records),
+            "records": Jsonb(users, dumps=json_array),
             "ignored": list(self.ignored_fields),
             "observed_at": observed_at,
             "grace_seconds": self.grace_seconds,
@@ -246,10 +245,9 @@ class Table:
     def insert(self, users: Sequence[User], observed_at: datetime) -> Statement:  # noqa: ARG002
         """Write users of whom nobody is known to have a row, whenever they were seen.
 
-        Returns what `apply` does, but fewer letters if some have one after all: then it must not be
-        committed.
+        Returns no rows. If some have one after all, the database refuses all of them.
         """
-        return Statement(self._sql(_INSERT), {"records": Jsonb(users, dumps=_records)})
+        return Statement(self._sql(_INSERT), {"records": Jsonb(users, dumps=json_array)})
 
     def soft_delete(
         self, proofs: Sequence[tuple[str, datetime]], sweep: int, *, approved: bool
@@ -298,11 +296,6 @@ def quoted(schema: str) -> sql.SQL:
     """Give the name of a schema's table for a query that has parameters."""
     # A percent sign must be doubled there, and psycopg leaves that to us.
     return sql.SQL(sql.Identifier(schema, TABLE).as_string().replace("%", "%%"))
-
-
-def _records(users: Sequence[User]) -> bytes:
-    """Write all records as one JSON array: as text it would take up to four times the memory."""
-    return b"[" + b",".join([user.json for user in users]) + b"]"
 
 
 def _listed(parts: Iterable[str]) -> sql.Composed:
