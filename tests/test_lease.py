@@ -245,7 +245,7 @@ def test_commit_gives_the_first_row_of_each_statement(generated: Target) -> None
         Statement(sql.SQL("delete from users_sync_worker.checkpoint where false")),
         Statement(sql.SQL("select 1 where false")),
     ]
-    assert generated.held_lease().commit(statements, 1) == [(1, "b"), None, None]
+    assert generated.held_lease().commit(statements, 1) == [(1, "b"), (0,), None]
 
 
 def test_statement_that_fails_takes_all_others_with_it(generated: Target) -> None:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from operator import attrgetter, itemgetter
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 import orjson
 from msgspec.structs import astuple
 
-from worker.decode import MAX_INTEGER_DIGITS, MAX_NESTING
 from worker.ids import pack_all
 from worker.model import Page, Place, Seen
 from worker.outline import are_users, ascend
@@ -27,9 +27,6 @@ from worker.unpacking import Unpacking
 
 # Records with more names than this are not worth learning.
 MOST_FIELDS = 400
-
-# So many brackets at least, or so long a number, make a record unreadable.
-LEAST_SUSPICIOUS = 2 * MAX_NESTING
 
 _NOTHING = msgspec.Raw(b"")
 # A name with these is not written in JSON as it is.
@@ -64,8 +61,14 @@ class Glance:
         self._ignored = tuple(ignored_fields)
         self._form: _Form | None = None
 
-    def read_page(self, body: bytes | bytearray, observed_at: datetime) -> Page | None:
-        """Read one answer of `GET /users`; None if it needs a closer look."""
+    def read_page(
+        self, body: bytes | bytearray, observed_at: datetime, in_full: Callable[[], Page]
+    ) -> Page | None:
+        """Read one answer of `GET /users`; None if it needs a closer look.
+
+        Whether records can be stored is not looked at: `in_full` reads them all again, and should
+        be asked as soon as one that may be unreadable counts.
+        """
         form = self._form
         if form is None:
             return None
@@ -73,12 +76,17 @@ class Glance:
             answer = form.decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        seen = self._look_at(form, answer.items)
-        if seen is None:
+        records = answer.items
+        ids = [record.id for record in records]
+        millis = [record.millis for record in records]
+        ascending = _order(ids, millis)
+        if ascending is None:
             return None
-        millis, packed, marks, ascending = seen
+        if not ascending:
+            for column in (records, ids, millis):
+                column.reverse()
         unpacking = Unpacking(body, self._ignored, newest_first=not ascending)
-        users = Seen(millis, packed, marks, unpacking)
+        users = Seen(array("q", millis), pack_all(ids), _marks(form, records), unpacking)
         first, last = (users[0], users[-1]) if ascending else (users[-1], users[0])
         return Page(
             users=users,
@@ -91,6 +99,7 @@ class Glance:
             observed_at=observed_at,
             cleaned=unpacking.cleaned,
             size=len(body),
+            in_full=in_full,
         )
 
     def learn(self, records: Iterable[bytes]) -> None:
@@ -107,31 +116,15 @@ class Glance:
         if len(known) < len(names) <= MOST_FIELDS and not _ESCAPED.search("".join(names)):
             self._form = _form(tuple(names), self._ignored)
 
-    def _look_at(
-        self, form: _Form, records: list[Any]
-    ) -> tuple["array[int]", bytes, bytes, bool] | None:
-        """Give millis, ids and marks in the order of the list, and whether they came in it."""
-        ids = [record.id for record in records]
-        millis = [record.millis for record in records]
-        ascending = _order(ids, millis)
-        if ascending is None:
-            return None
-        if not ascending:
-            for column in (records, ids, millis):
-                column.reverse()
-        marks = self._marks(form, records)
-        return None if marks is None else (array("q", millis), pack_all(ids), marks, ascending)
 
-    @staticmethod
-    def _marks(form: _Form, records: Sequence[Any]) -> bytes | None:
-        """Hash the fields of each record that count; None if one of them may be unreadable."""
-        joined = list(map(b",".join, map(form.marked, map(astuple, records))))
-        if _may_be_unreadable(form, records, joined):
-            return None
-        # A name that was learnt later does not change the marks of those who do not have it.
-        # Python's own hash of bytes, 64 bits and keyed anew in each process, takes a third of the
-        # time of blake2b; a mark never leaves the process. Zero would be UNKNOWN_MARK.
-        return array("q", [hash(fields.rstrip(b",")) or 1 for fields in joined]).tobytes()
+def _marks(form: _Form, records: Sequence[Any]) -> bytes:
+    """Hash the fields of each record that count."""
+    joined = map(b",".join, map(form.marked, map(astuple, records)))
+    # A name that was learnt later does not change the marks of those who do not have it.
+    fields = map(bytes.rstrip, joined, repeat(b","))
+    # Python's own hash of bytes, 64 bits and keyed anew in each process, takes a third of the
+    # time of blake2b; a mark never leaves the process. Zero would be UNKNOWN_MARK.
+    return array("q", [hash(each) or 1 for each in fields]).tobytes()
 
 
 def _order(ids: list[str], millis: list[int]) -> bool | None:
@@ -141,36 +134,6 @@ def _order(ids: list[str], millis: list[int]) -> bool | None:
     if ascend(millis, ids):
         return True
     return False if ascend(millis[::-1], ids[::-1]) else None
-
-
-def _may_be_unreadable(form: _Form, records: Sequence[Any], joined: Sequence[bytes]) -> bool:
-    """Whether a raw field of one of the records may be nested too deep, or hold too long a number.
-
-    Few records have enough brackets, or are long enough, to need a look at their fields.
-    """
-    for number in range(form.ignored):
-        fields = list(map(attrgetter(_attribute(number)), records))
-        if max(map(len, fields)) >= LEAST_SUSPICIOUS and any(map(_is_odd, map(bytes, fields))):
-            return True
-    if max(map(len, joined)) < LEAST_SUSPICIOUS:
-        return False
-    suspects = [number for number, fields in enumerate(joined) if _has_much(fields)]
-    return any(_is_odd(bytes(raw)) for number in suspects for raw in _raw_fields(records[number]))
-
-
-def _is_odd(raw: bytes) -> bool:
-    return not raw.startswith(b'"') and _has_much(raw)
-
-
-def _has_much(json: bytes) -> bool:
-    return len(json) >= LEAST_SUSPICIOUS and (
-        len(json) > MAX_INTEGER_DIGITS or json.count(b"[") + json.count(b"{") >= MAX_NESTING
-    )
-
-
-def _raw_fields(record: Any) -> tuple[Any, ...]:
-    """Give a record's fields other than id and sign-up, an empty one for each it does not hold."""
-    return astuple(record)[2:]
 
 
 def _attribute(number: int) -> str:

@@ -2,8 +2,8 @@
 
 import json
 from array import array
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Protocol, overload
@@ -43,6 +43,11 @@ class User:
         return self.digest
 
     @property
+    def is_readable(self) -> bool:
+        """Whether it is a user indeed, for all that can be seen."""
+        return True
+
+    @property
     def record(self) -> dict[str, Any]:
         """Read `json`, integers of any length included."""
         return dict(json.loads(self.json))
@@ -57,9 +62,9 @@ class Records(Protocol):
 
     def json(self, number: int) -> bytes: ...
 
-    def joined(self, low: int, high: int) -> bytes:
-        """Give the records of a slice, with commas between them."""
-        ...
+    def joined(self, low: int, high: int) -> bytes: ...
+
+    def are_readable(self, numbers: Iterable[int]) -> bool: ...
 
     def digest(self, number: int) -> bytes: ...
 
@@ -95,6 +100,10 @@ class SeenUser(User):
     @property
     def json(self) -> bytes:
         return self._records.json(self._number)
+
+    @property
+    def is_readable(self) -> bool:
+        return self._records.are_readable((self._number,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +157,10 @@ class Seen(Sequence[User]):
         return unpack_all(self.packed)
 
     @property
+    def are_readable(self) -> bool:
+        return self.records.are_readable(range(self.first, self.first + len(self)))
+
+    @property
     def json(self) -> bytes:
         """Give all records as one JSON array."""
         return b"[%b]" % self.records.joined(self.first, self.first + len(self))
@@ -181,7 +194,8 @@ class Page:
     `users` ascend by key. `first` and `last` are the first and the last record with a readable id,
     `end` the key of the last one that has a key; `ascending` says whether the records came in the
     order of the list. `observed_at` is the moment it was asked for, on the database's clock;
-    `size` is the length of the body in bytes.
+    `size` is the length of the body in bytes. `in_full` reads every record of a page of whose
+    records some may be unreadable after all.
     """
 
     users: Sequence[User]
@@ -194,6 +208,7 @@ class Page:
     observed_at: datetime
     cleaned: Sequence[str] = ()
     size: int = 0
+    in_full: "Callable[[], Page] | None" = field(default=None, repr=False, compare=False)
 
     @property
     def length(self) -> int:
@@ -227,6 +242,11 @@ def ids_of(users: Sequence[User]) -> list[str]:
 def pack_ids(users: Sequence[User]) -> bytes:
     """Write the ids of users, 16 bytes each."""
     return users.packed if isinstance(users, Seen) else pack_all(ids_of(users))
+
+
+def are_readable(users: Sequence[User]) -> bool:
+    """Whether all of them are users indeed, for all that can be seen."""
+    return users.are_readable if isinstance(users, Seen) else all(u.is_readable for u in users)
 
 
 def json_array(users: Sequence[User]) -> bytes:

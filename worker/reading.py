@@ -10,8 +10,8 @@ import structlog
 
 from worker.findings import Findings
 from worker.mirror import Delta, Span
-from worker.model import Key, Page, User, ids_of
-from worker.source import Arrived, Source
+from worker.model import Key, Page, User, are_readable, ids_of
+from worker.source import Arrived, Source, read
 from worker.store import Store
 from worker.store.batch import Applied, Batch, Extra
 from worker.store.deletions import Suspect
@@ -157,9 +157,12 @@ class Reading:
         findings = self.findings
         with findings.memory.lock:
             findings.memory.check(findings.generation)
+            delta = self._compare(page, span)
+            if page.in_full and not are_readable(delta.changed):
+                page = read(page.in_full)
+                delta = self._compare(page, span)
             rejected = [unreadable(record) for record in page.unreadable]
             self._count(page, rejected)
-            delta = self._compare(page, span)
             extras = self._records(page, rejected, delta)
             changed = self._not_known_as_refused(delta.changed)
             if changed or extras or (span and self._checkpoint_is_due()):

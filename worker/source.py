@@ -109,11 +109,12 @@ class Source:
             raise
         outline = arrival.outline
         self.page_size.learn(outline.length, outline.size, self._clock.monotonic() - asked_at)
-        return Arrived(outline, self._readers.submit(_read, arrival.read))
+        return Arrived(outline, self._readers.submit(read, arrival.read))
 
 
-def _read(read: Callable[[], Page]) -> Page:
+def read(page: Callable[[], Page]) -> Page:
+    """Read a page that came. To ask for it again is of no use. Raises SourceUnavailable."""
     try:
-        return read()
+        return page()
     except Transient as error:
         raise SourceUnavailable(str(error)) from error

@@ -34,7 +34,7 @@ from worker.model import Page, Single
 from worker.outline import Arrival, Outline, outline_of
 from worker.unpacking import Unpacking, packed_page
 
-Answered = TypeVar("Answered", Page, Single, Arrival)
+Answered = TypeVar("Answered", Page, Single)
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 
@@ -88,12 +88,12 @@ class StackApi:
 
     def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page:
         """Ask for up to `limit` users, beginning with the one whose id is `cursor`."""
-        return self._read(self._ask_list(cursor, limit, newest_first), self._parse_page)
+        answer = self._ask_list(cursor, limit, newest_first)
+        return self._glance_at(answer) or self._read(answer, parse_page)
 
     def fetch_arrival(self, cursor: str | None, limit: int) -> Arrival:
         """Ask for a page likewise, and leave it to the caller when to read all of it."""
-        answer = self._ask_list(cursor, limit, newest_first=False)
-        return self._read(answer, partial(self._outline, answer))
+        return self._arrival(self._ask_list(cursor, limit, newest_first=False))
 
     def _ask_list(self, cursor: str | None, limit: int, newest_first: bool) -> Answer:  # noqa: FBT001
         query = {"limit": str(limit), "order_by": "signed_up_at"}
@@ -102,7 +102,9 @@ class StackApi:
             query["cursor"] = cursor
         if self._access.include_anonymous:
             query["include_anonymous"] = "true"
-        return self._ask("/users", query)
+        answer = self._ask("/users", query)
+        self._check(answer)
+        return answer
 
     def mark_users(self) -> None:
         """Give users marks from now on, by which they are known again at a glance."""
@@ -113,6 +115,7 @@ class StackApi:
         answer = self._ask(f"/users/{quote(user_id, safe='')}", {})
         if proves_absence(answer):
             return Single(None, answer.observed_at)
+        self._check(answer)
         single = self._read(answer, parse_user)
         # What a proxy mixed up would count for a user who may be gone, or not have changed.
         if single.found is not None and single.found.id not in {None, user_id}:
@@ -151,58 +154,50 @@ class StackApi:
         self.on_answer(str(answer.status_code))
         return Answer(answer.status_code, answer.headers, body, observed_at)
 
-    def _outline(
-        self,
-        answer: Answer,
-        body: bytes | bytearray,
-        observed_at: datetime,
-        ignored_fields: Collection[str],
-    ) -> Arrival:
+    def _arrival(self, answer: Answer) -> Arrival:
         """Read no more than is needed to ask for the next page, if that is less work."""
-        glance = self._glance
-        seen = glance.read_page(body, observed_at) if glance else None
+        seen = self._glance_at(answer)
         if seen is not None:
             return Arrival(seen, lambda: seen)
-        outline = outline_of(body)
+        outline = outline_of(answer.body)
         if outline is not None:
             return Arrival(outline, partial(self._read_outlined, outline, answer))
-        page = parse_page(body, observed_at, ignored_fields)
+        page = self._read(answer, parse_page)
         return Arrival(page, lambda: page)
 
     def _read_outlined(self, outline: Outline, answer: Answer) -> Page:
         """Read the rest of a page; what the glance did not know is learnt for the next ones."""
-        ignored_fields = self._access.ignored_fields
-        records = Unpacking(answer.body, ignored_fields)
-        glance = self._glance
-        if glance is not None:
-            glance.learn(records.raws())
-            seen = glance.read_page(answer.body, answer.observed_at)
+        records = Unpacking(answer.body, self._access.ignored_fields)
+        if self._glance is not None:
+            self._glance.learn(records.raws())
+            seen = self._glance_at(answer)
             if seen is not None:
                 return seen
-        if records.are_plain:
+        if records.are_plain():
             return packed_page(outline, records, answer.observed_at)
         return self._read(answer, parse_page)
 
-    def _parse_page(
-        self, body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]
-    ) -> Page:
+    def _glance_at(self, answer: Answer) -> Page | None:
         glance = self._glance
-        seen = glance.read_page(body, observed_at) if glance else None
-        return seen or parse_page(body, observed_at, ignored_fields)
+        in_full = partial(self._read, answer, parse_page)
+        return glance.read_page(answer.body, answer.observed_at, in_full) if glance else None
 
     def _read(
         self,
         answer: Answer,
         parse: Callable[[bytes | bytearray, datetime, Collection[str]], Answered],
     ) -> Answered:
-        if not 200 <= answer.status < 300:  # noqa: PLR2004 - as RFC 9110 has it
-            raise refused(answer, self._host)
-        if answer.is_html:
-            raise Transient(f"{self._host} answered HTML; is a proxy in front of the API?")
         try:
             return parse(answer.body, answer.observed_at, self._access.ignored_fields)
         except BrokenBody as error:
             raise Transient(f"{self._host} answered brokenly: {error}", too_much=True) from error
+
+    def _check(self, answer: Answer) -> None:
+        """Raise what it means if there is nothing to read."""
+        if not 200 <= answer.status < 300:  # noqa: PLR2004 - as RFC 9110 has it
+            raise refused(answer, self._host)
+        if answer.is_html:
+            raise Transient(f"{self._host} answered HTML; is a proxy in front of the API?")
 
     def _unanswered(self, error: httpx.RequestError) -> UsersSyncError:
         """Say what it means that there is no answer, or no end of it."""

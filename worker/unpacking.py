@@ -11,7 +11,7 @@ from datetime import datetime
 
 import msgspec
 
-from worker.decode import MAX_NESTING, has_long_number, parse_record
+from worker.decode import MAX_INTEGER_DIGITS, MAX_NESTING, has_long_number, parse_record
 from worker.ids import pack_all
 from worker.model import Page, Seen, Unreadable, User
 from worker.outline import Outline
@@ -36,31 +36,40 @@ class Unpacking:
     newest_first: bool = False
     cleaned: list[str] = field(default_factory=list)
     _records: list[msgspec.Raw] | None = None
-    _plain: bool | None = None
+    _plain: bool = False
 
     def json(self, number: int) -> bytes:
         """Give a record as it goes into the table; the database judges one that is odd."""
-        raw = self.raw(number)
-        if self._is_plain():
+        raw = bytes(self._cut()[number])
+        if self._plain or is_plain(raw):
             return raw
         record = self._parsed(raw)
         return record.json if isinstance(record, User) else raw
 
     def joined(self, low: int, high: int) -> bytes:
         """Give records as they go into the table, with commas between them."""
-        if self._is_plain():
-            return b",".join(self._cut()[low:high])
+        joined = b",".join(self._cut()[low:high])
+        if self._plain or is_plain(joined):
+            return joined
         return b",".join([self.json(number) for number in range(low, high)])
 
     def digest(self, number: int) -> bytes:
-        return self._parsed(self.raw(number)).digest
-
-    def raw(self, number: int) -> bytes:
-        """Give a record as it came."""
-        return bytes(self._cut()[number])
+        return self._parsed(bytes(self._cut()[number])).digest
 
     def raws(self) -> Iterable[bytes]:
+        """Give all records as they came."""
         return map(bytes, self._cut())
+
+    def are_readable(self, numbers: Iterable[int]) -> bool:
+        """Whether each of them can be stored, cleaned if need be, for all that can be seen."""
+        records = self._cut()
+        return self._plain or not any(_may_be_unreadable(bytes(records[n])) for n in numbers)
+
+    def are_plain(self) -> bool:
+        """Whether all of them can be stored as they came."""
+        if not self._plain:
+            self._plain = is_plain(self.body) and not any(map(_may_be_too_deep, self.raws()))
+        return self._plain
 
     def _cut(self) -> list[msgspec.Raw]:
         if self._records is None:
@@ -68,16 +77,6 @@ class Unpacking:
             if self.newest_first:
                 self._records.reverse()
         return self._records
-
-    @property
-    def are_plain(self) -> bool:
-        """Whether all of them can be stored as they came."""
-        return self._is_plain() and not any(map(_may_be_too_deep, self.raws()))
-
-    def _is_plain(self) -> bool:
-        if self._plain is None:
-            self._plain = is_plain(self.body)
-        return self._plain
 
     def _parsed(self, raw: bytes) -> User | Unreadable:
         record, was_cleaned = parse_record(raw, self.ignored_fields)
@@ -108,13 +107,17 @@ def _may_be_too_deep(raw: bytes) -> bool:
     return raw.count(b"{") + raw.count(b"[") > MAX_NESTING
 
 
-def is_plain(body: bytes | bytearray) -> bool:
+def _may_be_unreadable(raw: bytes) -> bool:
+    return _may_be_too_deep(raw) or (len(raw) > MAX_INTEGER_DIGITS and has_long_number(raw))
+
+
+def is_plain(records: bytes | bytearray) -> bool:
     """Whether what was decoded by msgspec can be stored as it is: it refuses all else that is odd.
 
     jsonb has no room for NUL, text must be UTF-8, and of long numbers a float would lose digits.
     """
     try:
-        body.decode()
+        records.decode()
     except UnicodeDecodeError:
         return False
-    return b"\\u0000" not in body and not has_long_number(body)
+    return b"\\u0000" not in records and not has_long_number(records)

@@ -194,9 +194,10 @@ class Lease:
         """Run statements in one fenced transaction, two round trips in all.
 
         `closing` is told what they returned, and gives more to run before the transaction ends.
-        Returns the first row of each statement, or (how many it wrote,) if it gives none. Raises LeaseLost if somebody took the lease,
-        MirrorOutdated if somebody else wrote under it, DataRefused or Blocked for what the
-        statements met. In quiet mode a lease that was given back is taken again first.
+        Returns the first row of each statement, or (how many it wrote,) if it gives none. Raises
+        LeaseLost if somebody took the lease, MirrorOutdated if somebody else wrote under it,
+        DataRefused or Blocked for what the statements met. In quiet mode a lease that was given
+        back is taken again first.
         """
         with self._database.lock:
             if not self.held:
