@@ -168,6 +168,7 @@ DEEP = "[" * 250 + "]" * 250
         body_of([record(1), record(1)]),
         body_of([record(2), record(1), record(3)]),
         body_of([record(1, unheard_of=1)]),
+        body_of(record(number) for number in range(30_001)),
         body_of([record(1, client_metadata="RAW")]).replace(b"RAW", b"\\ud800"),
     ],
     ids=lambda body: body[:60],

@@ -6,14 +6,11 @@ records. Whoever has another mark than before is unpacked after all, and compare
 """
 
 import re
-import types
 from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import repeat
-from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -23,7 +20,7 @@ from msgspec.structs import astuple
 from worker.ids import pack_all
 from worker.model import Page, Place, Seen
 from worker.outline import are_users, ascend
-from worker.unpacking import Unpacking
+from worker.unpacking import Unpacking, cut
 
 # Records with more names than this are not worth learning.
 MOST_FIELDS = 400
@@ -33,13 +30,9 @@ _NOTHING = msgspec.Raw(b"")
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
 
 
-class _Pagination(msgspec.Struct):
-    next_cursor: str | None
-
-
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How records are cut up: into id and sign-up, and one raw field for each of the names.
+    """How a record is cut up: into id and sign-up, and one raw field for each of the names.
 
     The first `ignored` names do not count.
     """
@@ -48,10 +41,21 @@ class _Form:
     ignored: int
     decoder: msgspec.json.Decoder[Any]
 
-    @property
-    def marked(self) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-        """Take the fields that count out of a record's values."""
-        return itemgetter(slice(2 + self.ignored, None))
+    def look_at(self, records: Sequence[msgspec.Raw]) -> tuple[list[str], list[int], list[int]]:
+        """Give id, sign-up and mark of each record. Raises what msgspec does."""
+        ids: list[str] = []
+        millis: list[int] = []
+        marks: list[int] = []
+        counting = slice(2 + self.ignored, None)
+        # One after another: the fields of all of them are too many for the processor's caches.
+        for fields in map(astuple, map(self.decoder.decode, records)):
+            ids.append(fields[0])
+            millis.append(fields[1])
+            # A name that was learnt later does not change the marks of those who do not have it.
+            # Python's own hash of bytes, 64 bits and keyed anew in each process, takes a third of
+            # the time of blake2b; a mark never leaves the process. Zero would be UNKNOWN_MARK.
+            marks.append(hash(b",".join(fields[counting]).rstrip(b",")) or 1)
+        return ids, millis, marks
 
 
 class Glance:
@@ -73,20 +77,18 @@ class Glance:
         if form is None:
             return None
         try:
-            answer = form.decoder.decode(body)
+            records, next_cursor = cut(body)
+            ids, millis, marks = form.look_at(records)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        records = answer.items
-        ids = [record.id for record in records]
-        millis = [record.millis for record in records]
         ascending = _order(ids, millis)
         if ascending is None:
             return None
         if not ascending:
-            for column in (records, ids, millis):
+            for column in (records, ids, millis, marks):
                 column.reverse()
-        unpacking = Unpacking(body, self._ignored, newest_first=not ascending)
-        users = Seen(array("q", millis), pack_all(ids), _marks(form, records), unpacking)
+        unpacking = Unpacking(body, self._ignored, not ascending, records)
+        users = Seen(array("q", millis), pack_all(ids), array("q", marks).tobytes(), unpacking)
         first, last = (users[0], users[-1]) if ascending else (users[-1], users[0])
         return Page(
             users=users,
@@ -95,7 +97,7 @@ class Glance:
             last=Place(last.id, last.millis),
             end=last.key,
             ascending=ascending,
-            next_cursor=answer.pagination.next_cursor,
+            next_cursor=next_cursor,
             observed_at=observed_at,
             cleaned=unpacking.cleaned,
             size=len(body),
@@ -115,16 +117,6 @@ class Glance:
             names.pop(name, None)
         if len(known) < len(names) <= MOST_FIELDS and not _ESCAPED.search("".join(names)):
             self._form = _form(tuple(names), self._ignored)
-
-
-def _marks(form: _Form, records: Sequence[Any]) -> bytes:
-    """Hash the fields of each record that count."""
-    joined = map(b",".join, map(form.marked, map(astuple, records)))
-    # A name that was learnt later does not change the marks of those who do not have it.
-    fields = map(bytes.rstrip, joined, repeat(b","))
-    # Python's own hash of bytes, 64 bits and keyed anew in each process, takes a third of the
-    # time of blake2b; a mark never leaves the process. Zero would be UNKNOWN_MARK.
-    return array("q", [hash(each) or 1 for each in fields]).tobytes()
 
 
 def _order(ids: list[str], millis: list[int]) -> bool | None:
@@ -152,6 +144,4 @@ def _form(names: Sequence[str], ignored_fields: Collection[str]) -> _Form:
         forbid_unknown_fields=True,
         gc=False,
     )
-    items = types.GenericAlias(list, record)
-    answer = msgspec.defstruct("Answer", [("items", items), ("pagination", _Pagination)], gc=False)
-    return _Form(names, len(ignored), msgspec.json.Decoder(answer))
+    return _Form(names, len(ignored), msgspec.json.Decoder(record))

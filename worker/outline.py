@@ -10,7 +10,7 @@ from operator import eq
 
 import msgspec
 
-from worker.decode import MAX_MILLIS, MIN_MILLIS
+from worker.decode import MAX_MILLIS, MAX_RECORDS, MIN_MILLIS
 from worker.ids import are_user_ids
 from worker.model import Key, Page, Place
 
@@ -94,7 +94,8 @@ def outline_of(body: bytes | bytearray) -> Outline | None:
 def are_users(ids: Sequence[str], millis: Sequence[int]) -> bool:
     """Whether there are some, each of them once, and all have ids and sign-ups as users have."""
     return (
-        are_user_ids(ids)
+        len(ids) <= MAX_RECORDS
+        and are_user_ids(ids)
         and len(set(ids)) == len(ids)
         and MIN_MILLIS <= min(millis) <= max(millis) <= MAX_MILLIS
     )

@@ -17,25 +17,40 @@ from worker.model import Page, Seen, Unreadable, User
 from worker.outline import Outline
 
 
-class _Answer(msgspec.Struct, gc=False):
+class _Pagination(msgspec.Struct):
+    next_cursor: str | None
+
+
+class _Answer(msgspec.Struct):
     items: list[msgspec.Raw]
+    pagination: _Pagination
 
 
 _decoder = msgspec.json.Decoder(_Answer)
+
+
+def cut(body: bytes | bytearray) -> tuple[list[msgspec.Raw], str | None]:
+    """Cut an answer of the list into its records, and give the cursor of the next page.
+
+    Raises what msgspec does.
+    """
+    answer = _decoder.decode(body)
+    return answer.items, answer.pagination.next_cursor
 
 
 @dataclass(slots=True)
 class Unpacking:
     """The records of a body that was decoded before, numbered in the order of the list.
 
-    `cleaned` are the ids of those that had to be cleaned, as far as they were unpacked.
+    `records` are those of the body in this order, if it has been cut into them already. `cleaned`
+    are the ids of those that had to be cleaned, as far as they were unpacked.
     """
 
     body: bytes | bytearray
     ignored_fields: Collection[str]
     newest_first: bool = False
+    records: list[msgspec.Raw] | None = None
     cleaned: list[str] = field(default_factory=list)
-    _records: list[msgspec.Raw] | None = None
     _plain: bool = False
 
     def json(self, number: int) -> bytes:
@@ -72,11 +87,11 @@ class Unpacking:
         return self._plain
 
     def _cut(self) -> list[msgspec.Raw]:
-        if self._records is None:
-            self._records = _decoder.decode(self.body).items
+        if self.records is None:
+            self.records, _ = cut(self.body)
             if self.newest_first:
-                self._records.reverse()
-        return self._records
+                self.records.reverse()
+        return self.records
 
     def _parsed(self, raw: bytes) -> User | Unreadable:
         record, was_cleaned = parse_record(raw, self.ignored_fields)
