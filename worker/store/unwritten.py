@@ -1,7 +1,7 @@
 """The store without its writing edge: what would be written is asked about, in the same SQL."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Protocol
@@ -16,7 +16,7 @@ from worker.store.progress import Progress
 from worker.store.quarantine import Quarantine, Rejected
 from worker.store.statement import Row, Statement
 from worker.store.transaction import LIMITS, limits, push, transaction
-from worker.store.users import COMPARED, PROVEN, RETURNED, Table, quoted
+from worker.store.users import COMPARED, INSERTED, PROVEN, RETURNED, Table, quoted
 
 # Nobody has written in the meantime, for nothing is written: one look decides.
 _COMPARE = f"""{COMPARED}, letters as (
@@ -106,7 +106,7 @@ class UnwrittenTable(Table):
     def relation(self) -> sql.SQL:
         return quoted(self.schema) if self.exists else sql.SQL(_NO_ROWS)
 
-    def apply(self, users: Sequence[User], observed_at: datetime) -> Statement:
+    def apply(self, users: Sequence[User], observed_at: datetime) -> "Question":
         """Ask what applying these users would do."""
         parts = [_DISAGREEING.format(name=name, of=of) for name, of in self.own_values.items()]
         disagreeing = sql.SQL(" || ").join(map(sql.SQL, ["'{}'::jsonb", *parts]))
@@ -114,8 +114,10 @@ class UnwrittenTable(Table):
         params = Table.apply(self, users, observed_at).params
         return Question(query, params, answered=partial(self._compared, users))
 
-    def insert(self, users: Sequence[User], observed_at: datetime) -> Statement:
-        return self.apply(users, observed_at)
+    def insert(self, users: Sequence[User], observed_at: datetime) -> "Question":
+        """Ask how many of these users have no row yet."""
+        question = self.apply(users, observed_at)
+        return replace(question, answered=lambda row: (question.answered(row)[0].count(INSERTED),))
 
     def soft_delete(self, proofs: Sequence[Proof], sweep: int, *, approved: bool) -> Statement:
         """Ask which of these users would be marked deleted."""
