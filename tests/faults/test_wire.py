@@ -23,6 +23,14 @@ BYTES = {"database": (30_000, 600), "api": (3_000, 100_000)}
 # A question that reads, the fence of a transaction, and its end.
 QUESTIONS = (b"coalesce(sum(deleted)", b"set writes = writes + 1", b"commit")
 
+# In the transactions of many round trips: the first of all, and the one that reads the keys.
+OPENINGS = (b"pg_advisory_xact_lock", b"users_sync_keys")
+UNPREPARED = "drop schema users_sync_worker cascade"
+LEFT_OPEN = """
+select from pg_stat_activity
+where datname = current_database() and state = 'idle in transaction'
+"""
+
 
 @dataclass(kw_only=True)
 class World(Watched):
@@ -156,4 +164,22 @@ def test_a_worker_asks_again_what_the_database_never_answers(world: World, attem
     until("it is lost", world.database.lost.is_set)
     world.catches_up()
     until("the deletions are there", lambda: world.buried() == world.gone)
+    stopped_cleanly(worker)
+
+
+@pytest.mark.fault(
+    "a worker is lost, without a word to the server, while it creates the tables or reads the keys",
+    held="its transaction is ended by the server within seconds, and the next worker goes on",
+    quick=1,
+    thorough=2,
+)
+def test_a_lost_worker_leaves_no_transaction_open(world: World, attempt: int) -> None:
+    world.site.execute(UNPREPARED)
+    world.database.lose_at(OPENINGS[attempt])
+    lost = world.shell.start("--once")
+    until("it is lost", world.database.lost.is_set)
+    lost.process.kill()
+    worker = world.shell.start()
+    world.catches_up()
+    until("no transaction is left", lambda: not world.site.rows(LEFT_OPEN))
     stopped_cleanly(worker)

@@ -12,6 +12,7 @@ from worker.model import User
 from worker.store.database import Connection
 from worker.store.shape import TABLE, Shape
 from worker.store.statement import Statement
+from worker.store.transaction import IDLE_LIMIT
 
 INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
 DELETED, WAITING = "dw"
@@ -210,6 +211,7 @@ class Table:
     def load_keys(self, conn: Connection) -> Iterator[tuple[int, bytes]]:
         """Give (millis, 16-byte id) of every live row in the order of the list, in one pass."""
         with conn.transaction(), conn.cursor("users_sync_keys", binary=True) as cursor:
+            conn.execute(IDLE_LIMIT)
             cursor.itersize = _LOAD_CHUNK
             yield from cursor.execute(self._sql(_LOAD, these=sql.SQL("true")), {})
 
