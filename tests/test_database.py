@@ -181,6 +181,21 @@ def test_error_that_means_a_bug_is_passed_on(empty_target: Target) -> None:
     assert database.call(ping)
 
 
+def test_work_that_breaks_off_leaves_no_transaction_to_whoever_comes_next(
+    empty_target: Target,
+) -> None:
+    database = empty_target.database()
+
+    def break_off(conn: Connection) -> None:
+        conn.execute("begin")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        database.call(break_off)
+    status = database.call(lambda conn: conn.info.transaction_status)
+    assert status is psycopg.pq.TransactionStatus.IDLE
+
+
 def test_refused_row_is_known_by_its_constraint_alone(generated: Target) -> None:
     generated.apply([person(1)])
     database = generated.database()

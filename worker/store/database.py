@@ -108,7 +108,9 @@ class Database:
         with errors_mapped():
             try:
                 return work(self._connected(seconds))
-            except psycopg.Error:
+            except UsersSyncError:
+                raise
+            except BaseException:
                 # What state a connection is in after an error is not worth finding out.
                 self.close()
                 raise
