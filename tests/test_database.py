@@ -3,6 +3,7 @@
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -20,6 +21,7 @@ from worker.errors import (
     DatabaseUnavailable,
     DataRefused,
     Misconfigured,
+    Stopped,
     Transient,
     UsersSyncError,
 )
@@ -39,6 +41,9 @@ do $$ begin
     raise exception 'words' using errcode = '{state}', detail = 'Key (email)=(ada@example.com)';
 end $$
 """
+
+# Much shorter than a connection is waited for, and much longer than anything else takes.
+PATIENCE_SECONDS = 5
 
 SSL_REQUEST = bytes([0, 0, 0, 8, 4, 210, 22, 47])
 
@@ -217,6 +222,27 @@ def test_work_is_tried_again_until_it_passes(empty_target: Target) -> None:
 
     database.call(work)
     assert len(set(pids)) == 2
+
+
+def test_stop_while_connecting_gives_the_connection_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE_SECONDS)
+        database = database_at(f"postgresql://ada@127.0.0.1:{silent.getsockname()[1]}/app", 30)
+        with ThreadPoolExecutor() as caller:
+            call = caller.submit(database.call, ping)
+            client = silent.accept()[0]
+            database.retry.stop.set()
+            assert isinstance(call.exception(PATIENCE_SECONDS), Stopped)
+        with client:
+            client.settimeout(PATIENCE_SECONDS)
+            while client.recv(4096):
+                pass
+
+
+def test_stopped_worker_connects_to_tidy_up(empty_target: Target) -> None:
+    database = empty_target.database()
+    database.retry.stop.set()
+    assert database.call(ping)
 
 
 def test_killed_backend_is_replaced(empty_target: Target) -> None:

@@ -151,6 +151,29 @@ def test_a_stop_ends_a_worker_whose_connection_fell_silent(world: World, attempt
 
 
 @pytest.mark.fault(
+    "SIGTERM while the database's host accepts a connection and never says a word",
+    held="it ends at once: a long-running worker with 0, `--once` with 143",
+    quick=2,
+    thorough=3,
+)
+def test_a_stop_ends_a_worker_that_is_connecting(world: World, attempt: int) -> None:
+    once, at_work, wire = attempt == 1, attempt == 2, world.database
+    if not at_work:
+        wire.silent.set()
+    worker = world.shell.start(*["--once"] * once)
+    if at_work:
+        world.catches_up()
+        wire.silent.set()
+        wire.accepted = 0
+        wire.break_all()
+    until("it connects", lambda: wire.accepted > 0)
+    worker.signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert worker.end().code == (143 if once else 0)
+    assert time.monotonic() - began < 6
+
+
+@pytest.mark.fault(
     "a question to the database is lost on a connection that stays open on both sides",
     held="given up within a lease and asked again; the table equals the project afterwards",
     quick=1,

@@ -6,13 +6,16 @@ TCP notices a peer that is gone. It notices nothing where a proxy in between sti
 import math
 import socket
 import time
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from threading import Event
 from typing import Any, TypeVar
 
 import psycopg
 import structlog
+
+from worker.errors import Stopped
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -23,6 +26,18 @@ LONGEST_SECONDS = 600.0
 
 # A stop lets what has begun come to its end, well within the time that process managers give.
 STOPPING_SECONDS = 3.0
+
+_awaited_stop: ContextVar[Event | None] = ContextVar("awaited_stop", default=None)
+
+
+@contextmanager
+def ended_by(stop: Event) -> Iterator[None]:
+    """Raise Stopped from whatever is being connected to inside the block once `stop` is set."""
+    token = _awaited_stop.set(stop)
+    try:
+        yield
+    finally:
+        _awaited_stop.reset(token)
 
 
 class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -38,6 +53,11 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
         """
         self._stop = stop
         self._ends_at = time.monotonic() + seconds
+
+    @classmethod
+    def _connect_gen(cls, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        """Connect as psycopg does; it offers no public way to give that up before its time-out."""
+        return _unless_stopped(super()._connect_gen(*args, **kwargs), _awaited_stop.get())
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
         return super().wait(self._limited(gen), *args, **kwargs)
@@ -74,3 +94,19 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
             finally:
                 # It is libpq's to close.
                 ours.detach()
+
+
+def _unless_stopped(gen: Generator[Any, Any, T], stop: Event | None) -> Generator[Any, Any, T]:
+    """Look at the stop whenever psycopg looks at the socket."""
+    try:
+        state = next(gen)
+        while True:
+            ready = yield state
+            if stop is not None and stop.is_set():
+                # With it goes libpq's connection, which is nobody else's yet.
+                gen.close()
+                raise Stopped("asked to stop")
+            state = gen.send(ready)
+    except StopIteration as ended:
+        value: T = ended.value
+        return value
