@@ -14,6 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from tests.conftest import remove_data
+from tests.processes import until
 from tests.store_target import IGNORED, PROJECT, Target, people, person
 from worker.clock import Clock
 from worker.errors import (
@@ -28,8 +29,9 @@ from worker.errors import (
 from worker.model import pack
 from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
-from worker.store.database import Connection, Database
+from worker.store.database import Connection, Database, connect
 from worker.store.lease import Claim, Lease
+from worker.store.patience import PatientConnection, unless_stopped
 from worker.store.schema import prepare
 from worker.store.statement import Statement
 from worker.store.users import Table
@@ -224,19 +226,31 @@ def test_work_is_tried_again_until_it_passes(empty_target: Target) -> None:
     assert len(set(pids)) == 2
 
 
-def test_stop_while_connecting_gives_the_connection_up() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+def test_stop_ends_the_wait_for_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as caller:
         silent.settimeout(PATIENCE_SECONDS)
         database = database_at(f"postgresql://ada@127.0.0.1:{silent.getsockname()[1]}/app", 30)
-        with ThreadPoolExecutor() as caller:
-            call = caller.submit(database.call, ping)
-            client = silent.accept()[0]
+        call = caller.submit(database.call, ping)
+        with silent.accept()[0]:
             database.retry.stop.set()
             assert isinstance(call.exception(PATIENCE_SECONDS), Stopped)
-        with client:
-            client.settimeout(PATIENCE_SECONDS)
-            while client.recv(4096):
-                pass
+
+
+def test_connection_that_comes_too_late_is_closed(database_url: str) -> None:
+    stop, answer = Event(), Event()
+    opened: list[PatientConnection] = []
+
+    def connect_late() -> PatientConnection:
+        answer.wait(PATIENCE_SECONDS)
+        opened.append(connect(database_url))
+        return opened[0]
+
+    with ThreadPoolExecutor() as caller:
+        call = caller.submit(unless_stopped, connect_late, stop)
+        stop.set()
+        assert isinstance(call.exception(PATIENCE_SECONDS), Stopped)
+    answer.set()
+    until("it is closed", lambda: bool(opened) and opened[0].closed)
 
 
 def test_stopped_worker_connects_to_tidy_up(empty_target: Target) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event, RLock
+from threading import RLock
 from typing import Any, TypeVar
 
 import psycopg
@@ -13,7 +13,7 @@ from psycopg.rows import RowFactory
 from worker.clock import Clock
 from worker.errors import Blocked, DataRefused, Misconfigured, Transient, UsersSyncError
 from worker.retry import Retry
-from worker.store.patience import LONGEST_SECONDS, PatientConnection, ended_by
+from worker.store.patience import LONGEST_SECONDS, PatientConnection, unless_stopped
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -52,9 +52,6 @@ _CLOSED_FOR_NOW = "is not currently accepting connections"
 
 # A database that sleeps when idle takes some seconds to wake up.
 CONNECT_SECONDS = 10
-
-# After a stop there is little left to tell it. psycopg takes no less.
-STOPPED_CONNECT_SECONDS = 2
 
 _PARAMETERS: dict[str, Any] = {
     "application_name": "users-sync",
@@ -123,7 +120,7 @@ class Database:
         if self._connection is not None and not self._connection.closed:
             self._connection.limit(seconds, stop)
             return self._connection
-        self._connection = _connect_unless_stopped(self._url, stop)
+        self._connection = unless_stopped(lambda: connect(self._url), stop)
         self._connection.limit(seconds, stop)
         row = self._connection.execute("select clock_timestamp()").fetchone()
         if row is not None:
@@ -131,22 +128,14 @@ class Database:
         return self._connection
 
 
-def _connect_unless_stopped(url: str, stop: Event) -> PatientConnection:
-    """Open a connection; a stop gives that up, but whoever tidies up after it gets one."""
-    if stop.is_set():
-        return connect(url, STOPPED_CONNECT_SECONDS)
-    with ended_by(stop):
-        return connect(url)
-
-
-def connect(url: str, seconds: int = CONNECT_SECONDS) -> PatientConnection:
+def connect(url: str) -> PatientConnection:
     """Open a connection that proxies like: autocommit, and no prepared statements."""
     return PatientConnection.connect(
         url,
         autocommit=True,
         prepare_threshold=None,
         cursor_factory=_Cursor,
-        connect_timeout=seconds,
+        connect_timeout=CONNECT_SECONDS,
         **_PARAMETERS,
     )
 

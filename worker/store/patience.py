@@ -6,15 +6,16 @@ TCP notices a peer that is gone. It notices nothing where a proxy in between sti
 import math
 import socket
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from threading import Event
 from typing import Any, TypeVar
 
 import psycopg
 import structlog
 
+from worker.aside import aside
 from worker.errors import Stopped
 
 log = structlog.stdlib.get_logger(__name__)
@@ -27,17 +28,11 @@ LONGEST_SECONDS = 600.0
 # A stop lets what has begun come to its end, well within the time that process managers give.
 STOPPING_SECONDS = 3.0
 
-_awaited_stop: ContextVar[Event | None] = ContextVar("awaited_stop", default=None)
+# Nor does whoever tidies up after it wait for long until there is a connection.
+STOPPED_CONNECT_SECONDS = 2.0
 
-
-@contextmanager
-def ended_by(stop: Event) -> Iterator[None]:
-    """Raise Stopped from whatever is being connected to inside the block once `stop` is set."""
-    token = _awaited_stop.set(stop)
-    try:
-        yield
-    finally:
-        _awaited_stop.reset(token)
+# Nothing wakes a thread that waits for a connection, so it looks at the stop this often.
+GLANCE_SECONDS = 0.1
 
 
 class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -53,11 +48,6 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
         """
         self._stop = stop
         self._ends_at = time.monotonic() + seconds
-
-    @classmethod
-    def _connect_gen(cls, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        """Connect as psycopg does; it offers no public way to give that up before its time-out."""
-        return _unless_stopped(super()._connect_gen(*args, **kwargs), _awaited_stop.get())
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
         return super().wait(self._limited(gen), *args, **kwargs)
@@ -96,17 +86,27 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
                 ours.detach()
 
 
-def _unless_stopped(gen: Generator[Any, Any, T], stop: Event | None) -> Generator[Any, Any, T]:
-    """Look at the stop whenever psycopg looks at the socket."""
+def unless_stopped(connect: Callable[[], PatientConnection], stop: Event) -> PatientConnection:
+    """Wait for `connect`, and leave it behind at a stop, or soon after one. Raises Stopped.
+
+    Neither looking up a name nor connecting can be interrupted.
+    """
+    opening = aside(connect)
     try:
-        state = next(gen)
-        while True:
-            ready = yield state
-            if stop is not None and stop.is_set():
-                # With it goes libpq's connection, which is nobody else's yet.
-                gen.close()
-                raise Stopped("asked to stop")
-            state = gen.send(ready)
-    except StopIteration as ended:
-        value: T = ended.value
-        return value
+        _wait_unless_stopped(opening, stop)
+    except BaseException:
+        opening.add_done_callback(_close_late)
+        raise
+    return opening.result()
+
+
+def _wait_unless_stopped(opening: Future[PatientConnection], stop: Event) -> None:
+    ends_at = time.monotonic() + STOPPED_CONNECT_SECONDS if stop.is_set() else 0.0
+    while not wait([opening], GLANCE_SECONDS).done:
+        if stop.is_set() and time.monotonic() > ends_at:
+            raise Stopped("asked to stop")
+
+
+def _close_late(opening: Future[PatientConnection]) -> None:
+    if opening.exception() is None:
+        opening.result().close()
