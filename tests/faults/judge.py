@@ -110,6 +110,8 @@ class Judge:
         if writes > self._lease[1]:
             assert self._holder is worker, f"{worker} wrote, though the lease is another's"
             self.look()
+        elif self._holder is not worker:
+            assert self._read() == self.rows, f"{worker} wrote without passing the fence"
         self._lease = epoch, writes
 
     def tell_place(self, worker: object) -> str:

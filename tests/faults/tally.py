@@ -34,12 +34,14 @@ class Fault:
         return cls(*mark.args, **mark.kwargs) if mark else None
 
     def tries(self, config: pytest.Config) -> int:
-        return self.thorough if config.getoption("--thorough") else self.quick
+        usual = self.thorough if config.getoption("--thorough") else self.quick
+        return int(config.getoption("--tries") or usual)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--thorough", action="store_true", help="try each fault as often as it takes")
+    group.addoption("--tries", type=int, help="try each fault so often")
     group.addoption("--faults-table", type=Path, help="write what was tried into this file")
 
 
