@@ -172,6 +172,18 @@ or coalesce(u.updated_at > clock_timestamp() - make_interval(secs => %(grace_sec
             and u.updated_at <= clock_timestamp(), false)
 """
 
+# In the mode in which an update of ours locks rows, whose key never changes.
+_LOCKED = """
+with free as materialized (
+    select u.id from {table} u where {these} for no key update skip locked
+)
+select (array_agg(u.id::text))[1:%(most)s] from {table} u
+where {these} and u.id not in (select id from free)
+"""
+
+# Their ids fit into a socket's buffers, as MOST_MOVED do.
+MOST_LOCKED = 500
+
 _STATE = "select deleted_at is null from {table} where id::text = %(id)s"
 
 _SAMPLE = """
@@ -252,6 +264,12 @@ class Table:
         committed.
         """
         return Statement(self._sql(_INSERT), {"records": Jsonb(users, dumps=_records)})
+
+    def locked(self, users: Sequence[User]) -> Statement:
+        """Find rows of these users that somebody else keeps locked; returns an array of ids."""
+        these = sql.SQL(_THESE).format(id_type=self.shape.id_type)
+        params = {"ids": [user.id for user in users], "most": MOST_LOCKED}
+        return Statement(self._sql(_LOCKED, these=these), params)
 
     def soft_delete(
         self, proofs: Sequence[tuple[str, datetime]], sweep: int, *, approved: bool
