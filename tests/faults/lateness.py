@@ -21,9 +21,13 @@ class Meanwhile:
 
 meanwhile = st.builds(
     Meanwhile,
-    st.sampled_from(["come or go", "sign up", "edit", "by hand", "nothing"]),
+    st.sampled_from(["sign up", "sign up", "come or go", "edit", "by hand", "nothing"]),
     st.sampled_from([0, 0, 70]),
-    st.booleans(),
+    st.sampled_from([True, True, False]),
+)
+# About somebody who is gone: whether that is still true, or the row is another's by now.
+meanwhile_back = st.builds(
+    Meanwhile, st.sampled_from(["come or go", "by hand"]), st.sampled_from([0, 70]), st.booleans()
 )
 
 
@@ -66,6 +70,12 @@ def poll(scene: Scene, worker: Worker) -> None:
             break
         scene.take_note()
         scene.deliver(worker, newest[0])
+
+
+def live(scene: Scene) -> list[str]:
+    """Give the users who have a live row, in the order of the list."""
+    rows = scene.judge.rows
+    return [user_id for user_id in scene.people.users if user_id in rows and rows[user_id].live]
 
 
 def sweep_until(scene: Scene, worker: Worker, pool: Pool, nth: int) -> Waiting | None:

@@ -14,7 +14,15 @@ from hypothesis.stateful import (
 
 from tests.fake_time import FakeTime
 from tests.faults.gate import Pool
-from tests.faults.lateness import Meanwhile, answer_late, meanwhile, sweep_until, write_by_hand
+from tests.faults.lateness import (
+    Meanwhile,
+    answer_late,
+    live,
+    meanwhile,
+    meanwhile_back,
+    sweep_until,
+    write_by_hand,
+)
 from tests.faults.mischief import APPROVE, BY_HAND, FAILURES, HELD
 from tests.faults.people import CLEANED, REFUSED
 from tests.faults.proxy import Cut
@@ -26,7 +34,6 @@ MOST_USERS = 14
 whom = st.integers(0, AT_THE_CURSOR + 3)
 nth = st.integers(0, 5)
 rounds = st.integers(0, 4)
-pools: st.SearchStrategy[Pool] = st.sampled_from(["page", "user"])
 # How a write begins, after which it holds a lock.
 FENCE = b"set writes = writes + 1"
 # At the nth statement, or at the nth commit: whether that was done nobody can know.
@@ -148,20 +155,27 @@ class Machine(RuleBasedStateMachine):
         answer_late(self.scene, worker, request, meanwhile)
         self.scene.go_on(then, but=request)
 
-    @precondition(lambda self: self.scene.sweepers() and self.scene.people.users)
-    @rule(of=nth, who=whom, pool=pools, nth=nth, meanwhile=meanwhile, then=rounds)
-    def sweep_late(
-        self, of: int, who: int, then: int, *, pool: Pool, nth: int, meanwhile: Meanwhile
-    ) -> None:
-        """Let a sweep get its answer late: to a page, or about a user who is gone."""
+    @precondition(lambda self: self.scene.sweepers())
+    @rule(of=nth, page=nth, meanwhile=meanwhile, then=rounds)
+    def read_late(self, of: int, page: int, meanwhile: Meanwhile, then: int) -> None:
+        """Let a sweep get one of its pages late."""
+        self._sweep_late(of, "page", page, meanwhile)
+        self.scene.go_on(then)
+
+    @precondition(lambda self: bool(self.scene.sweepers() and live(self.scene)))
+    @rule(of=nth, who=nth, meanwhile=meanwhile_back, then=rounds)
+    def ask_late(self, of: int, who: int, meanwhile: Meanwhile, then: int) -> None:
+        """Let a sweep get late what it asks about one of the newest, who is gone."""
+        newest = live(self.scene)[::-1]
+        self.scene.people.delete(newest[who % len(newest)])
+        self._sweep_late(of, "user", 0, meanwhile)
+        self.scene.go_on(then)
+
+    def _sweep_late(self, of: int, pool: Pool, nth: int, meanwhile: Meanwhile) -> None:
         worker = self.scene.sweepers()[of % len(self.scene.sweepers())]
-        if pool == "user":
-            nth = 0
-            self.scene.people.delete(self.scene.pick(list(self.scene.people.users), who))
         request = sweep_until(self.scene, worker, pool, nth)
         if request is not None:
             answer_late(self.scene, worker, request, meanwhile)
-            self.scene.go_on(then, but=request)
 
     @precondition(lambda self: self.scene.workers)
     @rule(of=nth, how=st.sampled_from(["stops", "dies", "is cut off and stops"]), then=rounds)
