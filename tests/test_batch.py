@@ -259,7 +259,7 @@ def test_row_that_an_application_keeps_locked_is_stale_and_the_rest_is_stored(
     with generated.conn.transaction():
         generated.query("select from users_sync where id = %s for update", users[4].id)
         applied = apply_soon(generated, users)
-    assert in_order(applied) == "uuuusu"
+    assert [letters(applied)[user.id] for user in users] == list("uuuusu")
     assert generated.query("select count(*) from users_sync where name = 'New'") == [(5,)]
     assert (quarantined(generated), len(logged(generated))) == ([], 1)
 
@@ -280,7 +280,30 @@ def test_locks_on_rows_far_apart_are_not_taken_for_one_on_the_table(generated: T
     with generated.conn.transaction():
         generated.query("select from users_sync where id = any(%s) for update", locked)
         applied = apply_soon(generated, users)
-    assert in_order(applied) == "sususu"
+    assert [letters(applied)[user.id] for user in users] == list("sususu")
+
+
+def test_neighbours_that_an_application_keeps_locked_hold_up_nobody(generated: Target) -> None:
+    generated.apply(people(*range(40)))
+    users = [*people(*range(40), display_name="New"), person(40)]
+    locked = [user.id for user in users[10:35]]
+    with generated.conn.transaction():
+        generated.query("select from users_sync where id = any(%s) for share", locked)
+        applied = apply_soon(generated, users)
+    found = letters(applied)
+    assert {user_id for user_id in found if found[user_id] == "s"} == set(locked)
+    assert len(found) == 41
+    assert generated.query("select count(*) from users_sync where name = 'New'") == [(15,)]
+    assert (len(generated.ids()), len(logged(generated))) == (41, 1)
+
+
+def test_all_of_them_may_be_locked(generated: Target) -> None:
+    generated.apply(people(*range(5)))
+    with generated.conn.transaction():
+        generated.query("select from users_sync for update")
+        applied = apply_soon(generated, people(*range(5), display_name="New"))
+    assert in_order(applied) == "sssss"
+    assert len(logged(generated)) == 1
 
 
 def test_lock_on_the_table_is_an_outage(generated: Target) -> None:

@@ -3,6 +3,7 @@
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -13,6 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from tests.conftest import remove_data
+from tests.processes import until
 from tests.store_target import IGNORED, PROJECT, Target, people, person
 from worker.clock import Clock
 from worker.errors import (
@@ -20,14 +22,16 @@ from worker.errors import (
     DatabaseUnavailable,
     DataRefused,
     Misconfigured,
+    Stopped,
     Transient,
     UsersSyncError,
 )
 from worker.ids import pack
 from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
-from worker.store.database import Connection, Database
+from worker.store.database import Connection, Database, connect
 from worker.store.lease import Claim, Lease
+from worker.store.patience import PatientConnection, unless_stopped
 from worker.store.schema import prepare
 from worker.store.statement import Statement
 from worker.store.users import Table
@@ -39,6 +43,9 @@ do $$ begin
     raise exception 'words' using errcode = '{state}', detail = 'Key (email)=(ada@example.com)';
 end $$
 """
+
+# Much shorter than a connection is waited for, and much longer than anything else takes.
+PATIENCE_SECONDS = 5
 
 SSL_REQUEST = bytes([0, 0, 0, 8, 4, 210, 22, 47])
 
@@ -181,6 +188,21 @@ def test_error_that_means_a_bug_is_passed_on(empty_target: Target) -> None:
     assert database.call(ping)
 
 
+def test_work_that_breaks_off_leaves_no_transaction_to_whoever_comes_next(
+    empty_target: Target,
+) -> None:
+    database = empty_target.database()
+
+    def break_off(conn: Connection) -> None:
+        conn.execute("begin")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        database.call(break_off)
+    status = database.call(lambda conn: conn.info.transaction_status)
+    assert status is psycopg.pq.TransactionStatus.IDLE
+
+
 def test_refused_row_is_known_by_its_constraint_alone(generated: Target) -> None:
     generated.apply([person(1)])
     database = generated.database()
@@ -202,6 +224,39 @@ def test_work_is_tried_again_until_it_passes(empty_target: Target) -> None:
 
     database.call(work)
     assert len(set(pids)) == 2
+
+
+def test_stop_ends_the_wait_for_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as caller:
+        silent.settimeout(PATIENCE_SECONDS)
+        database = database_at(f"postgresql://ada@127.0.0.1:{silent.getsockname()[1]}/app", 30)
+        call = caller.submit(database.call, ping)
+        with silent.accept()[0]:
+            database.retry.stop.set()
+            assert isinstance(call.exception(PATIENCE_SECONDS), Stopped)
+
+
+def test_connection_that_comes_too_late_is_closed(database_url: str) -> None:
+    stop, answer = Event(), Event()
+    opened: list[PatientConnection] = []
+
+    def connect_late() -> PatientConnection:
+        answer.wait(PATIENCE_SECONDS)
+        opened.append(connect(database_url))
+        return opened[0]
+
+    with ThreadPoolExecutor() as caller:
+        call = caller.submit(unless_stopped, connect_late, stop)
+        stop.set()
+        assert isinstance(call.exception(PATIENCE_SECONDS), Stopped)
+    answer.set()
+    until("it is closed", lambda: bool(opened) and opened[0].closed)
+
+
+def test_stopped_worker_connects_to_tidy_up(empty_target: Target) -> None:
+    database = empty_target.database()
+    database.retry.stop.set()
+    assert database.call(ping)
 
 
 def test_killed_backend_is_replaced(empty_target: Target) -> None:

@@ -149,3 +149,15 @@ def test_sweeps_of_another_month_are_dropped(
     age(generated, "sweep", "started", "29 days")
     write(lease, progress.prune())
     assert [row[0] for row in rows(generated)] == [2]
+
+
+def test_many_old_sweeps_are_dropped_some_at_a_time(
+    generated: Target, lease: Lease, progress: Progress
+) -> None:
+    old = [SweepRow(number, "sweep", STARTED, {}, "complete") for number in range(1, 151)]
+    new = SweepRow(151, "sweep", generated.now(), {}, "complete")
+    write(lease, *map(progress.record, [*old, new]))
+    write(lease, progress.prune())
+    assert [row[0] for row in rows(generated)] == list(range(101, 152))
+    write(lease, progress.prune())
+    assert [row[0] for row in rows(generated)] == [151]

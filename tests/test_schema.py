@@ -311,6 +311,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
             quarantine.forget_others([]),
             progress.clear(),
             progress.prune(),
+            table.locked([user]),
         ],
         1,
     )

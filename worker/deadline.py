@@ -7,12 +7,13 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from ipaddress import ip_address
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import httpcore
 import httpx
 
+from worker.aside import aside
 from worker.errors import Misconfigured, Stopped
 
 # Nothing wakes a thread that waits for a socket, so it looks at the stop this often.
@@ -177,8 +178,7 @@ def _open(connect: Callable[[], httpcore.NetworkStream]) -> _Stream:
 
     Looking up a name has no time-out at all, and neither that nor connecting can be interrupted.
     """
-    opening: Future[httpcore.NetworkStream] = Future()
-    Thread(target=_settle, args=(opening, connect), name="connect", daemon=True).start()
+    opening = aside(connect)
     try:
         while not wait([opening], _next_wait(httpcore.ConnectTimeout)).done:
             pass
@@ -186,15 +186,6 @@ def _open(connect: Callable[[], httpcore.NetworkStream]) -> _Stream:
         opening.add_done_callback(_close_late)
         raise
     return _Stream(opening.result())
-
-
-def _settle(
-    opening: Future[httpcore.NetworkStream], connect: Callable[[], httpcore.NetworkStream]
-) -> None:
-    try:
-        opening.set_result(connect())
-    except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
-        opening.set_exception(error)
 
 
 def _close_late(opening: Future[httpcore.NetworkStream]) -> None:

@@ -20,7 +20,12 @@ _COMPLETE = """
 select number, started from users_sync_worker.sweep
 where outcome in ('complete', 'held') and number > %s order by number
 """
-_LEASE = "select epoch, writes from users_sync_worker.lease"
+_LEASE = """
+select epoch, writes,
+       (select coalesce(sum(hashtext(s::text)), 0) from users_sync_worker.sweep s),
+       (select coalesce(sum(hashtext(c::text)), 0) from users_sync_worker.checkpoint c)
+from users_sync_worker.lease
+"""
 _SUSPECTS = "select user_id, noticed_at from users_sync_worker.deletion"
 _UNDECIDED = "select user_id from users_sync_worker.deletion where state in ('hidden', 'held')"
 
@@ -60,6 +65,7 @@ class Judge:
     _floors: dict[str, int] = field(default_factory=dict)
     _by_hand: dict[str, datetime] = field(default_factory=dict)
     _lease: tuple[int, int] = (0, 0)
+    _records: list[int] = field(default_factory=lambda: [0, 0])
     _holder: object = None
     _complete: int = 0
     _misled_at: datetime = NEVER
@@ -104,13 +110,16 @@ class Judge:
 
     def acted(self, worker: object) -> None:
         """See that whoever has just acted wrote nothing unless the lease is theirs."""
-        [(epoch, writes)] = self.query(_LEASE)
+        [(epoch, writes, *records)] = self.query(_LEASE)
         if epoch > self._lease[0]:
             self._holder = worker
         if writes > self._lease[1]:
             assert self._holder is worker, f"{worker} wrote, though the lease is another's"
             self.look()
-        self._lease = epoch, writes
+        elif self._holder is not worker:
+            same = (records, self._read()) == (self._records, self.rows)
+            assert same, f"{worker} wrote without passing the fence"
+        self._lease, self._records = (epoch, writes), records
 
     def tell_place(self, worker: object) -> str:
         return "the lease is still its own" if worker is self._holder else "another has the lease"

@@ -13,6 +13,16 @@ from hypothesis.stateful import (
 )
 
 from tests.fake_time import FakeTime
+from tests.faults.gate import Pool
+from tests.faults.lateness import (
+    Meanwhile,
+    answer_late,
+    live,
+    meanwhile,
+    meanwhile_back,
+    sweep_until,
+    write_by_hand,
+)
 from tests.faults.mischief import APPROVE, BY_HAND, FAILURES, HELD
 from tests.faults.people import CLEANED, REFUSED
 from tests.faults.proxy import Cut
@@ -31,6 +41,8 @@ cuts = st.one_of(
     st.builds(Cut, st.integers(1, 9), st.booleans()),
     st.builds(Cut, st.integers(1, 2), st.just(True), st.just(b"commit")),  # noqa: FBT003
 )
+# Just before a write to come: then it is another process that goes on, if any.
+stalls = st.builds(Cut, st.integers(1, 5), text=st.just(FENCE), stall=st.just(True))  # noqa: FBT003
 options = st.builds(
     Options,
     grace_seconds=st.sampled_from([0, 60]),
@@ -98,11 +110,17 @@ class Machine(RuleBasedStateMachine):
         self.scene.go_on(then)
 
     @precondition(lambda self: len(self.scene.workers) < MOST_WORKERS)
-    @rule(manner=st.sampled_from(Manner), swept=st.booleans(), then=rounds)
-    def start(self, manner: Manner, then: int, *, swept: bool) -> None:
-        """Start a worker; it may have swept before anything else happens."""
+    @rule(
+        manner=st.sampled_from(Manner),
+        swept=st.booleans(),
+        cut=st.none() | cuts | stalls,
+        then=rounds,
+    )
+    def start(self, manner: Manner, cut: Cut | None, then: int, *, swept: bool) -> None:
+        """Start a worker; it may have swept, or be broken off, before anything else happens."""
         worker = self.scene.start(manner)
         if swept:
+            worker.proxy.cut(cut and replace(cut))
             self.scene.begin(worker, "sweep")
             self.scene.let_through(worker)
         self.scene.go_on(then)
@@ -129,20 +147,35 @@ class Machine(RuleBasedStateMachine):
         self.scene.go_on(then)
 
     @precondition(lambda self: self.scene.unanswered())
-    @rule(of=nth, what=st.sampled_from(["come or go", "edit", "nothing"]), then=rounds)
-    def answer_late(self, of: int, what: str, then: int) -> None:
+    @rule(of=nth, meanwhile=meanwhile, then=rounds)
+    def answer_late(self, of: int, meanwhile: Meanwhile, then: int) -> None:
         """Let the API answer now what is delivered later, when it may be true no more."""
         unanswered = self.scene.unanswered()
         worker, request = unanswered[of % len(unanswered)]
-        worker.gate.answer(request)
-        people, about = self.scene.people, request.cursor
-        if what == "come or go" and about in people.departed:
-            people.restore(about, changed=False)
-        elif what == "come or go" and about in people.users:
-            people.delete(about)
-        elif what == "edit" and about in people.users:
-            people.edit(about)
+        answer_late(self.scene, worker, request, meanwhile)
         self.scene.go_on(then, but=request)
+
+    @precondition(lambda self: self.scene.sweepers())
+    @rule(of=nth, page=nth, meanwhile=meanwhile, then=rounds)
+    def read_late(self, of: int, page: int, meanwhile: Meanwhile, then: int) -> None:
+        """Let a sweep get one of its pages late."""
+        self._sweep_late(of, "page", page, meanwhile)
+        self.scene.go_on(then)
+
+    @precondition(lambda self: bool(self.scene.sweepers() and live(self.scene)))
+    @rule(of=nth, who=nth, meanwhile=meanwhile_back, then=rounds)
+    def ask_late(self, of: int, who: int, meanwhile: Meanwhile, then: int) -> None:
+        """Let a sweep get late what it asks about one of the newest, who is gone."""
+        newest = live(self.scene)[::-1]
+        self.scene.people.delete(newest[who % len(newest)])
+        self._sweep_late(of, "user", 0, meanwhile)
+        self.scene.go_on(then)
+
+    def _sweep_late(self, of: int, pool: Pool, nth: int, meanwhile: Meanwhile) -> None:
+        worker = self.scene.sweepers()[of % len(self.scene.sweepers())]
+        request = sweep_until(self.scene, worker, pool, nth)
+        if request is not None:
+            answer_late(self.scene, worker, request, meanwhile)
 
     @precondition(lambda self: self.scene.workers)
     @rule(of=nth, how=st.sampled_from(["stops", "dies", "is cut off and stops"]), then=rounds)
@@ -183,8 +216,7 @@ class Machine(RuleBasedStateMachine):
         user_id = self.scene.pick(
             sorted(self.scene.people.states if how == "insert" else self.scene.judge.rows), who
         )
-        if self.scene.time.query(BY_HAND[how], user_id):
-            self.scene.judge.wrote_by_hand(user_id)
+        write_by_hand(self.scene, how, user_id)
         self.scene.go_on(then)
 
     @precondition(lambda self: self.scene.time.query(HELD))

@@ -126,6 +126,9 @@ class Scene:
             return [(w, name) for w, name in possible if name != "stand by"]
         return possible
 
+    def sweepers(self) -> list[Worker]:
+        return [worker for worker, name in self.possible() if name == "sweep"]
+
     def waiting(self) -> list[tuple[Worker, Waiting]]:
         awake = [worker for worker in self.workers if not worker.frozen]
         return [(worker, waiting) for worker in awake for waiting in worker.gate.waiting]

@@ -36,10 +36,15 @@ class Fault:
     def tries(self, config: pytest.Config) -> int:
         return self.thorough if config.getoption("--thorough") else self.quick
 
+    def repeats(self, config: pytest.Config) -> int:
+        """Say how often a test is to repeat itself: with `--tries` as often as that."""
+        return int(config.getoption("--tries") or self.tries(config))
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--thorough", action="store_true", help="try each fault as often as it takes")
+    group.addoption("--tries", type=int, help="let tests repeat themselves so often")
     group.addoption("--faults-table", type=Path, help="write what was tried into this file")
 
 
@@ -59,14 +64,14 @@ def tries(request: pytest.FixtureRequest) -> int:
     """Return how often the test is to repeat itself."""
     fault = Fault.of(request.node)
     assert fault, f"{request.node.name} does not say what fault it tries"
-    return fault.tries(request.config)
+    return fault.repeats(request.config)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     fault = Fault.of(item)
     if fault:
         repeats = "tries" in getattr(item, "fixturenames", ())
-        times = fault.tries(item.config) if repeats else 1
+        times = fault.repeats(item.config) if repeats else 1
         test = item.nodeid.partition("[")[0].removeprefix("tests/")
         item.user_properties.append(("fault", (fault.what, fault.held, test, times)))
 

@@ -66,8 +66,9 @@ def until_the_worker_waits(world: Watched) -> None:
     held="everybody else's changes reach the table meanwhile, theirs as soon as it lets go",
     thorough=5,
 )
-def test_locked_rows_hold_up_nobody_else(world: Watched, tries: int) -> None:
-    locked = set(world.project.ids()[30:32])
+@pytest.mark.parametrize("neighbours", [2, 7])
+def test_locked_rows_hold_up_nobody_else(world: Watched, neighbours: int, tries: int) -> None:
+    locked = set(world.project.ids()[30 : 30 + neighbours])
     with working(world):
         for number in range(tries):
             with transaction(world) as application:

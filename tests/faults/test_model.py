@@ -47,7 +47,7 @@ def no_log() -> Iterator[None]:
 @pytest.mark.fault(
     "any of all these, in any order",
     held="nothing false in the table, and two sweeps make it right",
-    quick=int(__import__("os").environ.get("N", "15")),
+    quick=15,
     thorough=1_500,
 )
 @pytest.mark.usefixtures("no_log")

@@ -23,6 +23,14 @@ BYTES = {"database": (30_000, 600), "api": (3_000, 100_000)}
 # A question that reads, the fence of a transaction, and its end.
 QUESTIONS = (b"coalesce(sum(deleted)", b"set writes = writes + 1", b"commit")
 
+# In the transactions of many round trips: the first of all, and the one that reads the keys.
+OPENINGS = (b"pg_advisory_xact_lock", b"users_sync_keys")
+UNPREPARED = "drop schema users_sync_worker cascade"
+LEFT_OPEN = """
+select from pg_stat_activity
+where datname = current_database() and state = 'idle in transaction'
+"""
+
 
 @dataclass(kw_only=True)
 class World(Watched):
@@ -143,6 +151,30 @@ def test_a_stop_ends_a_worker_whose_connection_fell_silent(world: World, attempt
 
 
 @pytest.mark.fault(
+    "SIGTERM while the database's host accepts a connection and never says a word",
+    held="it ends at once: a long-running worker with 0, `--once` with 143",
+    quick=2,
+    thorough=3,
+)
+def test_a_stop_ends_a_worker_that_is_connecting(world: World, attempt: int) -> None:
+    once, at_work, wire = attempt == 1, attempt == 2, world.database
+    if not at_work:
+        wire.silent.set()
+    worker = world.shell.start(*["--once"] * once)
+    if at_work:
+        world.catches_up()
+        wire.silent.set()
+        wire.accepted = 0
+        wire.break_all()
+    until("it connects", lambda: wire.accepted > 0)
+    worker.signal(signal.SIGTERM)
+    began = time.monotonic()
+    ended = worker.end()
+    assert (ended.code, ended.stderr) == (143 if once else 0, "")
+    assert time.monotonic() - began < 6
+
+
+@pytest.mark.fault(
     "a question to the database is lost on a connection that stays open on both sides",
     held="given up within a lease and asked again; the table equals the project afterwards",
     quick=1,
@@ -156,4 +188,22 @@ def test_a_worker_asks_again_what_the_database_never_answers(world: World, attem
     until("it is lost", world.database.lost.is_set)
     world.catches_up()
     until("the deletions are there", lambda: world.buried() == world.gone)
+    stopped_cleanly(worker)
+
+
+@pytest.mark.fault(
+    "a worker is lost, without a word to the server, while it creates the tables or reads the keys",
+    held="its transaction is ended by the server within seconds, and the next worker goes on",
+    quick=1,
+    thorough=2,
+)
+def test_a_lost_worker_leaves_no_transaction_open(world: World, attempt: int) -> None:
+    world.site.execute(UNPREPARED)
+    world.database.lose_at(OPENINGS[attempt])
+    lost = world.shell.start("--once")
+    until("it is lost", world.database.lost.is_set)
+    lost.process.kill()
+    worker = world.shell.start()
+    world.catches_up()
+    until("no transaction is left", lambda: not world.site.rows(LEFT_OPEN))
     stopped_cleanly(worker)

@@ -14,13 +14,14 @@ RESET = struct.pack("ii", 1, 0)
 
 @dataclass
 class Wire:
-    """Relays connections from `port`; `cut_after` bytes from now on, all of them break.
+    """Relays connections from `port`, and counts them; `cut_after` so many bytes all of them break.
 
     While `silent`, nothing more is relayed in either direction, new connections included, but they
     are accepted and stay open, and what is sent into them is acknowledged by the system.
     """
 
     port: int
+    accepted: int = 0
     silent: Event = field(default_factory=Event)
     over: Event = field(default_factory=Event)
     broken: Event = field(default_factory=Event)
@@ -105,6 +106,7 @@ def _accept(wire: Wire, listener: socket.socket, connect: Open) -> None:
     while not wire.over.is_set():
         with suppress(OSError):
             near = listener.accept()[0]
+            wire.accepted += 1
             near.setblocking(True)  # noqa: FBT003  it inherits the listener's time-out
             far = connect()
             wire.take(near, far)

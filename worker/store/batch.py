@@ -23,7 +23,7 @@ PART_BYTES = 16_000_000
 # 45 us in four statements, of which it works on the first while the second is still being sent.
 STATEMENT_BYTES = 2_000_000
 
-# So many rows in a row are not an application's locks on some users but one on the table.
+# So many in a row, whose rows nobody keeps locked, are not some users but the whole table.
 MOST_BLOCKED = 3
 
 
@@ -112,13 +112,31 @@ class Batch:
     ) -> None:
         """Look for the culprit: one of two halves, or the one user that is left."""
         middle = len(users) // 2
-        if middle:
+        if middle and isinstance(error, Blocked) and (free := self._not_locked(users)) is not users:
+            self._apply(free, extras)
+        elif middle:
             self._apply(users[:middle], ())
             self._apply(users[middle:], extras)
         elif isinstance(error, DataRefused):
             self._reject(users[0], error, extras)
         else:
             self._leave(users[0], error, extras)
+
+    def _not_locked(self, users: Sequence[User]) -> Sequence[User]:
+        """Leave rows that an application keeps locked for the next sweep, however many."""
+        try:
+            [row] = self._commit([self.table.locked(users)], ())
+        except Blocked:
+            return users
+        locked = set(row[0] or ()) if row else set()
+        for user in users:
+            if user.id in locked:
+                self._leave_locked(user)
+        return [user for user in users if user.id not in locked] if locked else users
+
+    def _leave_locked(self, user: User) -> None:
+        self.applied.outcomes.append(([user], STALE))
+        log.warning("row.blocked", user=user.id)
 
     def _reject(self, user: User, error: DataRefused, extras: Sequence[Extra]) -> None:
         rejected = refused(user, error)
@@ -127,13 +145,12 @@ class Batch:
         log.warning("record.quarantined", user=user.id, error=rejected.error)
 
     def _leave(self, user: User, error: Blocked, extras: Sequence[Extra]) -> None:
-        """Leave a row that an application keeps locked for the next sweep."""
+        """Leave a user at whom the database keeps waiting for the next sweep."""
         self.blocked += 1
         if self.blocked >= MOST_BLOCKED:
             raise Transient(f"{self.table.schema}.users_sync is locked: {error}")
-        self.applied.outcomes.append(([user], STALE))
+        self._leave_locked(user)
         self._commit([], extras)
-        log.warning("row.blocked", user=user.id)
 
     def _commit(
         self,

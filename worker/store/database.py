@@ -13,7 +13,7 @@ from psycopg.rows import RowFactory
 from worker.clock import Clock
 from worker.errors import Blocked, DataRefused, Misconfigured, Transient, UsersSyncError
 from worker.retry import Retry
-from worker.store.patience import LONGEST_SECONDS, STOPPING_SECONDS, PatientConnection
+from worker.store.patience import LONGEST_SECONDS, PatientConnection, unless_stopped
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -51,7 +51,7 @@ _SPEAKERS = {"aclcheck_error", "DeadLockReport", "ProcessInterrupts"}
 _CLOSED_FOR_NOW = "is not currently accepting connections"
 
 # A database that sleeps when idle takes some seconds to wake up.
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 10
 
 _PARAMETERS: dict[str, Any] = {
     "application_name": "users-sync",
@@ -108,7 +108,9 @@ class Database:
         with errors_mapped():
             try:
                 return work(self._connected(seconds))
-            except psycopg.Error:
+            except UsersSyncError:
+                raise
+            except BaseException:
                 # What state a connection is in after an error is not worth finding out.
                 self.close()
                 raise
@@ -118,9 +120,7 @@ class Database:
         if self._connection is not None and not self._connection.closed:
             self._connection.limit(seconds, stop)
             return self._connection
-        self._connection = connect(
-            self._url, STOPPING_SECONDS if stop.is_set() else CONNECT_SECONDS
-        )
+        self._connection = unless_stopped(lambda: connect(self._url), stop)
         self._connection.limit(seconds, stop)
         row = self._connection.execute("select clock_timestamp()").fetchone()
         if row is not None:
@@ -128,14 +128,14 @@ class Database:
         return self._connection
 
 
-def connect(url: str, seconds: float = CONNECT_SECONDS) -> PatientConnection:
+def connect(url: str) -> PatientConnection:
     """Open a connection that proxies like: autocommit, and no prepared statements."""
     return PatientConnection.connect(
         url,
         autocommit=True,
         prepare_threshold=None,
         cursor_factory=_Cursor,
-        connect_timeout=int(seconds),
+        connect_timeout=CONNECT_SECONDS,
         **_PARAMETERS,
     )
 

@@ -6,13 +6,17 @@ TCP notices a peer that is gone. It notices nothing where a proxy in between sti
 import math
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from threading import Event
 from typing import Any, TypeVar
 
 import psycopg
 import structlog
+
+from worker.aside import aside
+from worker.errors import Stopped
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -23,6 +27,12 @@ LONGEST_SECONDS = 600.0
 
 # A stop lets what has begun come to its end, well within the time that process managers give.
 STOPPING_SECONDS = 3.0
+
+# Nor does whoever tidies up after it wait for long until there is a connection.
+STOPPED_CONNECT_SECONDS = 2.0
+
+# Nothing wakes a thread that waits for a connection, so it looks at the stop this often.
+GLANCE_SECONDS = 0.1
 
 
 class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -74,3 +84,29 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
             finally:
                 # It is libpq's to close.
                 ours.detach()
+
+
+def unless_stopped(connect: Callable[[], PatientConnection], stop: Event) -> PatientConnection:
+    """Wait for `connect`, and leave it behind at a stop, or soon after one. Raises Stopped.
+
+    Neither looking up a name nor connecting can be interrupted.
+    """
+    opening = aside(connect)
+    try:
+        _wait_unless_stopped(opening, stop)
+    except BaseException:
+        opening.add_done_callback(_close_late)
+        raise
+    return opening.result()
+
+
+def _wait_unless_stopped(opening: Future[PatientConnection], stop: Event) -> None:
+    ends_at = time.monotonic() + STOPPED_CONNECT_SECONDS if stop.is_set() else 0.0
+    while not wait([opening], GLANCE_SECONDS).done:
+        if stop.is_set() and time.monotonic() > ends_at:
+            raise Stopped("asked to stop")
+
+
+def _close_late(opening: Future[PatientConnection]) -> None:
+    if opening.exception() is None:
+        opening.result().close()

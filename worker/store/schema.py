@@ -8,6 +8,7 @@ from psycopg import Cursor, sql
 from worker.errors import Misconfigured
 from worker.store.database import Connection, Database
 from worker.store.shape import Shape, detect_shape
+from worker.store.transaction import IDLE_LIMIT
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -75,6 +76,7 @@ def _prepare(conn: Connection, schema: str) -> Shape:
     if shape is not None and not missing:
         return shape
     with conn.transaction():
+        conn.execute(IDLE_LIMIT)
         conn.execute("select pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         if shape is None:
             _ensure_schema(conn, schema)

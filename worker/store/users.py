@@ -8,10 +8,11 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from worker.mirror import NO_MILLIS
-from worker.model import User, json_array
+from worker.model import User, ids_of, json_array
 from worker.store.database import Connection
 from worker.store.shape import TABLE, Shape
 from worker.store.statement import Statement
+from worker.store.transaction import IDLE_LIMIT
 
 INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
 DELETED, WAITING = "dw"
@@ -170,6 +171,18 @@ or coalesce(u.updated_at > clock_timestamp() - make_interval(secs => %(grace_sec
             and u.updated_at <= clock_timestamp(), false)
 """
 
+# In the mode in which an update of ours locks rows, whose key never changes.
+_LOCKED = """
+with free as materialized (
+    select u.id from {table} u where {these} for no key update skip locked
+)
+select (array_agg(u.id::text))[1:%(most)s] from {table} u
+where {these} and u.id not in (select id from free)
+"""
+
+# Their ids fit into a socket's buffers, as MOST_MOVED do.
+MOST_LOCKED = 500
+
 _STATE = "select deleted_at is null from {table} where id::text = %(id)s"
 
 _SAMPLE = """
@@ -209,6 +222,7 @@ class Table:
     def load_keys(self, conn: Connection) -> Iterator[tuple[int, bytes]]:
         """Give (millis, 16-byte id) of every live row in the order of the list, in one pass."""
         with conn.transaction(), conn.cursor("users_sync_keys", binary=True) as cursor:
+            conn.execute(IDLE_LIMIT)
             cursor.itersize = _LOAD_CHUNK
             yield from cursor.execute(self._sql(_LOAD, these=sql.SQL("true")), {})
 
@@ -248,6 +262,12 @@ class Table:
         Returns no rows. If some have one after all, the database refuses all of them.
         """
         return Statement(self._sql(_INSERT), {"records": Jsonb(users, dumps=json_array)})
+
+    def locked(self, users: Sequence[User]) -> Statement:
+        """Find rows of these users that somebody else keeps locked; returns an array of ids."""
+        these = sql.SQL(_THESE).format(id_type=self.shape.id_type)
+        params = {"ids": ids_of(users), "most": MOST_LOCKED}
+        return Statement(self._sql(_LOCKED, these=these), params)
 
     def soft_delete(
         self, proofs: Sequence[tuple[str, datetime]], sweep: int, *, approved: bool
