@@ -85,7 +85,8 @@ def test_status_exits_with_0_when_healthy_and_8_when_not(swept: Site) -> None:
 def test_plan_exits_with_0_when_in_step_and_7_when_not(swept: Site) -> None:
     in_step = swept.shell.run("plan")
     assert (in_step.code, in_step.stderr) == (0, "")
-    created, changed, deleted = swept.project.create(), *sorted(swept.project.ids())[:2]
+    changed, deleted = sorted(swept.project.ids())[:2]
+    created = swept.project.create()
     swept.project.edit(changed, display_name="Hush")
     swept.project.delete(deleted)
     planned = swept.shell.run("plan")
@@ -112,7 +113,8 @@ def test_plan_needs_no_tables_and_creates_none(site: Site) -> None:
 
 
 def test_sync_user_says_what_became_of_the_user(swept: Site) -> None:
-    created, changed, deleted = swept.project.create(), *sorted(swept.project.ids())[:2]
+    changed, deleted = sorted(swept.project.ids())[:2]
+    created = swept.project.create()
     swept.project.edit(changed, display_name="Changed")
     swept.project.delete(deleted)
     told = [printed(swept.shell.run("sync-user", each)) for each in (created, changed, deleted)]
