@@ -221,6 +221,24 @@ def test_new_names_are_learnt_and_none_is_forgotten() -> None:
         assert look(body_of([record(1, **more)]), glance) is not None
 
 
+def test_flag_that_becomes_something_else_needs_a_closer_look_and_is_learnt() -> None:
+    glance = taught(record(1, has_password=True))
+    for value in (True, False, None):
+        assert look(body_of([record(1, has_password=value)]), glance) is not None
+    marks = {seen(body_of([record(1, has_password=v)]), glance).users[0].mark for v in (True, None)}
+    odd = body_of([record(1, has_password="yes")])
+    assert look(odd, glance) is None
+    glance.learn(bodies(odd))
+    marks |= {seen(body_of([record(1, has_password=v)]), glance).users[0].mark for v in ("yes", 1)}
+    assert len(marks) == 4
+
+
+def test_missing_flag_is_not_null() -> None:
+    glance = taught(record(1, has_password=True))
+    pages = [seen(body_of([each]), glance) for each in (record(1), record(1, has_password=None))]
+    assert pages[0].users[0].mark != pages[1].users[0].mark
+
+
 @pytest.mark.parametrize("name", ['"', "\\", "\n", "a\0"])
 def test_names_that_are_escaped_are_not_learnt(name: str) -> None:
     glance = Glance(IGNORED)
@@ -316,6 +334,18 @@ def test_user_whose_digest_is_unknown_is_left_to_the_database() -> None:
     mirror = mirror_of(page)
     mirror.forget_digest(page.users[0].key)
     assert changed(mirror, page) == [user_id(1)]
+
+
+@pytest.mark.parametrize("known", [range(5), (0, 1, 2, 4), (0, 2, 4)])
+def test_last_one_accepted_is_known_when_the_next_page_begins_with_it(known: Iterable[int]) -> None:
+    """Also where it stands apart from the others, and nobody gets a mark."""
+    users = seen(body_of(record(number) for number in range(5))).users
+    assert isinstance(users, Seen)
+    unmarked = replace(users, marks=b"")
+    mirror = Mirror.load((users[number].millis, pack(users[number].id)) for number in known)
+    mirror.accept([unmarked[1], unmarked[3]])
+    chain = unmarked[3:4]
+    assert mirror.compare(chain, Span(users[3].key, users[3].key), unasked) == Delta()
 
 
 def test_users_are_a_sequence() -> None:

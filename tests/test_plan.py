@@ -616,6 +616,20 @@ def test_in_an_empty_database_everybody_would_be_inserted(world: World, plain_ro
     assert found.result.difference
 
 
+def test_who_moved_behind_all_others_is_told_once_and_nobody_is_new(quick_world: World) -> None:
+    ids = sign_up(quick_world.project, *range(5), is_anonymous=True)
+    quick_world.sweep()
+    for user_id in ids[:3]:
+        quick_world.project.upgrade(user_id)
+
+    found = planned(quick_world, page_size=2)
+
+    assert [(change.kind, change.subject) for change in found.changes] == [
+        ("update", user_id) for user_id in ids[:3]
+    ]
+    assert (found.result.counts["inserted"], found.result.counts["updated"]) == (0, 3)
+
+
 @pytest.mark.parametrize("id_type", ["text", "uuid"])
 def test_a_table_that_no_sweep_has_seen_yet_is_compared(world: World, id_type: str) -> None:
     adopt(world, id_type)

@@ -98,7 +98,8 @@ class Columns:
             self.insert(users[half:])
             return
         rows = [(*self.packed_key(at), self.digest(at), self.mark(at)) for at in range(low, high)]
-        rows += [(user.millis, pack(user.id), user.known_digest, user.mark) for user in users]
+        new = Columns.of_users(users)
+        rows += [(*new.packed_key(at), new.digest(at), new.mark(at)) for at in range(len(new))]
         rows.sort()
         self.millis[low:high] = array("q", [row[0] for row in rows])
         self.ids[low * ID_BYTES : high * ID_BYTES] = b"".join([row[1] for row in rows])

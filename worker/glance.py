@@ -7,10 +7,11 @@ records. Whoever has another mark than before is unpacked after all, and compare
 
 import re
 from array import array
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -26,19 +27,31 @@ from worker.unpacking import Unpacking, cut
 MOST_FIELDS = 400
 
 _NOTHING = msgspec.Raw(b"")
+_FLAG = bool | None | msgspec.UnsetType
 # A name with these is not written in JSON as it is.
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
-    """How a record is cut up: into id and sign-up, and one raw field for each of the names.
+class _Names:
+    """The names of all fields but id and sign-up, in this order.
 
-    The first `ignored` names do not count.
+    Those that do not count, flags (true, false or null) and any others.
     """
 
-    names: tuple[str, ...]
-    ignored: int
+    ignored: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self.ignored, self.flags, self.others)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a record is cut up: into id, sign-up and one field for each of the names."""
+
+    names: _Names
     decoder: msgspec.json.Decoder[Any]
 
     def look_at(self, records: Sequence[msgspec.Raw]) -> tuple[list[str], list[int], list[int]]:
@@ -46,15 +59,17 @@ class _Form:
         ids: list[str] = []
         millis: list[int] = []
         marks: list[int] = []
-        counting = slice(2 + self.ignored, None)
+        first_flag = 2 + len(self.names.ignored)
+        first_other = first_flag + len(self.names.flags)
         # One after another: the fields of all of them are too many for the processor's caches.
         for fields in map(astuple, map(self.decoder.decode, records)):
             ids.append(fields[0])
             millis.append(fields[1])
             # A name that was learnt later does not change the marks of those who do not have it.
+            others = b",".join(fields[first_other:]).rstrip(b",")
             # Python's own hash of bytes, 64 bits and keyed anew in each process, takes a third of
             # the time of blake2b; a mark never leaves the process. Zero would be UNKNOWN_MARK.
-            marks.append(hash(b",".join(fields[counting]).rstrip(b",")) or 1)
+            marks.append(hash((fields[first_flag:first_other], others)) or 1)
         return ids, millis, marks
 
 
@@ -105,18 +120,42 @@ class Glance:
         )
 
     def learn(self, records: Iterable[bytes]) -> None:
-        """Learn the names that the records of a page hold."""
-        known = self._form.names if self._form else ()
-        # Names are never forgotten: another set of as many might give another record equal marks.
-        # They stay in the order in which they come, which is found again the quickest.
-        names = dict.fromkeys(known)
+        """Learn the names that the records of a page hold, and which of them are flags.
+
+        What comes later is no flag, for each more of those gives everybody another mark.
+        """
+        kinds: dict[str, set[type]] = {}
         for record in records:
             with suppress(orjson.JSONDecodeError):  # as it may hold what only `json` reads
-                names.update(dict.fromkeys(orjson.loads(record)))
+                for name, value in orjson.loads(record).items():
+                    kinds.setdefault(name, set()).add(type(value))
         for name in ("id", "signed_up_at_millis"):
-            names.pop(name, None)
-        if len(known) < len(names) <= MOST_FIELDS and not _ESCAPED.search("".join(names)):
-            self._form = _form(tuple(names), self._ignored)
+            kinds.pop(name, None)
+        known = self._form.names if self._form else None
+        names = _learnt(known, kinds, self._ignored)
+        learnable = len(list(names)) <= MOST_FIELDS and not _ESCAPED.search("".join(names))
+        if names != known and learnable:
+            self._form = _form(names)
+
+
+def _learnt(
+    known: _Names | None, kinds: Mapping[str, set[type]], ignored: Collection[str]
+) -> _Names:
+    """Add names, with the types of their values, to those that were known.
+
+    Names are never forgotten: another set of as many might give another record equal marks. They
+    stay in the order in which they come, which is found again the quickest.
+    """
+    if known is None:
+        flags = [name for name in kinds if bool in kinds[name] and name not in ignored]
+        known = _Names(flags=tuple(flags))
+    flags = [name for name in known.flags if kinds.get(name, set()) <= {bool, type(None)}]
+    others = [name for name in kinds if name not in ignored and name not in flags]
+    return _Names(
+        ignored=tuple(dict.fromkeys([*known.ignored, *(n for n in kinds if n in ignored)])),
+        flags=tuple(flags),
+        others=tuple(dict.fromkeys([*known.others, *others])),
+    )
 
 
 def _order(ids: list[str], millis: list[int]) -> bool | None:
@@ -128,20 +167,20 @@ def _order(ids: list[str], millis: list[int]) -> bool | None:
     return False if ascend(millis[::-1], ids[::-1]) else None
 
 
-def _attribute(number: int) -> str:
-    return f"field_{number}"
-
-
-def _form(names: Sequence[str], ignored_fields: Collection[str]) -> _Form:
-    """Say how to cut up records with these names; those that do not count come first."""
-    ignored = [name for name in names if name in ignored_fields]
-    names = (*ignored, *(name for name in names if name not in ignored_fields))
-    attributes = {_attribute(number): name for number, name in enumerate(names)}
+def _form(names: _Names) -> _Form:
+    """Say how to cut up records with these names."""
+    attributes = {name: f"field_{number}" for number, name in enumerate(names)}
     record = msgspec.defstruct(
         "Record",
-        [("id", str), ("millis", int), *((each, msgspec.Raw, _NOTHING) for each in attributes)],
-        rename={"millis": "signed_up_at_millis", **attributes},
+        [
+            ("id", str),
+            ("millis", int),
+            *((attributes[name], msgspec.Raw, _NOTHING) for name in names.ignored),
+            *((attributes[name], _FLAG, msgspec.UNSET) for name in names.flags),
+            *((attributes[name], msgspec.Raw, _NOTHING) for name in names.others),
+        ],
+        rename={"millis": "signed_up_at_millis", **{attributes[name]: name for name in names}},
         forbid_unknown_fields=True,
         gc=False,
     )
-    return _Form(names, len(ignored), msgspec.json.Decoder(record))
+    return _Form(names, msgspec.json.Decoder(record))

@@ -100,7 +100,7 @@ class Mirror:
         changed = [user for user in outside if not self._is_known({}, user, span)]
         if changed:
             return Delta(sorted([*changed, *inside], key=_key))
-        return Delta(inside, newcomers=True)
+        return Delta(inside, newcomers=True) if inside else Delta()
 
     def accept(self, users: Sequence[User]) -> None:
         """Take over what the database now holds: new keys, and what is known of all of `users`."""
@@ -197,12 +197,12 @@ class Mirror:
         return True
 
     def _accept_one_by_one(self, users: Sequence[User]) -> None:
-        new: list[User] = []
-        for user in users:
-            at = self._rows.find(user.key)
+        rows, others, new = self._rows, Columns.of_users(users), list[User]()
+        for number, user in enumerate(users):
+            at = rows.find(user.key)
             if at is None:
                 new.append(user)
             else:
-                self._rows.set(at, user.known_digest, user.mark)
+                rows.set(at, others.digest(number), others.mark(number))
         if new:
-            self._rows.insert(new)
+            rows.insert(new)

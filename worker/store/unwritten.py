@@ -152,10 +152,13 @@ class UnwrittenLease(Lease):
         self,
         statements: Sequence[Statement],
         sweep: int,  # noqa: ARG002  the sweep that there is none of
-        closing: Closing | None = None,  # noqa: ARG002
+        closing: Closing | None = None,
     ) -> list[Row | None]:
         """Ask the questions among these statements; raises DataRefused or Blocked as a write."""
-        return [self._ask(each) if isinstance(each, Question) else None for each in statements]
+        rows = [self._ask(each) if isinstance(each, Question) else None for each in statements]
+        if closing is not None:
+            closing(rows)  # which may object to what it is told
+        return rows
 
     def renew_if_due(self) -> None:
         pass
