@@ -72,7 +72,7 @@ def written(world: Watched) -> dict[str, tuple[int, ...]]:
     "sweeps without a pause while nothing changes, and no vacuum",
     held="a sweep writes its own row and the lease's; the tables and their indexes keep their size",
     quick=20,
-    thorough=2_000,
+    thorough=1_000,
 )
 def test_unchanged_sweep_costs_its_own_row_and_no_more(world: Watched, tries: int) -> None:
     running = world.shell.start("run")
@@ -100,7 +100,7 @@ def test_unchanged_sweep_costs_its_own_row_and_no_more(world: Watched, tries: in
     "sweeps without a pause while users come, change and go, and no vacuum",
     held="the table takes the room of the versions that were written, one for each change",
     quick=20,
-    thorough=1_500,
+    thorough=600,
 )
 def test_table_grows_by_what_changed_and_no_more(world: Watched, tries: int) -> None:
     dice = Random(2)
@@ -133,7 +133,7 @@ def inner(database_url: str, connection: psycopg.Connection[Any]) -> Iterator[Se
     "polls and sweeps side by side, again and again, while users come, change and go",
     held="the worker remembers its users, and nothing of those that were",
     quick=8,
-    thorough=800,
+    thorough=400,
 )
 def test_worker_remembers_nothing_but_its_users(inner: ServiceWorld, tries: int) -> None:
     dice = Random(3)

@@ -92,7 +92,7 @@ def sweep_until(world: Watched, count: int, meanwhile: Callable[[], object]) -> 
     "sweeps and polls without a pause while users come, change and go",
     held="memory, descriptors, threads and connections stay; each change is written once",
     quick=30,
-    thorough=4_000,
+    thorough=2_000,
 )
 def test_nothing_grows_while_users_come_and_go(world: Watched, tries: int) -> None:
     dice, rounds = Random(1), 0

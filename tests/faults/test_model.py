@@ -48,7 +48,7 @@ def no_log() -> Iterator[None]:
     "any of all these, in any order",
     held="nothing false in the table, and two sweeps make it right",
     quick=15,
-    thorough=1_500,
+    thorough=400,
 )
 @pytest.mark.usefixtures("no_log")
 # psycopg's cursor is not closed when the connection breaks at the very statement that closes it.
