@@ -28,6 +28,13 @@ hypothesis.settings.register_profile("often", max_examples=30, deadline=None)
 hypothesis.settings.load_profile("often")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Run twice as many tests at once as there are processors: half of the time they wait."""
+    count = 2 * (os.cpu_count() or 1)
+    return count if config.option.numprocesses == "auto" else None
+
+
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return a URL of a server where databases may be created.

@@ -47,7 +47,7 @@ def no_log() -> Iterator[None]:
 @pytest.mark.fault(
     "any of all these, in any order",
     held="nothing false in the table, and two sweeps make it right",
-    quick=15,
+    quick=10,
     thorough=400,
 )
 @pytest.mark.usefixtures("no_log")
