@@ -12,9 +12,10 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
+from worker.canonical import canonical, digest, dump
 from worker.clock import Clock
 from worker.errors import DatabaseUnavailable
-from worker.model import User, canonical, digest, dump
+from worker.model import User
 from worker.retry import Retry
 from worker.sandbox.records import blank
 from worker.store.database import Database

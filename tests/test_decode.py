@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from worker.canonical import digest
 from worker.decode import (
     MAX_MILLIS,
     MAX_RECORDS,
@@ -21,7 +22,7 @@ from worker.decode import (
     parse_page,
     parse_user,
 )
-from worker.model import Page, Place, Unreadable, User, digest
+from worker.model import Page, Place, Unreadable, User
 from worker.walk import MAX_LIMIT
 
 SAMPLES = Path(__file__).parent / "samples"

@@ -7,18 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.canonical import canonical, digest, dump, whole
 from worker.ids import is_user_id
-from worker.model import (
-    DIGEST_BYTES,
-    UNKNOWN_DIGEST,
-    Page,
-    Unreadable,
-    User,
-    canonical,
-    digest,
-    dump,
-    whole,
-)
+from worker.model import DIGEST_BYTES, UNKNOWN_DIGEST, Page, Unreadable, User
 
 ID = "637a92dd-1790-4469-81a9-9c88e077a18f"
 OTHER_ID = "44431c56-ab7d-440f-935e-58f237ec991b"

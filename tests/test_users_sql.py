@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from tests.store_target import IGNORED, SIGNED_UP, Target, people, person, user_id
+from worker.canonical import dump
 from worker.mirror import NO_MILLIS
-from worker.model import User, dump
+from worker.model import User
 from worker.store.batch import PART_BYTES, STATEMENT_BYTES
 from worker.store.users import MOST_MOVED
 

@@ -12,18 +12,9 @@ from typing import Any, TypeGuard
 
 import orjson
 
+from worker.canonical import canonical, digest, whole
 from worker.ids import is_user_id
-from worker.model import (
-    Key,
-    Page,
-    Place,
-    Single,
-    Unreadable,
-    User,
-    canonical,
-    digest,
-    whole,
-)
+from worker.model import Key, Page, Place, Single, Unreadable, User
 
 # Postgres fails on deep nesting (54001), and orjson cannot write more than 254 levels.
 MAX_NESTING = 200

@@ -2,13 +2,10 @@
 
 import json
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from hashlib import blake2b
 from typing import Any, Protocol, overload
-
-import orjson
 
 from worker.ids import ID_BYTES, pack_all, unpack_all
 
@@ -16,8 +13,7 @@ from worker.ids import ID_BYTES, pack_all, unpack_all
 DIGEST_BYTES = 8
 UNKNOWN_DIGEST = bytes(DIGEST_BYTES)
 
-# A mark is a hash of a record as it came.
-MARK_BYTES = 8
+MARK_BYTES = 8  # a hash of a record as it came
 UNKNOWN_MARK = bytes(MARK_BYTES)
 
 Key = tuple[int, str]
@@ -252,39 +248,3 @@ def are_readable(users: Sequence[User]) -> bool:
 def json_array(users: Sequence[User]) -> bytes:
     """Write the records of users as one JSON array."""
     return users.json if isinstance(users, Seen) else b"[%b]" % b",".join([u.json for u in users])
-
-
-def dump(value: Any) -> bytes:
-    """Write JSON with sorted keys: the same bytes for the same value, whichever parser read it.
-
-    orjson does not write integers over 64 bits; the standard library does. Raises RecursionError
-    for nesting that neither of them writes.
-    """
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except TypeError:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return text.encode()
-
-
-def canonical(record: dict[str, Any], ignored_fields: Collection[str]) -> bytes:
-    """Write a user's JSON without the fields whose change is no change."""
-    kept = record.copy()
-    for name in ignored_fields:
-        kept.pop(name, None)
-    return dump(kept)
-
-
-def whole(record: dict[str, Any], canonical_json: bytes, ignored_fields: Collection[str]) -> bytes:
-    """Write all of a user's JSON: what `canonical` wrote is copied, not written again."""
-    ignored = {name: record[name] for name in ignored_fields if name in record}
-    if not ignored:
-        return canonical_json
-    added = dump(ignored)
-    return b"%b,%b" % (canonical_json[:-1], added[1:]) if canonical_json != b"{}" else added
-
-
-def digest(canonical_json: bytes) -> bytes:
-    """Hash canonical JSON to 8 bytes, never to UNKNOWN_DIGEST."""
-    short = blake2b(canonical_json, digest_size=DIGEST_BYTES).digest()
-    return short if short != UNKNOWN_DIGEST else b"\1" * DIGEST_BYTES

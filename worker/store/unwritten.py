@@ -16,7 +16,8 @@ from worker.store.progress import Progress
 from worker.store.quarantine import Quarantine, Rejected
 from worker.store.statement import Row, Statement
 from worker.store.transaction import LIMITS, limits, push, transaction
-from worker.store.users import COMPARED, INSERTED, PROVEN, RETURNED, Table, quoted
+from worker.store.users import INSERTED, Table, quoted
+from worker.store.users_sql import COMPARED, PROVEN, RETURNED
 
 # Nobody has written in the meantime, for nothing is written: one look decides.
 _COMPARE = f"""{COMPARED}, letters as (
