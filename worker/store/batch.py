@@ -46,7 +46,7 @@ class Applied:
     def by(self, *wanted: str) -> Iterator[Sequence[User]]:
         """Give the users with one of these letters, part by part."""
         for users, letters in self.outcomes:
-            if not set(letters).difference(wanted):
+            if letters and not set(letters).difference(wanted):
                 yield users
             elif not set(letters).isdisjoint(wanted):
                 yield [u for u, letter in zip(users, letters, strict=True) if letter in wanted]
