@@ -205,8 +205,14 @@ class Judge:
                 self._judge_passed(user_id, started)
 
     def _judge_suspects(self) -> None:
-        """See that nobody is suspected who was seen since."""
+        """See that nobody is suspected who was seen since.
+
+        Whom somebody else marked deleted, a sweep that goes on counts as done; should the user be
+        back, the suspicion stays until the next sweep, and proves nothing.
+        """
         for user_id, noticed_at in self.query(_SUSPECTS):
+            if user_id in self._by_hand:
+                continue
             seen_at = self._accepted.get((self._holder, user_id), NEVER)
             assert noticed_at + DRIFT > seen_at, f"{user_id} is suspected, though seen since"
 

@@ -18,7 +18,7 @@ from tests.faults.hostile_json import answers, damaged, odd, page_of, records, u
 from worker.clock import Clock
 from worker.decode import BrokenBody, parse_page
 from worker.errors import Misconfigured, Transient
-from worker.model import Page, Unreadable, User
+from worker.model import Page, Unreadable, User, are_readable
 from worker.stack_api import Access, StackApi
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
@@ -88,6 +88,8 @@ def test_any_answer_is_a_page_or_none(tries: int, marks: bool) -> None:  # noqa:
                         assert in_full is None or body.lstrip().startswith(b"<")
                         continue
                     assert in_full is not None
+                    if page.in_full and not are_readable(page.users):
+                        page = page.in_full()  # noqa: PLW2901  as whoever takes it does
                     assert all(json.loads(user.json, strict=False)["id"] for user in page.users)
                     if not judged_by_database(in_full):
                         assert what_it_says(page) == what_it_says(in_full)

@@ -178,6 +178,8 @@ def test_nobody_is_deleted_by_answers_that_prove_nothing(quick_world: World, tri
         assert not world.deleted()
         world.api.on_request(None)
         world.sweep(page_size=100)
+        if world.wanted() != world.rows():  # what was asked in the moment of a write may be older
+            world.sweep(page_size=100)
         assert world.wanted() == world.rows()
 
     attempt()
