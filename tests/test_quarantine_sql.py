@@ -51,6 +51,15 @@ def test_record_that_is_met_again_is_counted_and_brought_up_to_date(
     assert rows(generated) == [("a", "a", "d2", "[]", "other", False, 2, True)]
 
 
+def test_of_a_record_that_is_there_twice_the_last_counts(
+    generated: Target, quarantine: Quarantine
+) -> None:
+    """Two users, say, about whom the same nonsense is answered."""
+    twice = [Rejected("a", f"d{n}", "{}", "odd") for n in (1, 2)]
+    run(generated, quarantine.put(twice))
+    assert rows(generated) == [("a", "a", "d2", "{}", "odd", True, 1, False)]
+
+
 def test_record_whose_cause_may_go_is_not_remembered_as_known(
     generated: Target, quarantine: Quarantine
 ) -> None:

@@ -83,9 +83,10 @@ class Quarantine:
         return {row[0]: row[1] for row in rows}
 
     def put(self, rejected: Sequence[Rejected]) -> Statement:
-        """Record them, or that they were seen again; none of them twice."""
+        """Record them, or that they were seen again; of a record that is there twice the last."""
         names = ("record", "user_id", "digest", "payload", "error", "permanent")
-        columns = {name: [getattr(each, name) for each in rejected] for name in names}
+        records = {each.record: each for each in rejected}.values()
+        columns = {name: [getattr(each, name) for each in records] for name in names}
         return Statement(sql.SQL(_PUT), {"target": self.target, **columns})
 
     def forget_others(self, records: Iterable[str]) -> Statement:
