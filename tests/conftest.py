@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.pgbouncer import configuration
 from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_database
 
 pytest_plugins = ["tests.faults.tally"]
@@ -117,16 +118,7 @@ def _pgbouncer_config(target: psycopg.ConnectionInfo, port: int) -> str:
     keys = {key: str(getattr(target, key)) for key in ("host", "port", "user", "password")}
     # It does not read an empty value.
     doubled = {key: value.replace("'", "''") for key, value in keys.items() if value}
-    return f"""
-[databases]
-* = {" ".join(f"{key}='{value}'" for key, value in doubled.items())}
-[pgbouncer]
-pool_mode = transaction
-auth_type = any
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-"""
+    return configuration(" ".join(f"{key}='{value}'" for key, value in doubled.items()), port)
 
 
 def _other_user(host: str) -> list[str]:

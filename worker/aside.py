@@ -3,9 +3,18 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class Closable(Protocol):
+    """What is opened aside."""
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
 
 
 def aside(work: Callable[[], T]) -> Future[T]:
@@ -13,6 +22,16 @@ def aside(work: Callable[[], T]) -> Future[T]:
     outcome: Future[T] = Future()
     Thread(target=_settle, args=(outcome, work), name="aside", daemon=True).start()
     return outcome
+
+
+def leave_behind(opening: Future[C]) -> None:
+    """Close what was opened as soon as it is open: nobody waits for it any more."""
+    opening.add_done_callback(_close_late)
+
+
+def _close_late(opening: Future[C]) -> None:
+    if opening.exception() is None:
+        opening.result().close()
 
 
 def _settle(outcome: Future[T], work: Callable[[], T]) -> None:

@@ -3,7 +3,7 @@
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from ipaddress import ip_address
@@ -13,7 +13,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from worker.aside import aside
+from worker.aside import aside, leave_behind
 from worker.errors import Misconfigured, Stopped
 
 # Nothing wakes a thread that waits for a socket, so it looks at the stop this often.
@@ -183,11 +183,6 @@ def _open(connect: Callable[[], httpcore.NetworkStream]) -> _Stream:
         while not wait([opening], _next_wait(httpcore.ConnectTimeout)).done:
             pass
     except BaseException:
-        opening.add_done_callback(_close_late)
+        leave_behind(opening)
         raise
     return _Stream(opening.result())
-
-
-def _close_late(opening: Future[httpcore.NetworkStream]) -> None:
-    if opening.exception() is None:
-        opening.result().close()

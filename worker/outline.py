@@ -20,13 +20,15 @@ class _Who(msgspec.Struct, gc=False):
     signed_up_at_millis: int
 
 
-class _Pagination(msgspec.Struct):
+class Pagination(msgspec.Struct):
+    """Where the list goes on."""
+
     next_cursor: str | None
 
 
 class _Answer(msgspec.Struct):
     items: list[_Who]
-    pagination: _Pagination
+    pagination: Pagination
 
 
 _decoder = msgspec.json.Decoder(_Answer)

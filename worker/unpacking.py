@@ -14,16 +14,12 @@ import msgspec
 from worker.decode import MAX_INTEGER_DIGITS, MAX_NESTING, has_long_number, parse_record
 from worker.ids import pack_all
 from worker.model import Page, Seen, Unreadable, User
-from worker.outline import Outline
-
-
-class _Pagination(msgspec.Struct):
-    next_cursor: str | None
+from worker.outline import Outline, Pagination
 
 
 class _Answer(msgspec.Struct):
     items: list[msgspec.Raw]
-    pagination: _Pagination
+    pagination: Pagination
 
 
 _decoder = msgspec.json.Decoder(_Answer)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.faults.servers import Server, free_port, running_server, user
 from tests.faults.watched import Watched, at_request, kill, logged, stopped_cleanly, watched
+from tests.pgbouncer import configuration
 from tests.processes import until
 from worker.sandbox.postgres import create_database
 
@@ -59,18 +60,7 @@ def pooler(server: Server, tmp_path: Path) -> Iterator[Pooler]:
         pytest.skip("PgBouncer is not installed")
     port = free_port()
     config = tmp_path / "pgbouncer.ini"
-    config.write_text(
-        f"""
-[databases]
-* = host=127.0.0.1 port={server.port} user=postgres
-[pgbouncer]
-pool_mode = transaction
-auth_type = any
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-"""
-    )
+    config.write_text(configuration(f"host=127.0.0.1 port={server.port} user=postgres", port))
     command = [program, "-q", *(["-u", user() or ""] if user() else []), str(config)]
     database = psycopg.conninfo.conninfo_to_dict(create_database(server.url))["dbname"]
 

@@ -46,9 +46,10 @@ class Applied:
     def by(self, *wanted: str) -> Iterator[Sequence[User]]:
         """Give the users with one of these letters, part by part."""
         for users, letters in self.outcomes:
-            if letters and not set(letters).difference(wanted):
+            kinds = set(letters)
+            if kinds and kinds.issubset(wanted):
                 yield users
-            elif not set(letters).isdisjoint(wanted):
+            elif not kinds.isdisjoint(wanted):
                 yield [u for u, letter in zip(users, letters, strict=True) if letter in wanted]
 
 

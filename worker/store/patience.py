@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import psycopg
 import structlog
 
-from worker.aside import aside
+from worker.aside import aside, leave_behind
 from worker.errors import Stopped
 
 log = structlog.stdlib.get_logger(__name__)
@@ -95,7 +95,7 @@ def unless_stopped(connect: Callable[[], PatientConnection], stop: Event) -> Pat
     try:
         _wait_unless_stopped(opening, stop)
     except BaseException:
-        opening.add_done_callback(_close_late)
+        leave_behind(opening)
         raise
     return opening.result()
 
@@ -105,8 +105,3 @@ def _wait_unless_stopped(opening: Future[PatientConnection], stop: Event) -> Non
     while not wait([opening], GLANCE_SECONDS).done:
         if stop.is_set() and time.monotonic() > ends_at:
             raise Stopped("asked to stop")
-
-
-def _close_late(opening: Future[PatientConnection]) -> None:
-    if opening.exception() is None:
-        opening.result().close()

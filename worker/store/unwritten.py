@@ -107,7 +107,7 @@ class UnwrittenTable(Table):
     def relation(self) -> sql.SQL:
         return quoted(self.schema) if self.exists else sql.SQL(_NO_ROWS)
 
-    def apply(self, users: Sequence[User], observed_at: datetime) -> "Question":
+    def apply(self, users: Sequence[User], observed_at: datetime) -> Question:
         """Ask what applying these users would do."""
         parts = [_DISAGREEING.format(name=name, of=of) for name, of in self.own_values.items()]
         disagreeing = sql.SQL(" || ").join(map(sql.SQL, ["'{}'::jsonb", *parts]))
@@ -115,7 +115,7 @@ class UnwrittenTable(Table):
         params = Table.apply(self, users, observed_at).params
         return Question(query, params, answered=partial(self._compared, users))
 
-    def insert(self, users: Sequence[User], observed_at: datetime) -> "Question":
+    def insert(self, users: Sequence[User], observed_at: datetime) -> Question:
         """Ask how many of these users have no row yet."""
         question = self.apply(users, observed_at)
         return replace(question, answered=lambda row: (question.answered(row)[0].count(INSERTED),))
