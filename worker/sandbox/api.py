@@ -11,17 +11,21 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import orjson
 
-from worker.sandbox.project import Entry, Project
+from worker.sandbox.kinds import APRIL, TODAY, Kind
+from worker.sandbox.project import Asked, Entry, Project
 from worker.sandbox.replies import (
     Refused,
     Reply,
+    as_sent,
     bad_gateway_html,
     cut_off,
     html_ok,
     json_reply,
     method_not_allowed,
+    moved_permanently,
     server_error,
     too_many_requests,
+    too_many_unlimited,
     unknown_path,
     user_not_found,
 )
@@ -29,7 +33,10 @@ from worker.sandbox.requests import Request, check_access, check_user_id, fields
 from worker.wsgi import WsgiServer
 
 __all__ = [
+    "APRIL",
+    "TODAY",
     "FakeStackApi",
+    "Kind",
     "Project",
     "Reply",
     "Request",
@@ -43,6 +50,7 @@ __all__ = [
 
 Hook = Callable[[Request], Reply | None]
 
+SLASHES = re.compile("//+")
 USERS = re.compile("/api/v1/users(?:/([^/]+))?")
 # The real server overflows the bind parameters of a statement somewhat above this.
 LARGEST_PAGE = 32_000
@@ -51,14 +59,15 @@ LARGEST_PAGE = 32_000
 class FakeStackApi:
     """The users API of one project. Safe to be called from many threads.
 
-    `requests` holds everything that was asked for, in order. `knows_include_anonymous=False` makes
-    it an older server, which refuses that parameter.
+    `requests` holds everything that was asked for, in order. `kind` is the kind of server it
+    answers as; it may be set between two requests, as a hosted server is replaced.
     """
 
-    def __init__(self, project: Project, *, knows_include_anonymous: bool = True) -> None:
+    def __init__(self, project: Project, kind: Kind = TODAY) -> None:
         self.project = project
+        self.kind = kind
         self.requests: list[Request] = []
-        self._knows_include_anonymous = knows_include_anonymous
+        self._replica: Project | None = None
         self._hook: Hook | None = None
         self._failures: deque[Reply] = deque()
         self._answers = count()
@@ -74,10 +83,23 @@ class FakeStackApi:
         """Answer the next requests with these, one each, unless the hook answers them."""
         self._failures.extend(replies)
 
+    def lag(self) -> None:
+        """Read from a replica that stands still from now on; writes go to the project."""
+        self._replica = self.project.snapshot()
+
+    def catch_up(self) -> None:
+        """Read from the project again."""
+        self._replica = None
+
+    @property
+    def shown(self) -> Project:
+        """The project as it is read: of now, or of the moment from which reads lag."""
+        return self.project if self._replica is None else self._replica
+
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         request = read(environ)
         self.requests.append(request)
-        reply = self._fault(request) or self._answer(request)
+        reply = self._fault(request) or self.answer(request)
         start_response(reply.status, reply.headers)
         return [reply.body]
 
@@ -87,37 +109,56 @@ class FakeStackApi:
             return self._failures.popleft()
         return reply
 
-    def _answer(self, request: Request) -> Reply:
-        path = USERS.fullmatch(request.path)
-        if path is None:
+    def answer(self, request: Request) -> Reply:
+        """Give the true answer to a request, as this kind of server sends it."""
+        kind = self.kind
+        reply = self._reply(request, kind)
+        accepted = "gzip" in request.headers.get("accept-encoding", "")
+        return as_sent(
+            reply,
+            known_error_headers=kind.known_error_headers,
+            gzipped=kind.gzip and accepted,
+        )
+
+    def _reply(self, request: Request, kind: Kind) -> Reply:
+        path = SLASHES.sub("/", request.path).removesuffix("/") if kind.redirects else request.path
+        if path not in {request.path, ""}:
+            return moved_permanently(path)
+        of_users = USERS.fullmatch(path)
+        if of_users is None:
             return unknown_path(request.url)
         try:
-            check_access(request, self.project)
-            return self._of_user(request, path[1]) if path[1] else self._of_list(request)
+            check_access(request, self.project, kind)
+            user_id = of_users[1]
+            return self._of_user(request, user_id) if user_id else self._of_list(request, kind)
         except Refused as refused:
             return refused.reply
 
-    def _of_list(self, request: Request) -> Reply:
+    def _of_list(self, request: Request, kind: Kind) -> Reply:
         match request.method:
             case "GET":
-                return self._list(request)
+                return self._list(request, kind)
             case "POST":
                 user_id = self.project.create(**fields(request))
-                return self._user(user_id, status=201)
+                return self._user(self.project, user_id, status=201)
             case _:
                 return method_not_allowed()
 
-    def _list(self, request: Request) -> Reply:
-        asked = listing(request, knows_include_anonymous=self._knows_include_anonymous)
-        entries, next_cursor = self.project.page(asked)
+    def _list(self, request: Request, kind: Kind) -> Reply:
+        asked = listing(request, kind)
+        entries, following = self.shown.page(asked)
+        most = kind.most_unlimited
+        if asked.limit is None and most is not None and len(entries) > most:
+            return too_many_unlimited(most)
         if asked.limit is not None and len(entries) > LARGEST_PAGE:
             return server_error()
         order = self._key_order() if entries else 0
-        return json_reply(200, self._page(entries, next_cursor, order))
+        return json_reply(200, self._page(asked, entries, following, order))
 
     @staticmethod
-    def _page(entries: list[Entry], next_cursor: str | None, order: int) -> bytes:
+    def _page(asked: Asked, entries: list[Entry], following: str | None, order: int) -> bytes:
         """Write a page; an empty one always in the same bytes, whatever made it empty."""
+        next_cursor = following if asked.inclusive or following is None else entries[-1].key[1]
         items = b'"items":[' + b",".join([entry.bodies[order] for entry in entries]) + b"]"
         cursor = orjson.dumps(next_cursor)
         rest = b'"is_paginated":true,"pagination":{"next_cursor":' + cursor + b"}"
@@ -125,13 +166,14 @@ class FakeStackApi:
 
     def _of_user(self, request: Request, spelling: str) -> Reply:
         check_user_id(request, spelling)
-        entry = self.project.find(spelling)
+        project = self.shown if request.method == "GET" else self.project
+        entry = project.find(spelling)
         if entry is None:
             return user_not_found()
         user_id = entry.key[1]
         match request.method:
             case "GET":
-                return self._user(user_id)
+                return self._user(self.shown, user_id)
             case "PATCH":
                 return self._edit(user_id, fields(request))
             case "DELETE":
@@ -151,7 +193,7 @@ class FakeStackApi:
             self.project.edit(user_id, **asked)
         except KeyError:
             return user_not_found()
-        return self._user(user_id)
+        return self._user(self.project, user_id)
 
     def _delete(self, user_id: str) -> Reply:
         try:
@@ -160,8 +202,8 @@ class FakeStackApi:
             return user_not_found()
         return json_reply(200, b'{"success":true}')
 
-    def _user(self, user_id: str, status: int = 200) -> Reply:
-        entry = self.project.find(user_id)
+    def _user(self, project: Project, user_id: str, status: int = 200) -> Reply:
+        entry = project.find(user_id)
         if entry is None:
             return user_not_found()
         return json_reply(status, entry.bodies[self._key_order()])

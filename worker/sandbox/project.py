@@ -36,22 +36,32 @@ class Shown(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record in its place in the list; `bodies` is its JSON in two orders of keys."""
+    """A record in its place in the list; `bodies` is its JSON in two orders of keys.
+
+    `active_at` is the moment of the last activity, in milliseconds.
+    """
 
     key: Key
     shown: Shown
     bodies: tuple[bytes, bytes]
+    active_at: int
     odd: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one request wants of the list; `cursor` is the id of the first user wanted."""
+    """What one request wants of the list.
+
+    `cursor` is the id of the first user wanted, or of the one before, if the list is not
+    `inclusive` of it. `by_activity` asks for the order of the last activity.
+    """
 
     limit: int | None
     cursor: str | None
     newest_first: bool
     shown: Shown
+    inclusive: bool = True
+    by_activity: bool = False
 
 
 def wall_clock_millis() -> int:
@@ -145,7 +155,14 @@ class Project:
         If the label is the id of a user, they take the place of that user's record.
         """
         key = (signed_up_at_millis, user_id_or_label)
-        self._place(Entry(key, Shown.DEFAULT, (raw, raw), odd=True))
+        self._place(Entry(key, Shown.DEFAULT, (raw, raw), signed_up_at_millis, odd=True))
+
+    def snapshot(self) -> "Project":
+        """Copy the project as it is now: what a replica of the server's database still shows."""
+        copy = Project(self.project_id, self.secret_server_key, self._now_millis)
+        with self._lock:
+            copy._entries, copy._keys = self._entries.copy(), self._keys.copy()
+        return copy
 
     def users(self) -> dict[str, Record]:
         """Copy the well-formed records, by id, in the order of the list."""
@@ -185,24 +202,29 @@ class Project:
         return found[:-1], found[-1].key[1]
 
     def _from_cursor(self, asked: Asked) -> Iterator[Entry]:
-        start = self._start(asked)
+        keys = self._by_activity() if asked.by_activity else self._keys
+        start = self._start(asked, keys)
         if start is None:
             return iter(())
-        places = range(start, -1, -1) if asked.newest_first else range(start, len(self._keys))
-        entries = (self._entries[self._keys[place][1]] for place in places)
+        places = range(start, -1, -1) if asked.newest_first else range(start, len(keys))
+        entries = (self._entries[keys[place][1]] for place in places)
         return (entry for entry in entries if entry.shown <= asked.shown)
 
-    def _start(self, asked: Asked) -> int | None:
-        """Find the place of the cursor's user, who must be in this very list and spelling.
+    def _by_activity(self) -> list[Key]:
+        return sorted((entry.active_at, user_id) for user_id, entry in self._entries.items())
+
+    def _start(self, asked: Asked, keys: list[Key]) -> int | None:
+        """Find where the page starts; the cursor's user must be in this very list and spelling.
 
         That nobody is found is what makes the list lie: the server answers with an empty page.
         """
         if asked.cursor is None:
-            return len(self._keys) - 1 if asked.newest_first else 0
+            return len(keys) - 1 if asked.newest_first else 0
         entry = self._entries.get(asked.cursor)
         if entry is None or entry.shown > asked.shown:
             return None
-        return bisect_left(self._keys, entry.key)
+        key = (entry.active_at, asked.cursor) if asked.by_activity else entry.key
+        return bisect_left(keys, key) + first_behind(asked)
 
     def _record(self, user_id: str) -> Record:
         record: Record = json.loads(self._entries[user_id].bodies[0])
@@ -227,8 +249,16 @@ class Project:
         return [entry.key[1] for entry in entries]
 
 
+def first_behind(asked: Asked) -> int:
+    """Say how far from the cursor's user the page begins, in places of the list."""
+    if asked.inclusive:
+        return 0
+    return -1 if asked.newest_first else 1
+
+
 def _entry(record: Record) -> Entry:
     shown = Shown.RESTRICTED if record["is_restricted"] else Shown.DEFAULT
     if record["is_anonymous"]:
         shown = Shown.ANONYMOUS
-    return Entry((record["signed_up_at_millis"], record["id"]), shown, written(record))
+    key = (record["signed_up_at_millis"], record["id"])
+    return Entry(key, shown, written(record), record["last_active_at_millis"])

@@ -1,6 +1,8 @@
 """The answers of the fake API that are not users: known errors, and ready-made faults."""
 
+import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -38,11 +40,14 @@ def json_reply(status: int, body: bytes, *headers: tuple[str, str]) -> Reply:
     return Reply(_line(status), named, body)
 
 
+KNOWN_ERROR = "x-stack-known-error"
+
+
 def known_error(status: int, code: str, error: str, details: Any = None) -> Reply:
     """Write an error the way the server does: indented, and named in a header as well."""
     shown = {"code": code} | ({"details": details} if details is not None else {})
     body = json.dumps(shown | {"error": error}, indent=2, ensure_ascii=False).encode()
-    return json_reply(status, body, ("x-stack-known-error", code))
+    return json_reply(status, body, (KNOWN_ERROR, code))
 
 
 def schema_error(method: str, path: str, *problems: str) -> Reply:
@@ -63,6 +68,17 @@ def unknown_path(url: str) -> Reply:
     )
     headers = [NO_STORE, ("content-type", TEXT_TYPE), _request_id()]
     return Reply(_line(404), headers, text.encode())
+
+
+def too_many_unlimited(most: int) -> Reply:
+    """Refuse to list more users than this without a limit; in no form of a known error."""
+    text = f"More than {most} users match: use the limit and cursor parameters to page."
+    return Reply(_line(400), [("content-type", TEXT_TYPE), _request_id()], text.encode())
+
+
+def moved_permanently(path: str) -> Reply:
+    """Redirect to the spelling of a path that the server knows."""
+    return Reply(_line(308), [("location", path), ("refresh", f"0;url={path}")], path.encode())
 
 
 def method_not_allowed() -> Reply:
@@ -98,6 +114,18 @@ def html_ok() -> Reply:
 def cut_off(whole: bytes = b'{"items":[],"is_paginated":true,"pagination":{}}') -> Reply:
     """Send the first half of a body as if it were all of it."""
     return json_reply(200, whole[: len(whole) // 2])
+
+
+def as_sent(reply: Reply, *, known_error_headers: Sequence[str], gzipped: bool) -> Reply:
+    """Name a known error in these headers, and pack the body."""
+    code = dict(reply.headers).get(KNOWN_ERROR)
+    headers = [header for header in reply.headers if header[0] != KNOWN_ERROR]
+    headers += [(name, code) for name in known_error_headers if code is not None]
+    body = reply.body
+    if gzipped and body:
+        body = gzip.compress(body, compresslevel=1)
+        headers += [("content-encoding", "gzip"), ("vary", "Accept-Encoding")]
+    return Reply(reply.status, headers, body)
 
 
 def _html(status: int, body: bytes) -> Reply:

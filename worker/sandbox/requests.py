@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 from wsgiref.types import WSGIEnvironment
 
+from worker.sandbox.kinds import Kind
 from worker.sandbox.project import Asked, Project, Shown
 from worker.sandbox.replies import (
     ABOUT_AUTHENTICATION,
@@ -80,11 +81,17 @@ def _headers(environ: WSGIEnvironment) -> dict[str, str]:
     }
 
 
-def check_access(request: Request, project: Project) -> None:
+def _header(request: Request, kind: Kind, name: str) -> str | None:
+    """Give a header under the first of the names that this kind of server knows."""
+    values = (request.headers.get(prefix + name) for prefix in kind.header_prefixes)
+    return next((value for value in values if value is not None), None)
+
+
+def check_access(request: Request, project: Project, kind: Kind) -> None:
     """Raise Refused unless the headers open this project."""
-    access_type = request.headers.get("x-stack-access-type")
-    project_id = request.headers.get("x-stack-project-id")
-    key = request.headers.get("x-stack-secret-server-key")
+    access_type = _header(request, kind, "access-type")
+    project_id = _header(request, kind, "project-id")
+    key = _header(request, kind, "secret-server-key")
     if access_type is None:
         raise Refused(_access_type_required())
     if project_id is None:
@@ -154,10 +161,9 @@ def _wrong_key(project_id: str) -> Reply:
     )
 
 
-def listing(request: Request, *, knows_include_anonymous: bool) -> Asked:
+def listing(request: Request, kind: Kind) -> Asked:
     """Read the parameters of the list. Raises Refused naming each one that is wrong."""
-    checks = PARAMETERS if knows_include_anonymous else PARAMETERS_OF_AN_OLD_SERVER
-    problems = list(_problems(request.query, checks))
+    problems = list(_problems(request.query, _parameters(kind)))
     if problems:
         raise request.malformed(*problems)
     query = request.query
@@ -167,6 +173,8 @@ def listing(request: Request, *, knows_include_anonymous: bool) -> Asked:
         cursor=query.get("cursor"),
         newest_first=query.get("desc") == "true",
         shown=Shown.ANONYMOUS if query.get("include_anonymous") == "true" else shown,
+        inclusive=kind.inclusive,
+        by_activity=query.get("order_by") == "last_active_at",
     )
 
 
@@ -181,7 +189,7 @@ def _problems(query: dict[str, str], checks: dict[str, Check]) -> Iterator[str]:
         yield f"query contains unknown properties: {', '.join(sorted(unknown))}"
 
 
-def _limit_problem(text: str) -> str | None:
+def _limit_problem(text: str, cap: int | None) -> str | None:
     try:
         number = float(text)
     except ValueError:
@@ -191,6 +199,8 @@ def _limit_problem(text: str) -> str | None:
         return f"must be a `number` type, but the final value was: {found}."
     if number < 1:
         return "must be greater than or equal to 1"
+    if cap is not None and number > cap:
+        return f"must be less than or equal to {cap}"
     return None if number.is_integer() else "must be an integer"
 
 
@@ -203,17 +213,16 @@ def _uuid_problem(text: str) -> str | None:
     return None if UUID.fullmatch(text) else "must be a valid UUID"
 
 
-PARAMETERS: dict[str, Check] = {
-    "limit": _limit_problem,
-    "cursor": _uuid_problem,
-    "order_by": _one_of("signed_up_at"),
-    "desc": _one_of("true", "false"),
-    "include_restricted": _one_of("true", "false"),
-    "include_anonymous": _one_of("true", "false"),
-}
-PARAMETERS_OF_AN_OLD_SERVER = {
-    name: check for name, check in PARAMETERS.items() if name != "include_anonymous"
-}
+def _parameters(kind: Kind) -> dict[str, Check]:
+    flag = _one_of("true", "false")
+    known: dict[str, Check] = {
+        "limit": lambda text: _limit_problem(text, kind.cap),
+        "cursor": _uuid_problem,
+        "order_by": _one_of(*kind.orders),
+        "desc": flag,
+        "include_restricted": flag,
+    }
+    return known | ({"include_anonymous": flag} if kind.knows_include_anonymous else {})
 
 
 def check_user_id(request: Request, user_id: str) -> None:
