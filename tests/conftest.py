@@ -36,6 +36,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return count if config.option.numprocesses == "auto" else None
 
 
+@pytest.fixture
+def users_api(request: pytest.FixtureRequest) -> str:
+    """Return the name of the users API to test on, today's unless the test runs on several."""
+    return str(getattr(request, "param", "today"))
+
+
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return a URL of a server where databases may be created.

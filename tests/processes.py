@@ -20,6 +20,7 @@ import pytest
 
 import worker
 from tests.forked import run_command
+from tests.users_apis import api_of
 from worker.sandbox.api import FakeStackApi, Project, Reply, Request, serve
 
 # Much longer than anything takes that does not hang.
@@ -135,9 +136,9 @@ class Site:
 
 
 @contextmanager
-def opened_site(database_url: str, folder: Path) -> Iterator[Site]:
+def opened_site(database_url: str, folder: Path, users_api: str = "today") -> Iterator[Site]:
     project = Project()
-    api = FakeStackApi(project)
+    api = api_of(project, users_api)
     with serve(api) as api_url:
         shell = Shell(
             folder,

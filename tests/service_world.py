@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.users_apis import api_of
 from worker.sandbox.api import FakeStackApi, Project, Request, serve
 from worker.service import Service
 from worker.settings import Settings
@@ -157,9 +158,11 @@ where datname = current_database() and application_name = 'users-sync'
 
 
 @contextmanager
-def opened_service_world(url: str, conn: psycopg.Connection) -> Iterator[ServiceWorld]:
+def opened_service_world(
+    url: str, conn: psycopg.Connection, users_api: str = "today"
+) -> Iterator[ServiceWorld]:
     project = Project()
-    api = FakeStackApi(project)
+    api = api_of(project, users_api)
     with serve(api) as api_url:
         world = ServiceWorld(url, conn, api_url, project, api)
         try:

@@ -12,10 +12,10 @@ from worker.sandbox.postgres import create_database, drop_database
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
+def world(database_url: str, users_api: str) -> Iterator[World]:
     """Return a world of its own: empty project, empty database."""
     with psycopg.connect(database_url, autocommit=True) as conn:
-        yield World(database_url, conn)
+        yield World(database_url, conn, users_api=users_api)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def shared_database(postgres_url: str) -> Iterator[World]:
 
 
 @pytest.fixture
-def quick_world(shared_database: World) -> World:
+def quick_world(shared_database: World, users_api: str) -> World:
     """Return the world that the tests of a module share, emptied."""
+    shared_database.users_api = users_api
     shared_database.forget_everything()
     return shared_database

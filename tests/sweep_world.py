@@ -12,9 +12,10 @@ import httpx
 import psycopg
 from psycopg import sql
 
+from tests.users_apis import api_of
 from worker.findings import Findings
 from worker.once import sweep_once
-from worker.sandbox.api import FakeStackApi, Project, Reply, Request
+from worker.sandbox.api import Project, Reply, Request
 from worker.settings import Settings
 from worker.sweep import Report
 
@@ -93,9 +94,10 @@ class World:
     conn: psycopg.Connection
     project: Project = field(default_factory=Project)
     schema: str = "neon_auth"
+    users_api: str = "today"
 
     def __post_init__(self) -> None:
-        self.api = FakeStackApi(self.project)
+        self.api = api_of(self.project, self.users_api)
 
     def sweep(self, on_page: OnPage = nothing, stop: Event | None = None, **options: Any) -> Report:
         """Sweep once, without a network unless `api_url` says where."""
@@ -111,7 +113,7 @@ class World:
     def forget_everything(self) -> None:
         """Empty the project and the database."""
         self.project = Project()
-        self.api = FakeStackApi(self.project)
+        self.api = api_of(self.project, self.users_api)
         if self.query("select to_regclass('users_sync_worker.lease')") != [(None,)]:
             self.query(EMPTY)
 

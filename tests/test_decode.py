@@ -15,15 +15,13 @@ from hypothesis import strategies as st
 
 from worker.canonical import digest
 from worker.decode import (
-    MAX_MILLIS,
     MAX_RECORDS,
-    MIN_MILLIS,
     BrokenBody,
     parse_page,
     parse_user,
 )
-from worker.model import Page, Place, Unreadable, User
-from worker.walk import MAX_LIMIT
+from worker.model import MAX_MILLIS, MIN_MILLIS, Page, Place, Unreadable, User, last_key
+from worker.page_size import LARGEST
 
 SAMPLES = Path(__file__).parent / "samples"
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
@@ -113,9 +111,9 @@ def test_whole_list_of_a_real_server_is_read() -> None:
     page = parse(body)
     items = json.loads(body)["items"]
     assert [user.record for user in page.users] == items
-    assert page.first == Place(items[0]["id"], items[0]["signed_up_at_millis"])
-    assert page.last == Place(items[-1]["id"], items[-1]["signed_up_at_millis"])
-    assert page.end == (items[-1]["signed_up_at_millis"], items[-1]["id"])
+    assert page.places[0] == Place(items[0]["id"], items[0]["signed_up_at_millis"])
+    assert page.places[-1] == Place(items[-1]["id"], items[-1]["signed_up_at_millis"])
+    assert last_key(page.places) == (items[-1]["signed_up_at_millis"], items[-1]["id"])
     assert page.ascending
     assert page.next_cursor is None
     assert page.observed_at == ASKED_AT
@@ -131,7 +129,9 @@ def test_pages_of_a_real_server_continue_one_another(name: str) -> None:
     second = parse(sample_body(name))
     assert len(first.users) == 3
     assert second.ascending
-    assert {first.last, Place(str(first.next_cursor), second.users[0].millis)} & {second.first}
+    assert {first.places[-1], Place(str(first.next_cursor), second.users[0].millis)} & {
+        second.places[0]
+    }
 
 
 def test_newest_first_does_not_ascend() -> None:
@@ -152,7 +152,7 @@ def test_user_of_a_real_server_is_read() -> None:
 def test_empty_list_is_an_empty_page() -> None:
     page = parse(sample_body("list-cursor-of-deleted-user.http"))
     assert (page.users, page.unreadable, page.ids) == ((), (), set())
-    assert (page.first, page.last, page.end, page.next_cursor) == (None, None, None, None)
+    assert (len(page.places), page.next_cursor) == (0, None)
     assert page.ascending
 
 
@@ -347,21 +347,21 @@ def test_item_that_is_no_object_is_unreadable(item: object) -> None:
 def test_user_with_an_unreadable_record_is_present_and_has_its_place() -> None:
     page = parse(body_of(record(signed_up_at_millis="x"), NEIGHBOUR))
     assert page.ids == {ID, NEIGHBOUR_ID}
-    assert page.first == Place(ID, "x")
-    assert page.end == (SIGN_UP + 1, NEIGHBOUR_ID)
+    assert page.places[0] == Place(ID, "x")
+    assert last_key(page.places) == (SIGN_UP + 1, NEIGHBOUR_ID)
 
 
 def test_place_is_that_of_the_last_record_with_a_readable_id() -> None:
     last = record(signed_up_at_millis=None)
     page = parse(body_of({"id": "x"}, NEIGHBOUR, last, {"id": None}))
-    assert page.first == Place(NEIGHBOUR_ID, SIGN_UP + 1)
-    assert page.last == Place(ID, None)
-    assert page.end == (SIGN_UP + 1, NEIGHBOUR_ID)
+    assert page.places[0] == Place(NEIGHBOUR_ID, SIGN_UP + 1)
+    assert page.places[-1] == Place(ID, None)
+    assert last_key(page.places) == (SIGN_UP + 1, NEIGHBOUR_ID)
 
 
 def test_page_of_unreadable_ids_has_no_place() -> None:
     page = parse(body_of({"id": "x"}, 5, next_cursor=ID))
-    assert (page.first, page.last, page.end) == (None, None, None)
+    assert len(page.places) == 0
     assert len(page.unreadable) == 2
 
 
@@ -498,8 +498,8 @@ def test_metadata_of_three_megabytes_is_read() -> None:
 def test_later_record_of_an_id_counts_at_the_first_place() -> None:
     page = parse(body_of(record(n=1), NEIGHBOUR, record(n=2)))
     assert [user.record for user in page.users] == [record(n=2), NEIGHBOUR]
-    assert page.first == Place(ID, SIGN_UP)
-    assert page.last == Place(NEIGHBOUR_ID, SIGN_UP + 1)
+    assert page.places[0] == Place(ID, SIGN_UP)
+    assert page.places[-1] == Place(NEIGHBOUR_ID, SIGN_UP + 1)
     assert page.ascending
 
 
@@ -508,7 +508,7 @@ def test_user_who_moved_while_the_page_was_read_leaves_it_ascending() -> None:
     page = parse(body_of(record(), NEIGHBOUR, moved))
     assert [user.record for user in page.users] == [NEIGHBOUR, moved]
     assert page.ascending
-    assert page.end == (SIGN_UP + 1, NEIGHBOUR_ID)
+    assert last_key(page.places) == (SIGN_UP + 1, NEIGHBOUR_ID)
 
 
 def test_later_record_counts_even_if_it_is_unreadable() -> None:
@@ -572,7 +572,7 @@ def test_what_is_no_page_is_a_broken_body_and_not_quoted(body: bytes) -> None:
 
 
 def test_more_records_than_anybody_asks_for_are_a_broken_body() -> None:
-    assert MAX_RECORDS == MAX_LIMIT
+    assert MAX_RECORDS == LARGEST
     parse(body_of(*[0] * MAX_RECORDS))
     with pytest.raises(BrokenBody, match="more than 30,000 records"):
         parse(body_of(*[0] * (MAX_RECORDS + 1)))

@@ -14,7 +14,7 @@ from worker.decode import BrokenBody, parse_page
 from worker.glance import MOST_FIELDS, Glance
 from worker.ids import pack
 from worker.mirror import Delta, Mirror, Span
-from worker.model import Page, Seen, User, are_readable
+from worker.model import Page, Place, Seen, User, are_readable
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
 IGNORED = ("last_active_at_millis",)
@@ -76,13 +76,17 @@ def seen(body: bytes, glance: Glance = KNOWING) -> Page:
     return page
 
 
+def places_of(page: Page) -> list[Place]:
+    return [page.places[number] for number in range(len(page.places))]
+
+
 def told(page: Page) -> tuple[Any, ...]:
     """Say everything that a page holds."""
     users = [(user.id, user.millis, user.digest, user.record) for user in page.users]
     return (
         users,
         page.unreadable,
-        (page.first, page.last, page.end, page.ascending, page.next_cursor),
+        (places_of(page), page.ascending, page.descending, page.next_cursor),
         (page.observed_at, page.size, sorted(page.ids), sorted(page.cleaned)),
     )
 

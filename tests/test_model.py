@@ -39,10 +39,9 @@ def page(users: tuple[User, ...] = (), bad: tuple[Unreadable, ...] = ()) -> Page
     return Page(
         users=users,
         unreadable=bad,
-        first=None,
-        last=None,
-        end=None,
+        places=(),
         ascending=True,
+        descending=True,
         next_cursor=None,
         observed_at=datetime(2026, 1, 1, tzinfo=UTC),
     )

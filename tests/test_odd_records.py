@@ -220,7 +220,7 @@ def test_a_page_of_nothing_but_odd_records_is_walked_past(quick_world: World) ->
     for n in range(7):
         quick_world.project.put_raw(f"odd {n}", MILLIS, f'{{"label":{n}}}'.encode())
 
-    report = quick_world.sweep(page_size=2)
+    report = quick_world.sweep(page_size=3)
 
     assert (report.outcome, report.counts["quarantined"]) == ("complete", 7)
     assert quick_world.wanted() == quick_world.rows()

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.clock import Clock
 from worker.decode import BrokenBody, parse_page
 from worker.errors import SourceUnavailable, Transient
-from worker.model import Page
+from worker.model import Page, Place
 from worker.outline import Arrival, outline_of
+from worker.page_size import PageSize
 from worker.retry import Retry
 from worker.source import Source
-from worker.walk import Outlined, PageSize, Request
+from worker.walk import Outlined, Request
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -48,10 +48,10 @@ def body_of(items: Any, next_cursor: Any = None) -> bytes:
     return json.dumps({"items": items, "pagination": {"next_cursor": next_cursor}}).encode()
 
 
-def place_of(page: Outlined, length: int) -> tuple[Any, ...]:
+def place_of(page: Outlined) -> tuple[Any, ...]:
     """Say all that the chain is proven by, and the way back."""
-    keys = [page.key(-number) for number in range(1, length + 2)]
-    return page.first, page.last, page.end, page.ascending, page.next_cursor, keys
+    places = [page.places[number] for number in range(len(page.places))]
+    return places, page.ascending, page.descending, page.next_cursor
 
 
 @given(lists | ordered, st.none() | st.text() | odd)
@@ -60,8 +60,8 @@ def test_outline_says_what_a_page_says(items: list[Any], next_cursor: Any) -> No
     outline = outline_of(body)
     if outline is not None:
         page = parse_page(body, ASKED_AT, ())
-        assert place_of(outline, len(items)) == place_of(page, len(items))
-        assert (outline.length, outline.size) == (page.length, page.size)
+        assert place_of(outline) == place_of(page)
+        assert outline.size == page.size
 
 
 @given(st.binary(max_size=40), st.integers(0, 90))
@@ -75,7 +75,10 @@ def test_what_has_an_outline_can_be_read(noise: bytes, at: int) -> None:
 def test_page_in_order_has_an_outline() -> None:
     outline = outline_of(body_of([{"id": user_id(1), "signed_up_at_millis": 1}], user_id(2)))
     assert outline is not None
-    assert place_of(outline, 1)[3:] == (True, user_id(2), [(1, user_id(1)), None])
+    assert place_of(outline) == ([Place(user_id(1), 1)], True, True, user_id(2))
+    assert [outline.places[n] for n in (0, -1)] == [Place(user_id(1), 1)] * 2
+    with pytest.raises(IndexError):
+        outline.places[1]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ class _Lease:
 @contextmanager
 def source_of(api: Any) -> Iterator[Source]:
     retry = Retry("Stack Auth", 0, Event(), SourceUnavailable)
-    source = Source(api, retry, page_size=PageSize(10), clock=Clock(), lease=_Lease())
+    source = Source(api, retry, page_size=PageSize(10), lease=_Lease())
     try:
         yield source
     finally:

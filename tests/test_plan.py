@@ -622,7 +622,7 @@ def test_who_moved_behind_all_others_is_told_once_and_nobody_is_new(quick_world:
     for user_id in ids[:3]:
         quick_world.project.upgrade(user_id)
 
-    found = planned(quick_world, page_size=2)
+    found = planned(quick_world, page_size=3)
 
     assert [(change.kind, change.subject) for change in found.changes] == [
         ("update", user_id) for user_id in ids[:3]

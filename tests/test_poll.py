@@ -11,6 +11,7 @@ import pytest
 
 from tests.service_world import LIVE, ServiceWorld, opened_service_world, until
 from tests.sweep_world import Nobody
+from tests.users_apis import both_servers
 from worker.clock import Clock
 from worker.errors import Stopped
 from worker.findings import Findings
@@ -24,6 +25,7 @@ from worker.store import Store
 from worker.sweep import Report, Sweep
 
 SIZE = 5
+PAGE_SIZE = 10
 MISSING = "select count(*) from users_sync_worker.deletion"
 
 
@@ -56,11 +58,11 @@ class Desk:
 
 
 @pytest.fixture
-def desk(database_url: str, connection: psycopg.Connection) -> Iterator[Desk]:
+def desk(database_url: str, connection: psycopg.Connection, users_api: str) -> Iterator[Desk]:
     clock, stop = Clock(), Event()
     with ExitStack() as opened:
-        world = opened.enter_context(opened_service_world(database_url, connection))
-        settings = world.settings(page_size=10)
+        world = opened.enter_context(opened_service_world(database_url, connection, users_api))
+        settings = world.settings(page_size=PAGE_SIZE)
         database = opened.enter_context(opened_database(settings, database_url, clock, stop))
         store = open_store(settings, database)
         source = opened.enter_context(opened_source(settings, clock, stop, store.lease, Nobody()))
@@ -117,22 +119,98 @@ def test_poll_never_deletes_nor_suspects(desk: Desk) -> None:
     assert desk.world.query(MISSING) == [(0,)]
 
 
-def test_page_full_of_strangers_is_asked_for_again_four_times_as_large(desk: Desk) -> None:
+@both_servers
+def test_page_full_of_strangers_is_gone_on_from_until_somebody_is_known(desk: Desk) -> None:
     ids = desk.world.project.populate(30)
     desk.sweep()
     desk.limits()
     ids += [desk.world.project.create() for _ in range(40)]
     assert desk.poll().counts["inserted"] == 40
-    assert desk.limits() == [SIZE, 4 * SIZE, 16 * SIZE]
+    limits = desk.limits()
+    assert (limits[0], set(limits[1:])) == (SIZE, {PAGE_SIZE})
+    assert len(limits) in range(5, 7)
     assert desk.live() == set(ids)
-    assert all("cursor" not in request.query for request in desk.world.lists())
 
 
-def test_no_poll_asks_for_more_than_ten_thousand(desk: Desk) -> None:
+@both_servers
+def test_a_burst_of_5000_sign_ups_between_two_polls_is_in_the_table_at_once(desk: Desk) -> None:
+    desk.source.page_size.limit = 1_000
+    ids = desk.world.project.populate(100)
+    desk.sweep()
+    desk.limits()
+    ids += [desk.world.project.create() for _ in range(5_000)]
+    assert desk.poll().counts["inserted"] == 5_000
+    assert desk.live() == set(ids)
+    assert len(desk.limits()) == 7
+    assert desk.poll().wrote is False
+
+
+@both_servers
+@pytest.mark.parametrize("lost", ["the cursor", "the last user", "both", "the whole page"])
+def test_a_poll_that_goes_on_skips_nobody_when_users_go_in_between(desk: Desk, lost: str) -> None:
+    desk.world.project.populate(30)
+    desk.sweep()
+    new = [desk.world.project.create() for _ in range(40)]
+    gone: list[str] = []
+
+    def lose(request: Request) -> None:
+        cursor = request.query.get("cursor")
+        if cursor and not gone and request.query["desc"] == "true":
+            newest_first = desk.world.project.ids()[::-1]
+            at = newest_first.index(cursor)
+            places = {
+                "the cursor": slice(at, at + 1),
+                "the last user": slice(at + 1, at + 2),
+                "both": slice(at, at + 2),
+                "the whole page": slice(at + 2),
+            }
+            gone.extend(newest_first[places[lost]])
+            for user_id in gone:
+                desk.world.project.delete(user_id)
+
+    desk.world.api.on_request(lose)
+    desk.poll()
+    desk.poll()
+    assert gone
+    assert desk.live() >= set(new) - set(gone)
+
+
+def test_behind_ten_thousand_strangers_the_sweep_takes_over(desk: Desk) -> None:
+    desk.source.page_size.limit = 1_000
     desk.world.project.populate(12_000)
-    findings = desk.poll()
-    assert (findings.counts["inserted"], desk.limits()[-1]) == (10_000, 10_000)
+    assert desk.poll().counts["inserted"] in range(9_000, 11_001)
+    assert max(desk.limits()) == 1_000
     assert desk.poll().changed_something is False
+
+
+@pytest.mark.parametrize("poll_page_size", [1_001, 30_000])
+def test_no_poll_asks_for_more_than_the_server_takes(desk: Desk, poll_page_size: int) -> None:
+    ids = desk.world.project.populate(1_500)
+    desk.sweep()
+    desk.limits()
+    assert (
+        Poll(desk.source, desk.store, desk.memory, poll_page_size, cold=False).run().wrote is False
+    )
+    Poll(desk.source, desk.store, desk.memory, poll_page_size, cold=False).run()
+    assert desk.limits() == [poll_page_size, 1_000, 1_000]
+    assert desk.live() == set(ids)
+
+
+def test_a_list_that_is_lost_again_and_again_ends_the_poll(desk: Desk) -> None:
+    desk.world.project.populate(30)
+    desk.sweep()
+    desk.limits()
+    for _ in range(40):
+        desk.world.project.create()
+
+    def lie(request: Request) -> None:
+        if request.query.get("cursor"):
+            request.query["cursor"] = "00000000-0000-4000-8000-ffffffffffff"
+
+    desk.world.api.on_request(lie)
+    assert desk.poll().counts["inserted"] == SIZE
+    assert len(desk.limits()) < 12
+    assert desk.live() >= set(desk.world.project.ids()[-SIZE:])
 
 
 def test_cold_poll_reads_one_page_only(desk: Desk) -> None:
@@ -172,14 +250,11 @@ class Beside:
     def _hold(self, request: Request) -> Reply | None:
         if request.query.get("desc") == "false" and not self.reached.is_set():
             # Made now, as of now, and sent later: what happens meanwhile is not in it.
-            reply = self._answer(request)
+            reply = self._desk.world.api.answer(request)
             self.reached.set()
             self._go_on.wait(10)
             return reply
         return None
-
-    def _answer(self, request: Request) -> Reply:
-        return self._desk.world.api._answer(request)  # noqa: SLF001 - a true but old answer
 
     def sweep(self, act: Callable[[], object]) -> Report:
         """Sweep, and call `act` while the answer to the first page is on its way."""

@@ -48,7 +48,7 @@ def refusal(here: Path, environ: Mapping[str, str] | None = None, **overrides: A
 
 def test_nothing_given_means_defaults(here: Path) -> None:
     assert load(here) == Settings()
-    assert load(here).stack.page_size == "auto"
+    assert load(here).stack.page_size == 1_000
 
 
 def test_missing_secrets_folder_is_no_source(here: Path) -> None:
@@ -225,7 +225,7 @@ def test_unknown_variable_names_the_closest(here: Path, variable: str, closest: 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("stack.page_size", "1"),
+        ("stack.page_size", "2"),
         ("stack.page_size", "30001"),
         ("stack.page_size", "fast"),
         ("stack.timeout_seconds", "0"),
@@ -238,7 +238,7 @@ def test_unknown_variable_names_the_closest(here: Path, variable: str, closest: 
         ("database.schema", "a\0b"),
         ("database.lease_seconds", "2"),
         ("schedule.poll_seconds", "0"),
-        ("schedule.poll_page_size", "1"),
+        ("schedule.poll_page_size", "2"),
         ("schedule.sweep_seconds", "nan"),
         ("schedule.sweep_share", "1.1"),
         ("schedule.resume_minutes", "-1"),
@@ -261,9 +261,8 @@ def test_values_out_of_bounds_name_setting_and_variable(
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("stack.page_size", "2"),
+        ("stack.page_size", "3"),
         ("stack.page_size", "30000"),
-        ("stack.page_size", "auto"),
         ("stack.retry_minutes", "0"),
         ("database.schema", "ü" * 31),
         ("database.lease_seconds", "3"),

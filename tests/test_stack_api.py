@@ -14,7 +14,7 @@ import respx
 
 from worker.body import MAX_BODY_BYTES
 from worker.clock import Clock
-from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
+from worker.errors import LimitRefused, Misconfigured, Stopped, Transient, UsersSyncError
 from worker.model import Single, User
 from worker.stack_api import Access, StackApi
 
@@ -237,7 +237,6 @@ def test_nothing_else_proves_it(
         (sample("error-unknown-project.http"), ["STACK_PROJECT_ID", "STACK_API_URL"]),
         (sample("error-no-headers.http"), ["x-stack-", "STACK_API_URL"]),
         (sample("error-unknown-path.http"), ["STACK_API_URL", "/api/v1"]),
-        (sample("list-limit-0.http"), ["parameter limit"]),
         (sample("list-malformed-cursor.http"), ["parameter cursor"]),
         (sample("list-unknown-parameter.http"), ["parameter frobnicate"]),
         (
@@ -266,6 +265,39 @@ def test_configuration_errors_say_the_fix(
     error = page_error(router, api, answer)
     assert type(error) is Misconfigured
     assert [hint for hint in hints if hint not in str(error)] == []
+
+
+@pytest.mark.parametrize(
+    ("message", "largest"),
+    [
+        ("query.limit must be less than or equal to 1000", 1_000),
+        ("query.limit must be at most 500", 500),
+        ("query.limit is too large", None),
+        ("query.cursor must be a valid UUID\n  - query.limit is over 250", 250),
+    ],
+)
+def test_limit_that_the_server_does_not_take_says_how_much_it_takes(
+    router: respx.MockRouter, api: StackApi, message: str, largest: int | None
+) -> None:
+    details = {"message": f"Request validation failed on GET /api/v1/users:\n  - {message}"}
+    answer = httpx.Response(400, json={"code": "SCHEMA_ERROR", "error": "x", "details": details})
+    error = page_error(router, api, answer)
+    assert isinstance(error, LimitRefused)
+    assert error.largest == largest
+    assert "stack.page_size" in str(error)
+
+
+def test_answer_of_todays_server_to_1001_users_names_its_cap(
+    router: respx.MockRouter, api: StackApi
+) -> None:
+    error = page_error(router, api, sample("today-list-limit-1001.http"))
+    assert isinstance(error, LimitRefused)
+    assert error.largest == 1_000
+
+
+def test_limit_in_another_error_is_no_cap(router: respx.MockRouter, api: StackApi) -> None:
+    answer = known_error(400, "SOMETHING_ELSE", "query.limit must be less than or equal to 5")
+    assert type(page_error(router, api, answer)) is Misconfigured
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ def test_an_empty_project_leaves_an_empty_table(world: World) -> None:
     assert world.query("select * from {users_sync}") == []
 
 
-@pytest.mark.parametrize("size", ["auto", 2, 3, 41, 42, 43, 30_000])
-def test_every_page_size_sees_each_user_once(quick_world: World, size: int | str) -> None:
+@pytest.mark.parametrize("size", [3, 4, 41, 42, 43, 30_000])
+def test_every_page_size_sees_each_user_once(quick_world: World, size: int) -> None:
     sign_up(quick_world.project, *range(42))
 
     report = quick_world.sweep(page_size=size)

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from worker.errors import Misconfigured, Transient, UsersSyncError
+from worker.errors import LimitRefused, Misconfigured, Transient, UsersSyncError
 
 # Request Timeout, Too Early, Too Many Requests: the only 4xx that pass by themselves.
 PASSING_STATUSES = frozenset({408, 425, 429})
@@ -43,6 +43,7 @@ _CODE = re.compile(r"[A-Z][A-Z_]{0,60}")
 _PARAMETERS = re.compile(
     r"unknown properties: ([a-z_]{1,40}(?:, [a-z_]{1,40}){0,9})|\b(?:query|params)\.([a-z_]{1,40})"
 )
+_LIMIT = re.compile(r"\bquery\.limit\b(?:[^\d\n]{0,80}(\d{1,9}))?")
 _SECONDS = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -96,7 +97,23 @@ def refused(answer: Answer, host: str) -> UsersSyncError:
         return Transient(said, retry_after=_retry_after(answer.headers), too_much=too_much)
     if code == "USER_NOT_FOUND":
         return Transient(f"{said}, but in a form that proves nothing")
+    if limit := _limit_problem(answer):
+        largest = int(limit[1]) if limit[1] else None
+        most = f"at most {largest}" if largest else "less"
+        said += (
+            f": the server does not take so large a parameter limit: set stack.page_size to {most}"
+        )
+        return LimitRefused(said, largest)
     return Misconfigured(f"{said}: {_remedy(answer)}")
+
+
+def _limit_problem(answer: Answer) -> re.Match[str] | None:
+    """Find what the server says about `limit`, the largest that it takes included, if it does."""
+    if answer.code != "SCHEMA_ERROR":
+        return None
+    details = answer.known_error.get("details")
+    message = details.get("message") if isinstance(details, dict) else None
+    return _LIMIT.search(str(message or answer.known_error.get("error")))
 
 
 def _remedy(answer: Answer) -> str:

@@ -3,26 +3,21 @@
 import json
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from operator import attrgetter
-from typing import Any, TypeGuard
+from typing import Any
 
 import orjson
 
 from worker.canonical import canonical, digest, whole
 from worker.ids import is_user_id
-from worker.model import Key, Page, Place, Single, Unreadable, User
+from worker.model import Page, Place, Single, Unreadable, User, is_sign_up
 
 # Postgres fails on deep nesting (54001), and orjson cannot write more than 254 levels.
 MAX_NESTING = 200
-
-# What timestamptz holds, in milliseconds: from 4714-11-24 BC to the end of 294276 AD, where the
-# double in between rounds the very last one up.
-MIN_MILLIS = -210_866_803_200_000
-MAX_MILLIS = 9_224_318_015_999_998
 
 # Python refuses to read a longer integer in one go.
 MAX_INTEGER_DIGITS = 4300
@@ -73,14 +68,14 @@ def parse_page(
         if was_cleaned and record.id:
             cleaned.append(record.id)
     users = [record for record in found.values() if isinstance(record, User)]
-    keys = _keys(placed)
+    keys = [place.key for place in placed if place.key is not None]
+    ascending = sorted(keys)
     return Page(
         users=tuple(sorted(users, key=_key)),
         unreadable=tuple(record for record in found.values() if isinstance(record, Unreadable)),
-        first=placed[0] if placed else None,
-        last=placed[-1] if placed else None,
-        end=keys[-1] if keys else None,
-        ascending=keys == sorted(keys),
+        places=placed,
+        ascending=keys == ascending,
+        descending=keys == ascending[::-1],
         next_cursor=next_cursor,
         observed_at=observed_at,
         cleaned=tuple(cleaned),
@@ -173,16 +168,6 @@ def _cut_nesting(text: str) -> str:
     return "".join(kept) + text[start:]
 
 
-def _keys(places: Iterable[Place]) -> list[Key]:
-    """Give the keys of those that have one: the list is not sorted by what is no sign-up."""
-    return [(place.millis, place.id) for place in places if _is_sign_up(place.millis)]
-
-
-def _is_sign_up(millis: object) -> TypeGuard[int]:
-    # A bool is an int to isinstance.
-    return type(millis) is int and MIN_MILLIS <= millis <= MAX_MILLIS
-
-
 def _read(
     item: Any, ignored_fields: Collection[str], *, careful: bool
 ) -> tuple[User | Unreadable, bool]:
@@ -206,7 +191,7 @@ def _check_form(item: Any) -> None:
     millis = item.get("signed_up_at_millis")
     if type(millis) is not int:
         raise _Unstorable("signed_up_at_millis is not an integer")
-    if not _is_sign_up(millis):
+    if not is_sign_up(millis):
         raise _Unstorable("signed_up_at_millis is out of the range of timestamptz")
 
 

@@ -65,8 +65,6 @@ class Duty:
         finally:
             self._swept_for = self._monotonic() - began
         self.warm = True
-        # Only now: the first sweep is quicker with larger pages.
-        self.source.page_size.keep_polls_fresh = True
         self.figures.sweep_ended(report)
         return self.pause
 

@@ -10,6 +10,7 @@ UsersSyncError
 ├── DataRefused          the database refuses a record for what is in it: find it, quarantine it
 ├── Blocked              a lock or statement time-out: try with fewer rows
 ├── Misconfigured        a person must act; the message says what, where, and the fix
+│   └── LimitRefused     the users API gives fewer users at once: ask for less, and remember
 └── Stopped              somebody asked the worker to stop
 """
 
@@ -76,6 +77,17 @@ class Blocked(UsersSyncError):
 
 class Misconfigured(UsersSyncError):
     """A person must act."""
+
+
+class LimitRefused(Misconfigured):
+    """The users API refused the `limit` of a request.
+
+    `largest` is the largest limit that it says it takes, or None if it names none.
+    """
+
+    def __init__(self, message: str, largest: int | None = None) -> None:
+        super().__init__(message)
+        self.largest = largest
 
 
 class Stopped(UsersSyncError):

@@ -19,7 +19,7 @@ import orjson
 from msgspec.structs import astuple
 
 from worker.ids import pack_all
-from worker.model import Page, Place, Seen
+from worker.model import KeyPlaces, Page, Seen
 from worker.outline import are_users, ascend
 from worker.unpacking import Unpacking, cut
 
@@ -104,14 +104,15 @@ class Glance:
                 column.reverse()
         unpacking = Unpacking(body, self._ignored, not ascending, records)
         users = Seen(array("q", millis), pack_all(ids), array("q", marks).tobytes(), unpacking)
-        first, last = (users[0], users[-1]) if ascending else (users[-1], users[0])
+        count = len(users)
+        # As they came: newest first, the last of the users is the first record.
+        key = (lambda n: users[n].key) if ascending else (lambda n: users[count - 1 - n].key)
         return Page(
             users=users,
             unreadable=(),
-            first=Place(first.id, first.millis),
-            last=Place(last.id, last.millis),
-            end=last.key,
+            places=KeyPlaces(count, key),
             ascending=ascending,
+            descending=not ascending or count == 1,
             next_cursor=next_cursor,
             observed_at=observed_at,
             cleaned=unpacking.cleaned,

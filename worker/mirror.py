@@ -4,7 +4,7 @@ import math
 import sys
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
@@ -149,6 +149,13 @@ class Mirror:
         at = self._rows.place(key) - 1
         return self._rows.key(at) if at >= 0 and self._rows.millis[at] != NO_MILLIS else None
 
+    def pairs_before(self, key: Key) -> Iterator[tuple[Key, Key]]:
+        """Give pairs of neighbours below this key, the nearest first, then ever further down."""
+        step = 1
+        while (at := self._rows.place(key) - step) > 0 and self._rows.millis[at - 1] != NO_MILLIS:
+            yield self._rows.key(at - 1), self._rows.key(at)
+            step *= 2
+
     def keys(self) -> Iterable[Key]:
         """Give every key, in order."""
         return (self._rows.key(at) for at in range(len(self)))
@@ -168,16 +175,14 @@ class Mirror:
         return low, max(low, high)
 
     def _equals(self, low: int, high: int, users: Sequence[User]) -> bool:
-        """Whether the users are this slice, or the chain user before it and then this slice."""
+        """Whether the users are this slice, perhaps with rows just before it: the chain's users."""
         extra = len(users) - (high - low)
-        if extra not in {0, 1} or low < extra:
-            return False
-        return self._rows.are(users, low - extra, high)
+        return 0 <= extra <= low and self._rows.are(users, low - extra, high)
 
     def _is_known(self, known: dict[tuple[int, bytes], int], user: User, span: Span) -> bool:
         """Take a user out of the slice, and say whether it is as it was.
 
-        One beyond the slice (the chain user) is looked up. Of a user with the same digest, but
+        One beyond the slice (a user of the chain) is looked up. Of a user with the same digest, but
         another mark, the mark is learnt.
         """
         rows = self._rows

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeGuard, overload
 
 from worker.ids import ID_BYTES, pack_all, unpack_all
 
@@ -16,8 +16,19 @@ UNKNOWN_DIGEST = bytes(DIGEST_BYTES)
 MARK_BYTES = 8  # a hash of a record as it came
 UNKNOWN_MARK = bytes(MARK_BYTES)
 
+# What timestamptz holds, in milliseconds: from 4714-11-24 BC to the end of 294276 AD, where the
+# double in between rounds the very last one up.
+MIN_MILLIS = -210_866_803_200_000
+MAX_MILLIS = 9_224_318_015_999_998
+
 Key = tuple[int, str]
 """A user's place in the list: (signed_up_at_millis, id), compared in that order."""
+
+
+def is_sign_up(millis: object) -> TypeGuard[int]:
+    """Whether this can be `signed_up_at_millis` of a user in the table."""
+    # A bool is an int to isinstance.
+    return type(millis) is int and MIN_MILLIS <= millis <= MAX_MILLIS
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,38 +193,64 @@ class Place:
     id: str
     millis: object
 
+    @property
+    def key(self) -> Key | None:
+        """The key of a user, or None: the list is not sorted by what is no sign-up."""
+        return (self.millis, self.id) if is_sign_up(self.millis) else None
+
+
+class Places(Protocol):
+    """Where the records of an answer stand, in its order; negative numbers count from the end."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Place: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlaces:
+    """Places of users who all have a key, each made when it is asked for.
+
+    `key` gives the nth key, counted from 0.
+    """
+
+    count: int
+    key: Callable[[int], Key]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Place:
+        millis, user_id = self.key(range(self.count)[number])
+        return Place(user_id, millis)
+
+
+def last_key(places: Places) -> Key | None:
+    """Give the key of the last record that has one."""
+    keys = (places[number].key for number in reversed(range(len(places))))
+    return next((key for key in keys if key is not None), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """One answer of the list; of an id that comes twice the later record counts at the first place.
 
-    `users` ascend by key. `first` and `last` are the first and the last record with a readable id,
-    `end` the key of the last one that has a key; `ascending` says whether the records came in the
-    order of the list. `observed_at` is the moment it was asked for, on the database's clock;
-    `size` is the length of the body in bytes. `in_full` reads every record of a page of whose
-    records some may be unreadable after all.
+    `users` ascend by key. `places` are those of the records with a readable id, as they came;
+    `ascending` and `descending` say whether they came in the order of their keys. `observed_at` is
+    the moment it was asked for, on the database's clock; `size` is the length of the body in bytes.
+    `in_full` reads every record of a page of whose records some may be unreadable after all.
     """
 
     users: Sequence[User]
     unreadable: tuple[Unreadable, ...]
-    first: Place | None
-    last: Place | None
-    end: Key | None
+    places: Places
     ascending: bool
+    descending: bool
     next_cursor: str | None
     observed_at: datetime
     cleaned: Sequence[str] = ()
     size: int = 0
     in_full: "Callable[[], Page] | None" = field(default=None, repr=False, compare=False)
-
-    @property
-    def length(self) -> int:
-        return len(self.users) + len(self.unreadable)
-
-    def key(self, number: int) -> Key | None:
-        """Give the key of one of the users that can be read, by number; None if there is none."""
-        there = -len(self.users) <= number < len(self.users)
-        return self.users[number].key if there else None
 
     @property
     def ids(self) -> set[str]:

@@ -23,6 +23,7 @@ from worker.errors import (
 from worker.findings import Findings
 from worker.guard import Guard
 from worker.memory import Memory
+from worker.page_size import PageSize
 from worker.retry import Retry, Watch
 from worker.settings import Settings
 from worker.settling import Rules
@@ -39,7 +40,6 @@ from worker.store.schema import prepare
 from worker.store.touched import Touched
 from worker.store.users import Table
 from worker.sweep import Report, Sweep
-from worker.walk import PageSize
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -147,7 +147,7 @@ def opened_source(  # noqa: PLR0913  each of the last two is for one caller
             api.on_answer = watch.answered
             api.mark_users()
         page_size = PageSize(settings.stack.page_size)
-        source = Source(api, retry, page_size=page_size, clock=clock, lease=lease)
+        source = Source(api, retry, page_size=page_size, lease=lease)
         try:
             yield source
         finally:

@@ -10,9 +10,9 @@ from operator import eq
 
 import msgspec
 
-from worker.decode import MAX_MILLIS, MAX_RECORDS, MIN_MILLIS
+from worker.decode import MAX_RECORDS
 from worker.ids import are_user_ids
-from worker.model import Key, Page, Place
+from worker.model import MAX_MILLIS, MIN_MILLIS, Key, KeyPlaces, Page
 
 
 class _Who(msgspec.Struct, gc=False):
@@ -47,23 +47,12 @@ class Outline:
     ascending: bool = True
 
     @property
-    def first(self) -> Place:
-        return _place(self.keys[0])
+    def descending(self) -> bool:
+        return len(self.keys) == 1
 
     @property
-    def last(self) -> Place:
-        return _place(self.keys[-1])
-
-    @property
-    def end(self) -> Key:
-        return self.keys[-1]
-
-    @property
-    def length(self) -> int:
-        return len(self.keys)
-
-    def key(self, number: int) -> Key | None:
-        return self.keys[number] if -self.length <= number < self.length else None
+    def places(self) -> KeyPlaces:
+        return KeyPlaces(len(self.keys), self.keys.__getitem__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +99,3 @@ def ascend(millis: list[int], ids: Sequence[str]) -> bool:
     # Few share a millisecond: only those are compared by their ids.
     ties = [at for at, tie in enumerate(map(eq, millis, islice(millis, 1, None))) if tie]
     return all(ids[at] < ids[at + 1] for at in ties)
-
-
-def _place(key: Key) -> Place:
-    return Place(key[1], key[0])

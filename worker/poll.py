@@ -1,30 +1,38 @@
 """The newest users, at once: one cheap request that adds and updates, and never deletes."""
 
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
+from worker.errors import SweepIncomplete
 from worker.findings import Findings
 from worker.memory import Memory
-from worker.model import Page
+from worker.model import Key, Page
 from worker.reading import Reading
 from worker.source import Source
 from worker.store import Store
+from worker.walk import Walk
 
-# When every user of a page is a stranger there are probably more behind it.
-GROWTH = 4
-LARGEST = 10_000
+# Behind so many strangers the next sweep is quicker: each page with a cursor costs the server a
+# look at all users before it.
+MOST_STRANGERS = 10_000
+# Nor is it worth looking for the way back for as long as a sweep does.
+MOST_RECOVERIES = 8
 
 
 @dataclass(slots=True)
 class Poll:
-    """Looks at the newest users; `size` is how many at first, `cold` that no sweep was complete."""
+    """Looks at the newest users; `size` is how many at first, `cold` that no sweep was complete.
+
+    Where a page is full of strangers, there are probably more behind it: the poll goes on as a walk
+    from the newest user, with the page size of a sweep, until it meets somebody who is known.
+    """
 
     source: Source
     store: Store
     memory: Memory
     size: int
     cold: bool
+    _met: set[str] = field(default_factory=set)
 
     def run(self) -> Findings:
         """Bring the newest users into the table; returns what was found.
@@ -40,36 +48,50 @@ class Poll:
             memory=self.memory,
             generation=self.memory.generation,
         )
-        limit, met = self.size, set[str]()
-        while True:
-            page, strangers = self._look(findings, limit, met)
-            if not strangers or self.cold or limit >= LARGEST:
-                return findings
-            met |= page.ids
-            limit = min(limit * GROWTH, LARGEST)
+        walk, limit = Walk(_no_pairs, newest_first=True), self.size
+        while self._look(findings, walk, limit):
+            limit = self.source.page_size.limit
+        return findings
 
-    def _look(self, findings: Findings, limit: int, met: AbstractSet[str]) -> tuple[Page, bool]:
-        """Take in one page; says whether it was full of strangers, and the list goes on.
-
-        Whom this poll has `met` on a smaller page was a stranger as well.
-        """
+    def _look(self, findings: Findings, walk: Walk, limit: int) -> bool:
+        """Take in one page; says whether to go on."""
         at = self.store.database.clock.now()
         self.memory.asked(at)
         try:
-            page = self.source.await_answer(self.source.ask_newest(limit))
+            page = self.source.await_answer(self.source.ask_newest(walk.request, limit))
             with self.memory.lock:
-                strangers = page.next_cursor is not None and self._all_strangers(page, met)
+                proven, strangers = _proves(walk, page), self._all_strangers(page)
+                goes_on = (strangers or not proven) and self._is_worth_it(walk)
                 Reading(self.source, self.store, findings, _nobody_watches).take(page, None)
-            return page, strangers
+            return goes_on
         finally:
             self.memory.answered(at)
 
-    def _all_strangers(self, page: Page, met: AbstractSet[str]) -> bool:
-        new = [user for user in page.users if user.id not in met]
-        known = any(
-            user.key in self.memory.mirror or user.id in self.memory.rejects for user in new
+    def _is_worth_it(self, walk: Walk) -> bool:
+        """Whether to ask for a page behind the last one; the newest page is the next poll's."""
+        few = len(self._met) < MOST_STRANGERS and walk.recoveries <= MOST_RECOVERIES
+        return few and not walk.ended and walk.request.pair is not None and not self.cold
+
+    def _all_strangers(self, page: Page) -> bool:
+        """Whether nobody on the page is known, but for those whom this poll has met before."""
+        new = page.ids - self._met
+        self._met |= new
+        return new.isdisjoint(self.memory.rejects) and not any(
+            user.key in self.memory.mirror for user in page.users if user.id in new
         )
-        return bool(new) and not known
+
+
+def _proves(walk: Walk, page: Page) -> bool:
+    """Whether the page goes on where the one before ended."""
+    try:
+        return walk.take(page) is not None
+    except SweepIncomplete:
+        walk.ended = True
+        return False
+
+
+def _no_pairs(_key: Key) -> Iterator[tuple[Key, Key]]:
+    return iter(())
 
 
 _nobody_watches: Callable[[Findings], None] = lambda _findings: None  # noqa: E731

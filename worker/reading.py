@@ -10,7 +10,7 @@ import structlog
 
 from worker.findings import Findings
 from worker.mirror import Delta, Span
-from worker.model import Key, Page, User, are_readable, ids_of
+from worker.model import Key, Page, User, are_readable, ids_of, last_key
 from worker.source import Arrived, Source, read
 from worker.store import Store
 from worker.store.batch import Applied, Batch, Extra
@@ -49,7 +49,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         self._reached = self.findings.resume_at
-        self.walk = Walk(self.findings.mirror.below, self.findings.resume_at)
+        self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
         self._checkpoint_at = self._monotonic()
 
     def read(self) -> None:
@@ -73,7 +73,7 @@ class Reading:
         with self.findings.memory.lock:
             span = self.walk.take(arrived.outline)
         if span is None:
-            log.info("walk.recovered", behind=request.cursor and request.cursor.id)
+            log.info("walk.recovered", behind=request.pair and request.pair.last.id)
         ahead = None if self.walk.ended else self._ask()
         if span is not None:
             self.take(self.source.await_answer(arrived.page), span)
@@ -162,7 +162,7 @@ class Reading:
                 page = read(page.in_full)
                 delta = self._compare(page, span)
             rejected = [unreadable(record) for record in page.unreadable]
-            self._count(page, rejected)
+            self._count(page, rejected, span)
             extras = self._records(page, rejected, delta)
             changed = self._not_known_as_refused(delta.changed)
             if changed or extras or (span and self._checkpoint_is_due()):
@@ -183,11 +183,15 @@ class Reading:
         self.on_page(findings)
 
     def _compare(self, page: Page, span: Span | None) -> Delta:
-        memory = self.findings.memory
-        within = span or Span(memory.mirror.below(page.users[0].key) if page.users else None, None)
-        delta = memory.mirror.compare(page.users, within, lambda: page.ids)
-        delta = memory.still_news(delta, page.observed_at)
-        return delta if span else Delta(delta.changed)
+        memory, users = self.findings.memory, page.users
+        if span is not None:
+            delta = memory.mirror.compare(users, span, lambda: page.ids)
+            return memory.still_news(delta, page.observed_at)
+        if not users:
+            return Delta()
+        within = Span(memory.mirror.below(users[0].key), users[-1].key)
+        delta = memory.mirror.compare(users, within, lambda: page.ids)
+        return Delta(memory.still_news(delta, page.observed_at).changed)
 
     def _records(self, page: Page, rejected: Sequence[Rejected], delta: Delta) -> list[Statement]:
         """Give the statements for unreadable records, suspects seen again, and new suspects."""
@@ -196,17 +200,18 @@ class Reading:
             statements.append(self.store.deletions.strike(struck))
         return statements + self._suspect(delta, page)
 
-    def _count(self, page: Page, rejected: Sequence[Rejected]) -> None:
-        """Count each user once: not the overlap of the chain, nor what a recovery reads again."""
+    def _count(self, page: Page, rejected: Sequence[Rejected], span: Span | None) -> None:
+        """Count each user of a walk once: not the overlap of the chain, nor what is read again."""
         findings = self.findings
-        before = findings.furthest
+        before = findings.furthest if span else None
         met = bisect_right(page.users, before, key=lambda user: user.key) if before else 0
         findings.counts["pages"] += 1
         findings.counts["users"] += (
             len(page.users) - met + len({r.record for r in rejected} - findings.seen)
         )
-        if page.end and (before is None or page.end > before):
-            findings.furthest = page.end
+        end = last_key(page.places) if span else None
+        if end and (before is None or end > before):
+            findings.furthest = end
 
     def _struck(self, page: Page) -> list[str]:
         """Forget the suspects that this later answer shows; returns their ids."""

@@ -9,6 +9,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from worker.page_size import LARGEST, SMALLEST
+
 EMBEDDED = "embedded"
 # A change of these must reach the table: its columns are made of them.
 NEVER_IGNORED = {"id", "signed_up_at_millis", "display_name", "primary_email"}
@@ -129,5 +131,4 @@ any_case = BeforeValidator(_lower)
 DAY_SECONDS = 86_400
 Seconds = Annotated[float, Field(gt=0, le=DAY_SECONDS)]
 Minutes = Annotated[float, Field(ge=0)]
-# The API answers 400 to a limit over 30,000; a chained page of one user cannot progress.
-PageSize = Annotated[int, Field(ge=2, le=30_000)]
+PageSize = Annotated[int, Field(ge=SMALLEST, le=LARGEST)]

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Protocol, TypeVar
 
-from worker.clock import Clock
-from worker.errors import SourceUnavailable, Stopped, Transient
+import structlog
+
+from worker.errors import LimitRefused, SourceUnavailable, Stopped, Transient
 from worker.model import Page, Single
 from worker.outline import Arrival, Outline
+from worker.page_size import PageSize
 from worker.retry import Retry
-from worker.walk import MAX_LIMIT, PageSize, Request
+from worker.walk import Request
+
+log = structlog.stdlib.get_logger(__name__)
 
 # Proofs are asked for side by side; one process serves the API, so more would only queue there.
 THREADS = 4
@@ -29,6 +33,7 @@ class Arrived:
 
 
 Answered = TypeVar("Answered", Page, Single, Arrived)
+Listed = TypeVar("Listed", Page, Arrival)
 
 
 class Api(Protocol):
@@ -50,13 +55,10 @@ class Renewed(Protocol):
 class Source:
     """The users API with retries, in threads of its own: ask first, wait for the answer later."""
 
-    def __init__(
-        self, api: Api, retry: Retry, *, page_size: PageSize, clock: Clock, lease: Renewed
-    ) -> None:
+    def __init__(self, api: Api, retry: Retry, *, page_size: PageSize, lease: Renewed) -> None:
         self.page_size = page_size
         self._api = api
         self._retry = retry
-        self._clock = clock
         self._lease = lease
         # A poll queues behind nothing that a sweep asks for. And each thread keeps for good what
         # memory its largest page took, so one thread reads all the pages of a sweep.
@@ -73,11 +75,9 @@ class Source:
         """Begin to fetch a page, with retries; it is read while the next one is asked for."""
         return self._pages.submit(self._retry.call, lambda: self._fetch_page(request))
 
-    def ask_newest(self, limit: int) -> Future[Page]:
-        """Begin to fetch the newest users, with retries; without a cursor that is cheap."""
-        return self._newest.submit(
-            self._retry.call, lambda: self._api.fetch_page(None, limit, newest_first=True)
-        )
+    def ask_newest(self, request: Request, limit: int) -> Future[Page]:
+        """Begin to fetch up to `limit` users, newest first, with retries; no cursor is cheap."""
+        return self._newest.submit(self._retry.call, lambda: self._fetch_newest(request, limit))
 
     def ask_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
@@ -98,18 +98,33 @@ class Source:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _fetch_page(self, request: Request) -> Arrived:
-        limit = min(self.page_size.limit * request.widen, MAX_LIMIT)
-        asked_at = self._clock.monotonic()
-        cursor = request.cursor.id if request.cursor else None
         try:
-            arrival = self._api.fetch_arrival(cursor, limit)
+            arrival = self._within_cap(
+                lambda: self.page_size.widened(request.widen),
+                lambda limit: self._api.fetch_arrival(request.cursor, limit),
+            )
         except Transient as error:
             if error.too_much:
                 self.page_size.shrink()
             raise
-        outline = arrival.outline
-        self.page_size.learn(outline.length, outline.size, self._clock.monotonic() - asked_at)
-        return Arrived(outline, self._readers.submit(read, arrival.read))
+        self.page_size.succeeded()
+        return Arrived(arrival.outline, self._readers.submit(read, arrival.read))
+
+    def _fetch_newest(self, request: Request, limit: int) -> Page:
+        return self._within_cap(
+            lambda: self.page_size.capped(limit * request.widen),
+            lambda most: self._api.fetch_page(request.cursor, most, newest_first=True),
+        )
+
+    def _within_cap(self, limit: Callable[[], int], fetch: Callable[[int], Listed]) -> Listed:
+        """Fetch up to `limit` users; if the server gives fewer at once, learn it and ask again."""
+        while True:
+            asked = limit()
+            try:
+                return fetch(asked)
+            except LimitRefused as refused:
+                self.page_size.learn_cap(refused, asked)
+                log.info("page_size.capped", refused=asked, cap=self.page_size.cap)
 
 
 def read(page: Callable[[], Page]) -> Page:

@@ -102,10 +102,9 @@ def packed_page(outline: Outline, records: Unpacking, observed_at: datetime) -> 
     return Page(
         users=Seen(array("q", millis), pack_all(ids), b"", records),
         unreadable=(),
-        first=outline.first,
-        last=outline.last,
-        end=outline.end,
+        places=outline.places,
         ascending=True,
+        descending=outline.descending,
         next_cursor=outline.next_cursor,
         observed_at=observed_at,
         cleaned=records.cleaned,

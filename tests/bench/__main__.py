@@ -10,11 +10,11 @@ from rich.console import Console
 
 from tests.bench import (
     api_bound,
+    both_servers,
     changes,
     freshness,
     growth,
     initial_load,
-    page_size,
     unchanged,
 )
 from tests.bench.figures import Conditions, Figure, described, show, write_docs, write_json
@@ -23,10 +23,10 @@ from worker.log import configure_logging
 
 BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
     "api-bound": api_bound.run,
+    "both-servers": both_servers.run,
     "initial-load": initial_load.run,
     "unchanged": unchanged.run,
     "changes": changes.run,
-    "page-size": page_size.run,
     "growth": growth.run,
     "freshness": freshness.run,
 }

@@ -10,7 +10,7 @@ from tests.bench.workers import once, warmed
 
 
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:
-    users, page = conditions.choose(8_000, 30_000), conditions.choose(2_000, 5_000)
+    users, page = conditions.choose(8_000, 30_000), 1_000
     with started_api(users) as api:
         slow = _seconds(conditions, databases, api, REAL_SERVER, page)
         fast = _seconds(conditions, databases, api, FREE, page)

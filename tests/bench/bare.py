@@ -36,6 +36,14 @@ def read_bodies(api: RemoteApi, urls: Sequence[str]) -> list[bytes]:
         return [client.get(url).content for url in urls]
 
 
+def read_list(api: RemoteApi, limit: int) -> float:
+    """Walk the list by `next_cursor`, and believe it; returns seconds."""
+    began = time.perf_counter()
+    for _ in pages(api, limit):
+        pass
+    return time.perf_counter() - began
+
+
 def pages(api: RemoteApi, limit: int) -> Iterator[list[dict[str, object]]]:
     """Walk the list by `next_cursor`, and believe it."""
     query = f"{api.url}/api/v1/users?limit={limit}&order_by=signed_up_at&desc=false"

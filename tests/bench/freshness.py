@@ -6,7 +6,7 @@ from statistics import median
 
 import psycopg
 
-from tests.bench.api import FLAT, RemoteApi, started_api
+from tests.bench.api import REAL_SERVER, RemoteApi, started_api
 from tests.bench.figures import Conditions, Figure
 from tests.bench.postgres import Databases
 from tests.bench.waiting import PATIENCE_SECONDS
@@ -24,7 +24,7 @@ SCHEDULES: dict[str, dict[str, str]] = {"default schedule": {}, "sweeps all the 
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:
     sign_ups = conditions.choose(25, 200)
     figures = []
-    with started_api(USERS, FLAT) as api:
+    with started_api(USERS, REAL_SERVER) as api:
         for name, variables in SCHEDULES.items():
             with databases.fresh() as url, running(api, url, **variables) as worker:
                 worker.wait_for_sweeps(1)

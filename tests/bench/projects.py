@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from worker.sandbox.project import Asked, Entry, Key, Project, Shown
+from worker.sandbox.project import Asked, Entry, Key, Project, Shown, first_behind
 from worker.sandbox.records import LATEST_SIGN_UP, SIGN_UP_SPAN, blank, invented
 
 
@@ -25,8 +25,10 @@ class Listed(Project):
 
     def behind(self, asked: Asked) -> int:
         """Say how many rows the real server reads for a page; without a cursor just the page."""
-        start = self._start(asked) if asked.cursor else None
-        return 0 if start is None else len(self._keys) - start
+        start = self._start(asked, self._keys) if asked.cursor else None
+        if start is None:
+            return 0
+        return start + 1 if asked.newest_first else len(self._keys) - start
 
 
 class Long(Listed):
@@ -52,11 +54,12 @@ class Long(Listed):
         return len(self._keys)
 
     def find(self, user_id: str) -> Entry | None:
-        at = self._start(Asked(1, user_id, newest_first=False, shown=Shown.ANONYMOUS))
+        asked = Asked(1, user_id, newest_first=False, shown=Shown.ANONYMOUS)
+        at = self._start(asked, self._keys)
         return None if at is None else self._entry(at)
 
     def page(self, asked: Asked) -> tuple[list[Entry], str | None]:
-        start = self._start(asked)
+        start = self._start(asked, self._keys)
         if start is None or asked.limit is None:
             return [], None
         if asked.newest_first:
@@ -66,19 +69,19 @@ class Long(Listed):
         following = self._keys[end][1] if end < len(self._keys) else None
         return [self._entry(at) for at in range(start, min(end, len(self)))], following
 
-    def _start(self, asked: Asked) -> int | None:
+    def _start(self, asked: Asked, keys: list[Key]) -> int | None:  # noqa: ARG002
         if asked.cursor is None:
             return len(self) - 1 if asked.newest_first else 0
         # The first part of an id is its number, in the order of the list.
         number = int(asked.cursor[:8], 16)
         there = number < len(self) and self._keys[number][1] == asked.cursor
-        return number if there else None
+        return number + first_behind(asked) if there else None
 
     def _entry(self, place: int) -> Entry:
         key: Key = self._keys[place]
         start, middle, end = self._templates[place % len(self._templates)]
         body = b"%b%b%b%d%b" % (start, key[1].encode(), middle, key[0], end)
-        return Entry(key, Shown.DEFAULT, (body, body))
+        return Entry(key, Shown.DEFAULT, (body, body), active_at=key[0])
 
 
 def _template(record: dict[str, Any]) -> tuple[bytes, bytes, bytes]:

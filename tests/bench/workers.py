@@ -28,13 +28,13 @@ from worker.once import (
     sweep_once,
 )
 from worker.outline import Arrival
+from worker.page_size import PageSize
 from worker.retry import Retry
 from worker.settings import Settings
 from worker.source import Source
 from worker.stack_api import StackApi
 from worker.store import Store
 from worker.sweep import Report, Sweep
-from worker.walk import PageSize
 
 # Sweeps one after another: what is measured is the work, not the pause.
 EAGER = {"USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.1", "USERS_SYNC_SCHEDULE__SWEEP_SHARE": "1"}
@@ -53,7 +53,7 @@ class Nobody:
     def answered(self, status: str) -> None: ...
 
 
-def settings(api: RemoteApi, page_size: int | str = "auto") -> Settings:
+def settings(api: RemoteApi, page_size: int = 1_000) -> Settings:
     return Settings.model_validate(
         {
             "stack": {
@@ -67,7 +67,7 @@ def settings(api: RemoteApi, page_size: int | str = "auto") -> Settings:
     )
 
 
-def once(api: RemoteApi, url: str, page_size: int | str = "auto") -> Report:
+def once(api: RemoteApi, url: str, page_size: int = 1_000) -> Report:
     """Sweep as `--once` does."""
     return sweep_once(settings(api, page_size), url, Event(), lambda _: None)
 
@@ -89,7 +89,7 @@ class Warm:
 
 
 @contextmanager
-def warmed(api: RemoteApi, url: str, page_size: int | str = "auto") -> Iterator[Warm]:
+def warmed(api: RemoteApi, url: str, page_size: int = 1_000) -> Iterator[Warm]:
     """Open a worker that has swept once."""
     chosen, clock, stop = settings(api, page_size), Clock(), Event()
     with ExitStack() as opened:
@@ -128,8 +128,8 @@ def read_ahead(api: RemoteApi, limit: int) -> list[Page]:
     pages: list[Page] = []
     with StackApi(access(settings(api)), clock=Clock(), stop=Event()) as stack:
         while not pages or pages[-1].next_cursor is not None:
-            last = pages[-1].last if pages else None
-            pages.append(stack.fetch_page(last.id if last else None, limit))
+            cursor = pages[-1].places[-2].id if pages else None
+            pages.append(stack.fetch_page(cursor, limit))
     return pages
 
 
@@ -144,7 +144,6 @@ def apply_alone(api: RemoteApi, url: str, pages: Sequence[Page]) -> Report:
             Replayed(pages, clock),
             Retry("memory", 0, stop, SourceUnavailable),
             page_size=PageSize(len(pages[0].users)),
-            clock=clock,
             lease=store.lease,
         )
         memory = Memory()

@@ -161,8 +161,8 @@ class WatchedSource(Source):
     def ask_page(self, request: Request) -> Future[Arrived]:
         return self._counted("page", super().ask_page(request))
 
-    def ask_newest(self, limit: int) -> Future[Page]:
-        return self._counted("newest", super().ask_newest(limit))
+    def ask_newest(self, request: Request, limit: int) -> Future[Page]:
+        return self._counted("newest", super().ask_newest(request, limit))
 
     def ask_user(self, user_id: str) -> Future[Single]:
         return self._counted("user", super().ask_user(user_id))

@@ -17,12 +17,12 @@ from worker.figures import Figures
 from worker.memory import Memory
 from worker.metrics import Metrics
 from worker.once import access, give_back, open_store, opened_database, rules
+from worker.page_size import PageSize
 from worker.retry import Retry
 from worker.stack_api import StackApi
 from worker.store import Store
 from worker.sweep import Sweep
 from worker.vitals import Vitals
-from worker.walk import PageSize
 
 
 class Worker:
@@ -189,7 +189,6 @@ class Worker:
             api,
             Retry("Stack Auth", minutes, self._stop, SourceUnavailable, watch),
             page_size=PageSize(self._settings.stack.page_size),
-            clock=self._clock,
             lease=self._store.lease,
         )
         self._opened.callback(self._source.close)

@@ -57,7 +57,8 @@ def asking(answer: Callable[[], httpx.Response]) -> Iterator[StackApi]:
 
 def what_it_says(page: Page) -> tuple[Any, ...]:
     """Say everything that a walk makes of a page."""
-    place = page.first, page.last, page.end, page.ascending, page.next_cursor
+    places = [page.places[number] for number in range(len(page.places))]
+    place = places, page.ascending, page.next_cursor
     return [user.key for user in page.users], place, page.ids
 
 
