@@ -297,6 +297,9 @@ def test_several_errors_are_one_line(here: Path) -> None:
         ("http://localhost:8102", "http://localhost:8102"),
         ("http://127.8.9.10/api/v1", "http://127.8.9.10"),
         ("http://[::1]:8102/", "http://[::1]:8102"),
+        ("https://example.com//stack///x//", "https://example.com/stack/x"),
+        ("https://example.com//api//v1", "https://example.com"),
+        ("https://api.hexclave.com", "https://api.hexclave.com"),
     ],
 )
 def test_api_url_is_kept_as_a_base(here: Path, given: str, kept: str) -> None:

@@ -1,6 +1,7 @@
 """What a value must be like. What a check says quotes nothing: any value may be a secret."""
 
 import json
+import re
 from ipaddress import ip_address
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
@@ -48,7 +49,10 @@ def _api_url(text: str) -> str:
         raise ValueError("should begin with https:// and a host")
     if set(url) & set("?#") or not url.isprintable() or " " in url:
         raise ValueError("should have no query, fragment or space")
-    return url.rstrip("/").removesuffix("/api/v1").rstrip("/")
+    # Today's server redirects paths with an empty part, and a redirect is not followed.
+    scheme, _, rest = url.partition("://")
+    base = f"{scheme}://{re.sub('/+', '/', rest)}"
+    return base.rstrip("/").removesuffix("/api/v1").rstrip("/")
 
 
 def _header_value(text: str) -> str:
