@@ -11,30 +11,28 @@ from typing import Any
 import httpx
 
 from worker.errors import Misconfigured, Transient, UsersSyncError
+from worker.names import Names
 
 # Request Timeout, Too Early, Too Many Requests: the only 4xx that pass by themselves.
 PASSING_STATUSES = frozenset({408, 425, 429})
 
-URL_SETTING = "stack.api_url (STACK_API_URL)"
-PROJECT_SETTING = "stack.project_id (STACK_PROJECT_ID)"
-KEY_SETTING = "stack.secret_server_key (STACK_SECRET_SERVER_KEY)"
-_HEADERS_LOST = f"see that {URL_SETTING} is right and nothing in front of it drops or changes them"
+_HEADERS_LOST = "see that {url} is right and nothing in front of it drops or changes them"
 
-# What a person must do about each of the API's own error codes.
+# What a person must do about each of the API's own error codes, and about which settings.
 REMEDIES = {
     "INVALID_SECRET_SERVER_KEY": (
         "the secret server key is wrong, revoked, or another project's:"
-        f" set {KEY_SETTING} to a key of the project in {PROJECT_SETTING}"
+        " set {key} to a key of the project in {project}"
     ),
     "SERVER_AUTHENTICATION_REQUIRED": (
-        f"no secret server key arrived: set {KEY_SETTING}; if it is set,"
+        "no secret server key arrived: set {key}; if it is set,"
         f" x-stack- headers get lost on the way: {_HEADERS_LOST}"
     ),
     "INSUFFICIENT_ACCESS_TYPE": f"x-stack- headers arrived changed: {_HEADERS_LOST}",
     "ACCESS_TYPE_REQUIRED": f"no x-stack- headers arrived: {_HEADERS_LOST}",
     "CURRENT_PROJECT_NOT_FOUND": (
-        f"the server has no such project: set {PROJECT_SETTING} to the project's id,"
-        f" or {URL_SETTING} to the server that has it"
+        "the server has no such project: set {project} to the project's id,"
+        " or {url} to the server that has it"
     ),
 }
 
@@ -87,7 +85,7 @@ def proves_absence(answer: Answer) -> bool:
     return {code, answer.headers.get("x-stack-known-error", code)} == {"USER_NOT_FOUND"}
 
 
-def refused(answer: Answer, host: str) -> UsersSyncError:
+def refused(answer: Answer, host: str, names: Names) -> UsersSyncError:
     """Say what an answer that is no success asks of the caller."""
     status, code = answer.status, answer.code
     said = f"{host} answered {status} {code}".rstrip()
@@ -96,22 +94,27 @@ def refused(answer: Answer, host: str) -> UsersSyncError:
         return Transient(said, retry_after=_retry_after(answer.headers), too_much=too_much)
     if code == "USER_NOT_FOUND":
         return Transient(f"{said}, but in a form that proves nothing")
-    return Misconfigured(f"{said}: {_remedy(answer)}")
+    return Misconfigured(f"{said}: {_remedy(answer, names)}")
 
 
-def _remedy(answer: Answer) -> str:
+def _remedy(answer: Answer, names: Names) -> str:
     if answer.status < httpx.codes.BAD_REQUEST:
         return (
             f"a redirect to {_target(answer)}, not followed because the key would go along:"
-            f" set {URL_SETTING} to the address that answers itself"
+            f" set {names.api_url} to the address that answers itself"
         )
     if answer.code == "SCHEMA_ERROR":
-        return _schema_remedy(answer)
+        return _schema_remedy(answer, names)
     if answer.code in REMEDIES:
-        return REMEDIES[answer.code]
+        return REMEDIES[answer.code].format(
+            url=names.api_url, project=names.project_id, key=names.secret_server_key
+        )
     if answer.status == httpx.codes.NOT_FOUND:
-        return f"no users API there; correct {URL_SETTING}, and leave out /api/v1"
-    return f"look at {URL_SETTING} and {KEY_SETTING}, and at what stands in front of the API"
+        return f"no users API there; correct {names.api_url}, and leave out /api/v1"
+    return (
+        f"look at {names.api_url} and {names.secret_server_key}, and at what stands in front of"
+        " the API"
+    )
 
 
 def _target(answer: Answer) -> str:
@@ -123,7 +126,7 @@ def _target(answer: Answer) -> str:
     return f"{url.scheme}://{url.host}" if url.host else "the same host"
 
 
-def _schema_remedy(answer: Answer) -> str:
+def _schema_remedy(answer: Answer, names: Names) -> str:
     """Name the parameter that the server did not take; an older one knows fewer of them."""
     found = _PARAMETERS.search(str(answer.known_error.get("error")))
     parameter = f"the parameter {found[1] or found[2]}" if found else "a parameter of ours"
@@ -132,7 +135,7 @@ def _schema_remedy(answer: Answer) -> str:
             "the server does not know the parameter include_anonymous: set stack.include_anonymous"
             " = false (USERS_SYNC_STACK__INCLUDE_ANONYMOUS=false), or update the server"
         )
-    return f"the server does not take {parameter}: is {URL_SETTING} a Stack Auth of 2026?"
+    return f"the server does not take {parameter}: is {names.api_url} a Stack Auth of 2026?"
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

@@ -10,6 +10,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from worker.names import API_URL, PROJECT_ID, Setting
+
 EMBEDDED = "embedded"
 # A change of these must reach the table: its columns are made of them.
 NEVER_IGNORED = {"id", "signed_up_at_millis", "display_name", "primary_email"}
@@ -53,6 +55,24 @@ def _api_url(text: str) -> str:
     scheme, _, rest = url.partition("://")
     base = f"{scheme}://{re.sub('/+', '/', rest)}"
     return base.rstrip("/").removesuffix("/api/v1").rstrip("/")
+
+
+def comparable(setting: Setting, value: str) -> object:
+    """Give what two values of a setting have in common if they mean the same."""
+    if setting == PROJECT_ID:
+        return value.lower()
+    if setting == API_URL:
+        return _comparable_url(value)
+    return value
+
+
+def _comparable_url(text: str) -> object:
+    try:
+        parts = _split(_api_url(text))
+    except ValueError:  # it will be refused in other words
+        return text
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return parts.scheme, parts.hostname, port, parts.path
 
 
 def _header_value(text: str) -> str:
