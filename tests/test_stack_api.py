@@ -188,6 +188,15 @@ def test_the_apis_own_404_proves_that_a_user_is_gone(
     assert answer == Single(None, answer.observed_at)
 
 
+@pytest.mark.parametrize("names", [["stack"], ["hexclave"], ["stack", "hexclave"]])
+def test_proof_may_stand_in_either_header(
+    router: respx.MockRouter, api: StackApi, names: list[str]
+) -> None:
+    headers = {f"x-{name}-known-error": "USER_NOT_FOUND" for name in names}
+    router.get(f"/users/{ID}").respond(404, headers=headers, json={"code": "USER_NOT_FOUND"})
+    assert api.fetch_user(ID).found is None
+
+
 def test_proof_needs_no_header(router: respx.MockRouter, api: StackApi) -> None:
     router.get(f"/users/{ID}").respond(404, json={"code": "USER_NOT_FOUND"})
     assert api.fetch_user(ID).found is None
@@ -201,6 +210,7 @@ def test_proof_needs_no_header(router: respx.MockRouter, api: StackApi) -> None:
         (httpx.Response(404, html="<h1>Not Found</h1>"), Misconfigured),
         (httpx.Response(404, json={"message": "no route"}), Misconfigured),
         (httpx.Response(404, json=["USER_NOT_FOUND"]), Misconfigured),
+        (httpx.Response(404, json={"code": ["USER_NOT_FOUND"]}), Misconfigured),
         (httpx.Response(404, content=b"[" * 100_000), Misconfigured),
         (known_error(404, "TEAM_NOT_FOUND"), Misconfigured),
         (known_error(400, "USER_NOT_FOUND"), Transient),
@@ -213,6 +223,22 @@ def test_proof_needs_no_header(router: respx.MockRouter, api: StackApi) -> None:
             ),
             Transient,
         ),
+        *(
+            (
+                httpx.Response(
+                    404,
+                    headers={"x-stack-known-error": one, "x-hexclave-known-error": other},
+                    json={"code": "USER_NOT_FOUND"},
+                ),
+                Transient,
+            )
+            for one, other in [
+                ("USER_NOT_FOUND", "TEAM_NOT_FOUND"),
+                ("TEAM_NOT_FOUND", "USER_NOT_FOUND"),
+                ("USER_NOT_FOUND", ""),
+            ]
+        ),
+        (httpx.Response(404, headers={"x-hexclave-known-error": "USER_NOT_FOUND"}), Transient),
         (httpx.Response(200, json={"code": "USER_NOT_FOUND"}), Transient),
         (httpx.Response(200, json=PAGE), Transient),
         (httpx.Response(500, json={"code": "USER_NOT_FOUND"}), Transient),
@@ -253,6 +279,10 @@ def test_nothing_else_proves_it(
         (known_error(400, "SCHEMA_ERROR"), ["a parameter", "STACK_API_URL"]),
         (known_error(403, "SOMETHING_NEW"), ["403 SOMETHING_NEW", "STACK_API_URL"]),
         (known_error(403, "ada@example.com"), ["403", "STACK_API_URL"]),
+        (
+            httpx.Response(400, headers={"x-hexclave-known-error": "CURRENT_PROJECT_NOT_FOUND"}),
+            ["400 CURRENT_PROJECT_NOT_FOUND", "STACK_PROJECT_ID"],
+        ),
         (httpx.Response(401), ["401", "STACK_SECRET_SERVER_KEY"]),
         (httpx.Response(403, html="<p>ada@example.com</p>"), ["403"]),
         (httpx.Response(407), ["407"]),
@@ -393,6 +423,9 @@ def test_retry_after_is_read(
     [
         httpx.Response(200, html="<html>Sign in to the guest network, ada@example.com</html>"),
         httpx.Response(200, text="\n<!doctype html>"),
+        httpx.Response(200, headers={"content-type": "Text/HTML;charset=utf-8"}, json=PAGE),
+        httpx.Response(200, headers={"content-type": "application/xhtml+xml "}, json=PAGE),
+        httpx.Response(200, headers={"content-type": "application/json"}, text="<p>"),
     ],
 )
 def test_html_is_taken_for_a_proxy(
@@ -401,6 +434,23 @@ def test_html_is_taken_for_a_proxy(
     error = page_error(router, api, answer)
     assert isinstance(error, Transient)
     assert str(error) == "stack.example.com answered HTML; is a proxy in front of the API?"
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.htmlish+json",
+        "application/json; profile=text/html",
+        "application/json;charset=utf-8",
+        "text/html5",
+        "",
+    ],
+)
+def test_other_content_types_are_read(
+    router: respx.MockRouter, api: StackApi, media_type: str
+) -> None:
+    router.get("/users").respond(json=PAGE, headers={"content-type": media_type})
+    assert api.fetch_page(None, 2).users[0].record == RECORD
 
 
 @pytest.mark.parametrize(

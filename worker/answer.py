@@ -16,6 +16,11 @@ from worker.names import Names
 # Request Timeout, Too Early, Too Many Requests: the only 4xx that pass by themselves.
 PASSING_STATUSES = frozenset({408, 425, 429})
 
+# Servers since the renaming send both, older ones the first alone.
+KNOWN_ERROR_HEADERS = ("x-stack-known-error", "x-hexclave-known-error")
+
+_HTML = {"text/html", "application/xhtml+xml"}
+
 _HEADERS_LOST = "see that {url} is right and nothing in front of it drops or changes them"
 
 # What a person must do about each of the API's own error codes, and about which settings.
@@ -63,15 +68,20 @@ class Answer:
         return found if isinstance(found, dict) else {}
 
     @property
+    def header_codes(self) -> list[str]:
+        """The codes in the API's headers: two where it sends one under each of its names."""
+        return [self.headers[name] for name in KNOWN_ERROR_HEADERS if name in self.headers]
+
+    @property
     def code(self) -> str:
-        found = self.known_error.get("code") or self.headers.get("x-stack-known-error")
+        found = self.known_error.get("code") or next(iter(self.header_codes), None)
         return found if isinstance(found, str) and _CODE.fullmatch(found) else ""
 
     @property
     def is_html(self) -> bool:
-        return (
-            "html" in self.headers.get("content-type", "") or self.body[:200].lstrip()[:1] == b"<"
-        )
+        """Whether it says so, or begins like it, as no JSON does."""
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return media_type in _HTML or self.body[:200].lstrip()[:1] == b"<"
 
 
 def proves_absence(answer: Answer) -> bool:
@@ -81,8 +91,8 @@ def proves_absence(answer: Answer) -> bool:
     """
     if answer.status != httpx.codes.NOT_FOUND:
         return False
-    code = answer.known_error.get("code")
-    return {code, answer.headers.get("x-stack-known-error", code)} == {"USER_NOT_FOUND"}
+    codes = [answer.known_error.get("code"), *answer.header_codes]
+    return all(code == "USER_NOT_FOUND" for code in codes)
 
 
 def refused(answer: Answer, host: str, names: Names) -> UsersSyncError:
