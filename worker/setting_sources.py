@@ -12,7 +12,17 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from worker.errors import Misconfigured
-from worker.names import WELL_KNOWN, Known, Setting, suggested
+from worker.names import (
+    API_URL,
+    PROJECT_ID,
+    SECRET_SERVER_KEY,
+    WELL_KNOWN,
+    Known,
+    Names,
+    Setting,
+    named,
+    suggested,
+)
 from worker.setting_checks import comparable
 
 PREFIX = "USERS_SYNC_"
@@ -115,6 +125,12 @@ def nested(given: Mapping[Setting, Given]) -> dict[str, dict[str, Any]]:
     for (section, name), found in given.items():
         sections.setdefault(section, {})[name] = found.value
     return sections
+
+
+def names_of(given: Mapping[Setting, Given]) -> Names:
+    """Say by which variables or files the settings of the project were set."""
+    settings = (API_URL, PROJECT_ID, SECRET_SERVER_KEY)
+    return Names(*(named(each, given[each].places if each in given else ()) for each in settings))
 
 
 def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfigured:

@@ -20,16 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from worker.names import (
-    API_URL,
-    PROJECT_ID,
-    SECRET_SERVER_KEY,
-    USUAL_NAMES,
-    Known,
-    Names,
-    Setting,
-    named,
-)
+from worker.names import USUAL_NAMES, Known, Names
 from worker.setting_checks import (
     DAY_SECONDS,
     EMBEDDED,
@@ -46,12 +37,12 @@ from worker.setting_checks import (
     is_safe_for_secrets,
 )
 from worker.setting_sources import (
-    Given,
     agreed,
     from_config_file,
     from_environment,
     from_flags,
     from_secret_files,
+    names_of,
     nested,
     not_set,
     refused,
@@ -258,18 +249,8 @@ def load_settings(
     except ValidationError as error:
         # Not chained: the library's error carries the values.
         raise refused(error, given) from None
-    settings.call_by(_names(given))
+    settings.call_by(names_of(given))
     return settings
-
-
-def _names(given: Mapping[Setting, Given]) -> Names:
-    """Say by which variables or files the settings of the project were set."""
-    return Names(
-        *(
-            named(setting, given[setting].places if setting in given else ())
-            for setting in (API_URL, PROJECT_ID, SECRET_SERVER_KEY)
-        )
-    )
 
 
 @cache
