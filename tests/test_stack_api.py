@@ -298,12 +298,31 @@ def test_configuration_errors_say_the_fix(
     assert [hint for hint in hints if hint not in str(error)] == []
 
 
+def test_answer_without_headers_of_the_api_may_be_a_proxys(
+    router: respx.MockRouter, api: StackApi
+) -> None:
+    error = page_error(router, api, httpx.Response(403, headers={"server": "a proxy"}))
+    assert "a proxy may have sent it" in str(error)
+
+
+@pytest.mark.parametrize(
+    "header", ["x-stack-request-id", "X-Hexclave-Request-Id", "x-hexclave-known-error"]
+)
+def test_answer_with_a_header_of_the_api_is_its_own(
+    router: respx.MockRouter, api: StackApi, header: str
+) -> None:
+    error = page_error(router, api, httpx.Response(403, headers={header: "SOMETHING_NEW"}))
+    assert "a proxy may have sent it" not in str(error)
+
+
 @pytest.mark.parametrize(
     ("status", "location", "said"),
     [
         (301, f"{URL}/login?token=t0k", "to https://stack.example.com,"),
         (307, "https://u:pass@other.example.com/ada@example.com", "to https://other.example.com,"),
         (308, "/login?token=t0k", "to the same host,"),
+        (308, "/login?token=t0k", "without a double slash or one at its end"),
+        (301, "https://other.example.com:8443/t0k", "to https://other.example.com:8443,"),
         (302, "", "to the same host,"),
         (300, "http://other:t0k", "to an unreadable address,"),
         (304, None, "to the same host,"),

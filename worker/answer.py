@@ -19,6 +19,9 @@ PASSING_STATUSES = frozenset({408, 425, 429})
 # Servers since the renaming send both, older ones the first alone.
 KNOWN_ERROR_HEADERS = ("x-stack-known-error", "x-hexclave-known-error")
 
+# The vendor's own client tells the API's errors from a proxy's by these two kinds of headers.
+REQUEST_ID_HEADERS = ("x-stack-request-id", "x-hexclave-request-id")
+
 _HTML = {"text/html", "application/xhtml+xml"}
 
 _HEADERS_LOST = "see that {url} is right and nothing in front of it drops or changes them"
@@ -78,6 +81,11 @@ class Answer:
         return found if isinstance(found, str) and _CODE.fullmatch(found) else ""
 
     @property
+    def is_from_api(self) -> bool:
+        """Whether it has a header of the API; what a proxy answers by itself has none."""
+        return not self.headers.keys().isdisjoint({*KNOWN_ERROR_HEADERS, *REQUEST_ID_HEADERS})
+
+    @property
     def is_html(self) -> bool:
         """Whether it says so, or begins like it, as no JSON does."""
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -109,10 +117,7 @@ def refused(answer: Answer, host: str, names: Names) -> UsersSyncError:
 
 def _remedy(answer: Answer, names: Names) -> str:
     if answer.status < httpx.codes.BAD_REQUEST:
-        return (
-            f"a redirect to {_target(answer)}, not followed because the key would go along:"
-            f" set {names.api_url} to the address that answers itself"
-        )
+        return _redirect_remedy(answer, names)
     if answer.code == "SCHEMA_ERROR":
         return _schema_remedy(answer, names)
     if answer.code in REMEDIES:
@@ -121,19 +126,32 @@ def _remedy(answer: Answer, names: Names) -> str:
         )
     if answer.status == httpx.codes.NOT_FOUND:
         return f"no users API there; correct {names.api_url}, and leave out /api/v1"
-    return (
-        f"look at {names.api_url} and {names.secret_server_key}, and at what stands in front of"
-        " the API"
+    places = (
+        f"{names.api_url} and {names.secret_server_key}, and at what stands in front of the API"
     )
+    if answer.is_from_api:
+        return f"look at {places}"
+    return f"no header of the API is on it, so a proxy may have sent it: look at {places}"
+
+
+def _redirect_remedy(answer: Answer, names: Names) -> str:
+    remedy = (
+        f"a redirect to {_target(answer)}, not followed because the key would go along:"
+        f" set {names.api_url} to the address that answers itself"
+    )
+    if answer.status == httpx.codes.PERMANENT_REDIRECT:
+        # Today's server answers so to paths with an empty part, on the host that was asked.
+        remedy += ", without a double slash or one at its end, and see that no proxy adds one"
+    return remedy
 
 
 def _target(answer: Answer) -> str:
-    """Name the host of a redirect; the rest of its address may hold anything."""
+    """Name the host and port of a redirect; the rest of its address may hold anything."""
     try:
         url = httpx.URL(answer.headers.get("location", ""))
     except httpx.InvalidURL:
         return "an unreadable address"
-    return f"{url.scheme}://{url.host}" if url.host else "the same host"
+    return f"{url.scheme}://{url.netloc.decode()}" if url.host else "the same host"
 
 
 def _schema_remedy(answer: Answer, names: Names) -> str:
