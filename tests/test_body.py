@@ -40,6 +40,20 @@ def test_every_length_is_unpacked_whole(length: int) -> None:
     assert read_body(answer("gzip", gzip.compress(body)), "host") == body
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000, 65_536])
+@pytest.mark.parametrize("padding", [b"", b"\0", bytes(1000)])
+def test_every_member_is_unpacked_and_padding_is_not(padding: bytes, size: int) -> None:
+    texts = [b'{"items":[', b"", b" " * 3000, b"]}"]
+    packed = b"".join(gzip.compress(text) + padding for text in texts)
+    assert read_body(answer("gzip", packed, size), "host") == b"".join(texts)
+
+
+@pytest.mark.parametrize("length", [UNPACKED_BYTES - 1, UNPACKED_BYTES, 2 * UNPACKED_BYTES])
+def test_member_behind_one_of_any_length_is_unpacked(length: int) -> None:
+    packed = gzip.compress(bytes(length)) + gzip.compress(b"end")
+    assert read_body(answer("gzip", packed, len(packed)), "host") == bytes(length) + b"end"
+
+
 @pytest.mark.parametrize("encoding", ["", "identity"])
 def test_what_is_not_packed_is_left_as_it_is(encoding: str) -> None:
     assert read_body(answer(encoding, TEXT), "host") == TEXT
@@ -51,16 +65,33 @@ def test_what_was_not_asked_for_is_not_unpacked(encoding: str) -> None:
         read_body(answer(encoding, gzip.compress(gzip.compress(TEXT))), "host")
 
 
+PACKED = gzip.compress(b"1")
+
+
+@pytest.mark.parametrize("size", [1, 65_536])
 @pytest.mark.parametrize(
-    "body", [gzip.compress(TEXT)[:-9], b"not gzip", zlib.compress(TEXT), b""], ids=len
+    "body",
+    [
+        PACKED[:-9],
+        b"not gzip",
+        zlib.compress(b"1"),
+        b"",
+        b"\0" + PACKED,
+        PACKED + PACKED[:1],
+        PACKED + PACKED[:-9],
+        PACKED + PACKED[:-1],
+        PACKED + b"\0garbage",
+        PACKED + b"{}",
+    ],
 )
-def test_what_is_no_gzip_or_cut_off_is_an_error_of_httpx(body: bytes) -> None:
+def test_what_is_no_gzip_or_cut_off_is_an_error_of_httpx(body: bytes, size: int) -> None:
     with pytest.raises(httpx.DecodingError):
-        read_body(answer("gzip", body), "host")
+        read_body(answer("gzip", body, size), "host")
 
 
-def test_bomb_is_not_unpacked_whole() -> None:
-    body = gzip.compress(bytes(4 * MAX_BODY_BYTES), 1)
+@pytest.mark.parametrize("members", [1, 64])
+def test_bomb_is_not_unpacked_whole(members: int) -> None:
+    body = gzip.compress(bytes(4 * MAX_BODY_BYTES // members), 1) * members
     tracemalloc.start()
     try:
         with pytest.raises(Transient, match="more than 64 MiB") as caught:

@@ -148,6 +148,7 @@ def test_wrong_settings_exit_with_2(site: Site) -> None:
     wrong = (
         ({"STACK_SECRET_SERVER_KEY": "ssk_wrong"}, "STACK_SECRET_SERVER_KEY"),
         ({"STACK_PROJECT_ID": ""}, "set the variable STACK_PROJECT_ID"),
+        ({"HEXCLAVE_PROJECT_ID": "another"}, "STACK_PROJECT_ID and HEXCLAVE_PROJECT_ID disagree"),
         ({"USERS_SYNC_STACK__PAGE_SISE": "5"}, "did you mean USERS_SYNC_STACK__PAGE_SIZE?"),
         ({"USERS_SYNC_CONFIG": "absent.toml"}, "absent.toml cannot be read"),
     )
@@ -486,6 +487,27 @@ url = "{site.database_url}"
     )
     checked = empty_shell.having(USERS_SYNC_CONFIG="all.toml").run("check")
     assert findings(checked) == [("ok", name) for name in SUBJECTS]
+
+
+def test_hexclave_names_are_enough_and_errors_use_them(site: Site) -> None:
+    """A scaffold left the older names empty."""
+    given = site.shell.variables
+    older = {name: value for name, value in given.items() if name.startswith("STACK_")}
+    newer = {f"HEXCLAVE_{name.removeprefix('STACK_')}": value for name, value in older.items()}
+    shell = site.shell.having(**dict.fromkeys(older, ""), **newer)
+    site.project.populate(3)
+    assert shell.run("--once").event("sweep.finished")["inserted"] == 3
+    other = "22222222-2222-4222-8222-222222222222"
+    wrong = {
+        ("HEXCLAVE_PROJECT_ID", other): ("--once", "check", f"sync-user {other}", "plan"),
+        ("HEXCLAVE_SECRET_SERVER_KEY", "ssk_wrong"): ("--once", "check"),
+    }
+    for (name, value), calls in wrong.items():
+        for call in calls:
+            ended = shell.having(**{name: value}).run(*call.split())
+            said = ended.stdout + ended.stderr
+            assert (ended.code, f"({name})" in said) == (2, True)
+            assert "(STACK_" not in said
 
 
 # Embedded

@@ -1,5 +1,6 @@
 """What the HTTP edge makes of a connection that is slow, broken, stopped or led through a proxy."""
 
+import gzip
 import shutil
 import socket
 import ssl
@@ -47,6 +48,19 @@ def test_healthy_connection_brings_the_page() -> None:
     assert server.requests[0].startswith(b"GET /api/v1/users?limit=100&")
 
 
+def packed(body: bytes, length: int) -> bytes:
+    head = HEAD + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % length
+    return head + body
+
+
+MEMBERS = gzip.compress(BODY[:20]) + gzip.compress(BODY[20:])
+
+
+def test_packed_answer_of_a_known_length_is_read() -> None:
+    with serving(send(packed(MEMBERS, len(MEMBERS)))) as server:
+        assert fetch(server.url).users == ()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -55,10 +69,24 @@ def test_healthy_connection_brings_the_page() -> None:
         WHOLE[:-1],
         CHUNKED[:-9],
         CHUNKED,  # but without the last, empty chunk
+        WHOLE.replace(b"content-length: %d" % len(BODY), b"content-length: %d" % (len(BODY) + 1)),
+        packed(MEMBERS, len(MEMBERS) + 1),
+        packed(MEMBERS[:-1], len(MEMBERS) - 1),
         b"SSH-2.0-OpenSSH_9.2 ada@example.com\r\n",
         b"\x00\xff" * 100,
     ],
-    ids=["nothing", "head", "mid-body", "mid-chunk", "last-chunk", "not-http", "noise"],
+    ids=[
+        "nothing",
+        "head",
+        "mid-body",
+        "mid-chunk",
+        "last-chunk",
+        "shorter-than-said",
+        "packed-shorter-than-said",
+        "packed-cut-off",
+        "not-http",
+        "noise",
+    ],
 )
 def test_broken_answer_passes(answer: bytes) -> None:
     with serving(send(answer)) as server, pytest.raises(Transient) as caught:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from worker.cli import app
 from worker.metrics import METRICS
+from worker.names import WELL_KNOWN
 from worker.setting_sources import variables
 from worker.settings import Settings
 from worker.store.progress import COUNTS
@@ -189,6 +190,19 @@ def test_generated_part_is_what_the_program_says(name: str, text: str) -> None:
 
 def test_every_section_of_settings_is_shown() -> None:
     assert {f"settings {section}" for section, _ in Settings()} <= dict(blocks()).keys()
+
+
+def test_every_well_known_name_is_explained() -> None:
+    """A name for frameworks stands there as what it begins with."""
+    text = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    section = text.partition("## Stack Auth and Hexclave")[2].partition("\n## ")[0]
+    names = {
+        re.sub("^(NEXT_PUBLIC|VITE)_", "", name)
+        for setting, known in WELL_KNOWN.items()
+        for name in known
+        if setting[0] == "stack"
+    }
+    assert names == set(re.findall(r"`((?:STACK|HEXCLAVE)_\w+)`", section))
 
 
 def test_measured_sweeps_are_fitted() -> None:

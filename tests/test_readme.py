@@ -1,6 +1,7 @@
 """The README says what the program does."""
 
 import re
+import tomllib
 from pathlib import Path
 
 from worker.cli import EXIT_CODES, app
@@ -21,6 +22,14 @@ def test_two_commands_are_complete_on_a_fresh_machine() -> None:
     demo, tests = (line for line in console_lines() if line.startswith(alone))
     assert demo.endswith("&& .venv/bin/users-sync demo")
     assert tests.endswith("&& .venv/bin/python -m pytest -q")
+
+
+def test_project_has_both_names_from_the_first_line_on() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    first = README.splitlines()[2]
+    assert first.replace("`", "") == project["description"]
+    assert "Stack Auth (now Hexclave)" in first
+    assert "Stack Auth (now Hexclave)" in str(app.info.help)
 
 
 def test_every_exit_code_is_explained() -> None:

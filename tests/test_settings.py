@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from worker.errors import Misconfigured
+from worker.names import Names
 from worker.settings import DatabaseSettings, LogSettings, Settings, StackSettings, load_settings
 
 KEY = "ssk_hush_hush"
@@ -65,8 +66,6 @@ def test_each_source_wins_over_the_next(here: Path) -> None:
     seen.append(load(here, environ).stack.project_id)
     (here / "secrets" / "stack_project_id").write_text("from-secret\n")
     seen.append(load(here, environ).stack.project_id)
-    environ["NEXT_PUBLIC_STACK_PROJECT_ID"] = "from-public"
-    seen.append(load(here, environ).stack.project_id)
     environ["STACK_PROJECT_ID"] = "from-well-known"
     seen.append(load(here, environ).stack.project_id)
     environ["USERS_SYNC_STACK__PROJECT_ID"] = "from-own"
@@ -77,7 +76,6 @@ def test_each_source_wins_over_the_next(here: Path) -> None:
         None,
         "from-file",
         "from-secret",
-        "from-public",
         "from-well-known",
         "from-own",
         "from-flag",
@@ -119,8 +117,8 @@ def test_environment_is_upper_case_only(here: Path) -> None:
 
 def test_empty_variable_is_not_set(here: Path) -> None:
     (here / "secrets" / "DATABASE_URL").write_text(URL)
-    (here / "secrets" / "STACK_PROJECT_ID").write_text("\n")
-    environ = {"DATABASE_URL": "", "USERS_SYNC_HTTP__PORT": "", "USERS_SYNC_CONFIG": ""}
+    (here / "secrets" / "STACK_PROJECT_ID").write_text(" \n\n")
+    environ = {"DATABASE_URL": "", "USERS_SYNC_HTTP__PORT": " ", "USERS_SYNC_CONFIG": "\t"}
     settings = load(here, environ)
     assert settings.require_database().get_secret_value() == URL
     assert settings.stack.project_id is None
@@ -152,6 +150,151 @@ def test_threads_do_not_see_each_others_sources(here: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(port, range(200))) == list(range(200))
     assert Settings().http.port == 8080
+
+
+# Stack Auth and Hexclave
+
+HOSTED = "https://api.hexclave.com"
+BY_HEXCLAVE = {
+    "HEXCLAVE_API_URL": HOSTED,
+    "HEXCLAVE_PROJECT_ID": "p1",
+    "HEXCLAVE_SECRET_SERVER_KEY": KEY,
+}
+BY_STACK = {name.replace("HEXCLAVE", "STACK"): value for name, value in BY_HEXCLAVE.items()}
+
+
+def read_by(settings: Settings) -> tuple[str, str, str]:
+    stack = settings.require_stack()
+    return stack.api_url, stack.project_id, stack.secret_server_key.get_secret_value()
+
+
+@pytest.mark.parametrize("environ", [BY_STACK, BY_HEXCLAVE, BY_STACK | BY_HEXCLAVE])
+def test_either_name_sets_the_project(here: Path, environ: dict[str, str]) -> None:
+    assert read_by(load(here, environ)) == (HOSTED, "p1", KEY)
+    for name, value in environ.items():
+        (here / "secrets" / name.lower()).write_text(f"{value}\n")
+    assert read_by(load(here)) == (HOSTED, "p1", KEY)
+
+
+@pytest.mark.parametrize("project", ["STACK", "HEXCLAVE"])
+@pytest.mark.parametrize("framework", ["NEXT_PUBLIC", "VITE"])
+def test_public_names_set_all_but_the_key(here: Path, framework: str, project: str) -> None:
+    public = f"{framework}_{project}"
+    environ = {f"{public}_API_URL": HOSTED, f"{public}_PROJECT_ID": "p1"}
+    settings = load(here, environ | {f"{public}_SECRET_SERVER_KEY": KEY})
+    assert (settings.stack.api_url, settings.stack.project_id) == (HOSTED, "p1")
+    assert settings.stack.secret_server_key is None
+    (here / "secrets" / f"{public}_SECRET_SERVER_KEY").write_text(KEY)
+    assert load(here).stack.secret_server_key is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "setting"),
+    [
+        ("STACK_PROJECT_ID", "HEXCLAVE_PROJECT_ID", "project_id"),
+        ("STACK_PROJECT_ID", "NEXT_PUBLIC_STACK_PROJECT_ID", "project_id"),
+        ("NEXT_PUBLIC_HEXCLAVE_PROJECT_ID", "VITE_STACK_PROJECT_ID", "project_id"),
+        ("STACK_API_URL", "VITE_HEXCLAVE_API_URL", "api_url"),
+        ("STACK_SECRET_SERVER_KEY", "HEXCLAVE_SECRET_SERVER_KEY", "secret_server_key"),
+    ],
+)
+def test_names_that_disagree_are_refused_without_their_values(
+    here: Path, one: str, other: str, setting: str
+) -> None:
+    values = {one: "https://hush.example.com", other: "https://hush.example.org"}
+    own = f"USERS_SYNC_STACK__{setting.upper()}"
+    end = f" disagree about stack.{setting}: unset one of them, or set {own}, which wins over both"
+    assert refusal(here, values) == f"{one} and {other}{end}"
+    for name, value in values.items():
+        (here / "secrets" / name).write_text(value)
+    assert refusal(here) == f"{here / 'secrets' / one} and {here / 'secrets' / other}{end}"
+
+
+def test_the_one_of_three_names_that_disagrees_is_named(here: Path) -> None:
+    environ = {"STACK_PROJECT_ID": "hush1", "HEXCLAVE_PROJECT_ID": "hush1"}
+    message = refusal(here, environ | {"VITE_STACK_PROJECT_ID": "hush2"})
+    assert message.startswith("STACK_PROJECT_ID and VITE_STACK_PROJECT_ID disagree")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("https://api.example.com", " HTTPS://API.example.com:443/api/v1/"),
+        ("http://localhost", "http://localhost:80//"),
+        ("https://example.com/stack", "https://example.com//stack/"),
+    ],
+)
+def test_two_forms_of_one_address_agree(here: Path, one: str, other: str) -> None:
+    settings = load(here, {"STACK_API_URL": one, "HEXCLAVE_API_URL": other})
+    assert settings.stack.api_url == one
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("https://example.com", "http://example.com"),
+        ("https://example.com/stack", "https://example.com/Stack"),
+        ("https://example.com", "https://example.com:8443"),
+        ("https://example.com", "https://exa mple.com"),
+        ("https://example.com", "https://[hush"),
+    ],
+)
+def test_two_addresses_disagree(here: Path, one: str, other: str) -> None:
+    environ = {"STACK_API_URL": one, "HEXCLAVE_API_URL": other}
+    assert refusal(here, environ).startswith("STACK_API_URL and HEXCLAVE_API_URL disagree")
+
+
+def test_case_of_a_project_id_is_no_disagreement_and_that_of_a_key_is(here: Path) -> None:
+    settings = load(here, {"STACK_PROJECT_ID": "ab-1", "HEXCLAVE_PROJECT_ID": "AB-1"})
+    assert settings.stack.project_id == "ab-1"
+    keys = {"STACK_SECRET_SERVER_KEY": KEY, "HEXCLAVE_SECRET_SERVER_KEY": KEY.upper()}
+    assert "disagree" in refusal(here, keys)
+
+
+def test_empty_names_of_a_scaffold_are_not_set(here: Path) -> None:
+    empty = dict.fromkeys([*BY_STACK, "NEXT_PUBLIC_STACK_PROJECT_ID"], "")
+    assert read_by(load(here, BY_HEXCLAVE | empty)) == (HOSTED, "p1", KEY)
+    blank = dict.fromkeys(BY_HEXCLAVE, "  ")
+    assert read_by(load(here, BY_STACK | blank)) == (HOSTED, "p1", KEY)
+    assert load(here, empty | blank) == Settings()
+
+
+def test_own_name_ends_a_disagreement(here: Path) -> None:
+    environ = {"STACK_PROJECT_ID": "a", "HEXCLAVE_PROJECT_ID": "b"}
+    own = {"USERS_SYNC_STACK__PROJECT_ID": "c"}
+    assert load(here, environ | own).stack.project_id == "c"
+    for name, value in environ.items():
+        (here / "secrets" / name).write_text(value)
+    assert load(here, own).stack.project_id == "c"
+
+
+def test_names_in_different_sources_do_not_disagree(here: Path) -> None:
+    (here / "config.toml").write_text('[stack]\nproject_id = "from-file"\n')
+    (here / "secrets" / "HEXCLAVE_PROJECT_ID").write_text("from-secret")
+    assert load(here).stack.project_id == "from-secret"
+    assert load(here, {"STACK_PROJECT_ID": "from-variable"}).stack.project_id == "from-variable"
+
+
+def test_settings_are_called_by_the_names_that_set_them(here: Path) -> None:
+    config, secret = here / "config.toml", here / "secrets" / "hexclave_secret_server_key"
+    secret.write_text(KEY)
+    names = load(here, {"HEXCLAVE_PROJECT_ID": "p1"}).require_stack().names
+    assert names == Names(
+        api_url="stack.api_url (STACK_API_URL or HEXCLAVE_API_URL)",
+        project_id="stack.project_id (HEXCLAVE_PROJECT_ID)",
+        secret_server_key=f"stack.secret_server_key ({secret})",
+    )
+    config.write_text(f'[stack]\napi_url = "{HOSTED}"\n')
+    both = {"STACK_PROJECT_ID": "p1", "VITE_STACK_PROJECT_ID": "p1"}
+    names = load(here, both).require_stack().names
+    assert names.api_url == f"stack.api_url ({config})"
+    assert names.project_id == "stack.project_id (STACK_PROJECT_ID and VITE_STACK_PROJECT_ID)"
+
+
+def test_error_about_a_value_names_all_variables_that_hold_it(here: Path) -> None:
+    both = {"STACK_PROJECT_ID": "hush hush", "HEXCLAVE_PROJECT_ID": "hush hush"}
+    message = refusal(here, both)
+    assert "(from the variables STACK_PROJECT_ID and HEXCLAVE_PROJECT_ID): should" in message
 
 
 # The file
@@ -296,6 +439,9 @@ def test_several_errors_are_one_line(here: Path) -> None:
         ("http://localhost:8102", "http://localhost:8102"),
         ("http://127.8.9.10/api/v1", "http://127.8.9.10"),
         ("http://[::1]:8102/", "http://[::1]:8102"),
+        ("https://example.com//stack///x//", "https://example.com/stack/x"),
+        ("https://example.com//api//v1", "https://example.com"),
+        ("https://api.hexclave.com", "https://api.hexclave.com"),
     ],
 )
 def test_api_url_is_kept_as_a_base(here: Path, given: str, kept: str) -> None:
@@ -344,7 +490,6 @@ def test_plain_http_is_taken_when_allowed(here: Path) -> None:
         ("DATABASE_URL", "postgresql://me:x@hush@db/app"),
         ("DATABASE_URL", "postgresql://me:x@db,hush@db/app"),
         ("DATABASE_URL", "host=db password='hush"),
-        ("DATABASE_URL", "   "),
         ("STACK_SECRET_SERVER_KEY", "hush\nhush"),
         ("STACK_SECRET_SERVER_KEY", "hüsh hush"),
         ("STACK_SECRET_SERVER_KEY", " hush"),
@@ -377,9 +522,11 @@ def test_secrets_are_listed_for_the_log(here: Path) -> None:
 
 def test_stack_access_is_complete_or_refused(here: Path) -> None:
     environ = {"STACK_PROJECT_ID": "internal"}
-    with pytest.raises(Misconfigured, match=r"stack\.project_id .* STACK_PROJECT_ID.*config\.toml"):
+    expected = r"stack\.project_id .* STACK_PROJECT_ID or HEXCLAVE_PROJECT_ID,.*config\.toml"
+    with pytest.raises(Misconfigured, match=expected):
         load(here).require_stack()
-    with pytest.raises(Misconfigured, match=r"secret_server_key .* STACK_SECRET_SERVER_KEY"):
+    expected = r"secret_server_key .* STACK_SECRET_SERVER_KEY or HEXCLAVE_SECRET_SERVER_KEY,"
+    with pytest.raises(Misconfigured, match=expected):
         load(here, environ).require_stack()
     access = load(here, environ | {"STACK_SECRET_SERVER_KEY": KEY}).require_stack()
     assert (access.api_url, access.project_id) == ("https://api.stack-auth.com", "internal")

@@ -188,6 +188,15 @@ def test_the_apis_own_404_proves_that_a_user_is_gone(
     assert answer == Single(None, answer.observed_at)
 
 
+@pytest.mark.parametrize("names", [["stack"], ["hexclave"], ["stack", "hexclave"]])
+def test_proof_may_stand_in_either_header(
+    router: respx.MockRouter, api: StackApi, names: list[str]
+) -> None:
+    headers = {f"x-{name}-known-error": "USER_NOT_FOUND" for name in names}
+    router.get(f"/users/{ID}").respond(404, headers=headers, json={"code": "USER_NOT_FOUND"})
+    assert api.fetch_user(ID).found is None
+
+
 def test_proof_needs_no_header(router: respx.MockRouter, api: StackApi) -> None:
     router.get(f"/users/{ID}").respond(404, json={"code": "USER_NOT_FOUND"})
     assert api.fetch_user(ID).found is None
@@ -201,6 +210,7 @@ def test_proof_needs_no_header(router: respx.MockRouter, api: StackApi) -> None:
         (httpx.Response(404, html="<h1>Not Found</h1>"), Misconfigured),
         (httpx.Response(404, json={"message": "no route"}), Misconfigured),
         (httpx.Response(404, json=["USER_NOT_FOUND"]), Misconfigured),
+        (httpx.Response(404, json={"code": ["USER_NOT_FOUND"]}), Misconfigured),
         (httpx.Response(404, content=b"[" * 100_000), Misconfigured),
         (known_error(404, "TEAM_NOT_FOUND"), Misconfigured),
         (known_error(400, "USER_NOT_FOUND"), Transient),
@@ -213,6 +223,22 @@ def test_proof_needs_no_header(router: respx.MockRouter, api: StackApi) -> None:
             ),
             Transient,
         ),
+        *(
+            (
+                httpx.Response(
+                    404,
+                    headers={"x-stack-known-error": one, "x-hexclave-known-error": other},
+                    json={"code": "USER_NOT_FOUND"},
+                ),
+                Transient,
+            )
+            for one, other in [
+                ("USER_NOT_FOUND", "TEAM_NOT_FOUND"),
+                ("TEAM_NOT_FOUND", "USER_NOT_FOUND"),
+                ("USER_NOT_FOUND", ""),
+            ]
+        ),
+        (httpx.Response(404, headers={"x-hexclave-known-error": "USER_NOT_FOUND"}), Transient),
         (httpx.Response(200, json={"code": "USER_NOT_FOUND"}), Transient),
         (httpx.Response(200, json=PAGE), Transient),
         (httpx.Response(500, json={"code": "USER_NOT_FOUND"}), Transient),
@@ -252,6 +278,10 @@ def test_nothing_else_proves_it(
         (known_error(400, "SCHEMA_ERROR"), ["a parameter", "STACK_API_URL"]),
         (known_error(403, "SOMETHING_NEW"), ["403 SOMETHING_NEW", "STACK_API_URL"]),
         (known_error(403, "ada@example.com"), ["403", "STACK_API_URL"]),
+        (
+            httpx.Response(400, headers={"x-hexclave-known-error": "CURRENT_PROJECT_NOT_FOUND"}),
+            ["400 CURRENT_PROJECT_NOT_FOUND", "STACK_PROJECT_ID"],
+        ),
         (httpx.Response(401), ["401", "STACK_SECRET_SERVER_KEY"]),
         (httpx.Response(403, html="<p>ada@example.com</p>"), ["403"]),
         (httpx.Response(407), ["407"]),
@@ -265,6 +295,23 @@ def test_configuration_errors_say_the_fix(
     error = page_error(router, api, answer)
     assert type(error) is Misconfigured
     assert [hint for hint in hints if hint not in str(error)] == []
+
+
+def test_answer_without_headers_of_the_api_may_be_a_proxys(
+    router: respx.MockRouter, api: StackApi
+) -> None:
+    error = page_error(router, api, httpx.Response(403, headers={"server": "a proxy"}))
+    assert "a proxy may have sent it" in str(error)
+
+
+@pytest.mark.parametrize(
+    "header", ["x-stack-request-id", "X-Hexclave-Request-Id", "x-hexclave-known-error"]
+)
+def test_answer_with_a_header_of_the_api_is_its_own(
+    router: respx.MockRouter, api: StackApi, header: str
+) -> None:
+    error = page_error(router, api, httpx.Response(403, headers={header: "SOMETHING_NEW"}))
+    assert "a proxy may have sent it" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +353,8 @@ def test_limit_in_another_error_is_no_cap(router: respx.MockRouter, api: StackAp
         (301, f"{URL}/login?token=t0k", "to https://stack.example.com,"),
         (307, "https://u:pass@other.example.com/ada@example.com", "to https://other.example.com,"),
         (308, "/login?token=t0k", "to the same host,"),
+        (308, "/login?token=t0k", "without a double slash or one at its end"),
+        (301, "https://other.example.com:8443/t0k", "to https://other.example.com:8443,"),
         (302, "", "to the same host,"),
         (300, "http://other:t0k", "to an unreadable address,"),
         (304, None, "to the same host,"),
@@ -425,6 +474,9 @@ def test_retry_after_is_read(
     [
         httpx.Response(200, html="<html>Sign in to the guest network, ada@example.com</html>"),
         httpx.Response(200, text="\n<!doctype html>"),
+        httpx.Response(200, headers={"content-type": "Text/HTML;charset=utf-8"}, json=PAGE),
+        httpx.Response(200, headers={"content-type": "application/xhtml+xml "}, json=PAGE),
+        httpx.Response(200, headers={"content-type": "application/json"}, text="<p>"),
     ],
 )
 def test_html_is_taken_for_a_proxy(
@@ -433,6 +485,23 @@ def test_html_is_taken_for_a_proxy(
     error = page_error(router, api, answer)
     assert isinstance(error, Transient)
     assert str(error) == "stack.example.com answered HTML; is a proxy in front of the API?"
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.htmlish+json",
+        "application/json; profile=text/html",
+        "application/json;charset=utf-8",
+        "text/html5",
+        "",
+    ],
+)
+def test_other_content_types_are_read(
+    router: respx.MockRouter, api: StackApi, media_type: str
+) -> None:
+    router.get("/users").respond(json=PAGE, headers={"content-type": media_type})
+    assert api.fetch_page(None, 2).users[0].record == RECORD
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""users-sync: keeps a Postgres table of users equal to the users of a Stack Auth project."""
+"""users-sync: keeps a Postgres table equal to the users of a Stack Auth (now Hexclave) project."""

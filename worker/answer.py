@@ -11,30 +11,36 @@ from typing import Any
 import httpx
 
 from worker.errors import LimitRefused, Misconfigured, Transient, UsersSyncError
+from worker.names import Names
 
 # Request Timeout, Too Early, Too Many Requests: the only 4xx that pass by themselves.
 PASSING_STATUSES = frozenset({408, 425, 429})
 
-URL_SETTING = "stack.api_url (STACK_API_URL)"
-PROJECT_SETTING = "stack.project_id (STACK_PROJECT_ID)"
-KEY_SETTING = "stack.secret_server_key (STACK_SECRET_SERVER_KEY)"
-_HEADERS_LOST = f"see that {URL_SETTING} is right and nothing in front of it drops or changes them"
+# Servers since the renaming send both, older ones the first alone.
+KNOWN_ERROR_HEADERS = ("x-stack-known-error", "x-hexclave-known-error")
 
-# What a person must do about each of the API's own error codes.
+# The vendor's own client tells the API's errors from a proxy's by these two kinds of headers.
+REQUEST_ID_HEADERS = ("x-stack-request-id", "x-hexclave-request-id")
+
+_HTML = {"text/html", "application/xhtml+xml"}
+
+_HEADERS_LOST = "see that {url} is right and nothing in front of it drops or changes them"
+
+# What a person must do about each of the API's own error codes, and about which settings.
 REMEDIES = {
     "INVALID_SECRET_SERVER_KEY": (
         "the secret server key is wrong, revoked, or another project's:"
-        f" set {KEY_SETTING} to a key of the project in {PROJECT_SETTING}"
+        " set {key} to a key of the project in {project}"
     ),
     "SERVER_AUTHENTICATION_REQUIRED": (
-        f"no secret server key arrived: set {KEY_SETTING}; if it is set,"
+        "no secret server key arrived: set {key}; if it is set,"
         f" x-stack- headers get lost on the way: {_HEADERS_LOST}"
     ),
     "INSUFFICIENT_ACCESS_TYPE": f"x-stack- headers arrived changed: {_HEADERS_LOST}",
     "ACCESS_TYPE_REQUIRED": f"no x-stack- headers arrived: {_HEADERS_LOST}",
     "CURRENT_PROJECT_NOT_FOUND": (
-        f"the server has no such project: set {PROJECT_SETTING} to the project's id,"
-        f" or {URL_SETTING} to the server that has it"
+        "the server has no such project: set {project} to the project's id,"
+        " or {url} to the server that has it"
     ),
 }
 
@@ -66,15 +72,25 @@ class Answer:
         return found if isinstance(found, dict) else {}
 
     @property
+    def header_codes(self) -> list[str]:
+        """The codes in the API's headers: two where it sends one under each of its names."""
+        return [self.headers[name] for name in KNOWN_ERROR_HEADERS if name in self.headers]
+
+    @property
     def code(self) -> str:
-        found = self.known_error.get("code") or self.headers.get("x-stack-known-error")
+        found = self.known_error.get("code") or next(iter(self.header_codes), None)
         return found if isinstance(found, str) and _CODE.fullmatch(found) else ""
 
     @property
+    def is_from_api(self) -> bool:
+        """Whether it has a header of the API; what a proxy answers by itself has none."""
+        return not self.headers.keys().isdisjoint({*KNOWN_ERROR_HEADERS, *REQUEST_ID_HEADERS})
+
+    @property
     def is_html(self) -> bool:
-        return (
-            "html" in self.headers.get("content-type", "") or self.body[:200].lstrip()[:1] == b"<"
-        )
+        """Whether it says so, or begins like it, as no JSON does."""
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return media_type in _HTML or self.body[:200].lstrip()[:1] == b"<"
 
 
 def proves_absence(answer: Answer) -> bool:
@@ -84,11 +100,11 @@ def proves_absence(answer: Answer) -> bool:
     """
     if answer.status != httpx.codes.NOT_FOUND:
         return False
-    code = answer.known_error.get("code")
-    return {code, answer.headers.get("x-stack-known-error", code)} == {"USER_NOT_FOUND"}
+    codes = [answer.known_error.get("code"), *answer.header_codes]
+    return all(code == "USER_NOT_FOUND" for code in codes)
 
 
-def refused(answer: Answer, host: str) -> UsersSyncError:
+def refused(answer: Answer, host: str, names: Names) -> UsersSyncError:
     """Say what an answer that is no success asks of the caller."""
     status, code = answer.status, answer.code
     said = f"{host} answered {status} {code}".rstrip()
@@ -104,7 +120,7 @@ def refused(answer: Answer, host: str) -> UsersSyncError:
             f": the server does not take so large a parameter limit: set stack.page_size to {most}"
         )
         return LimitRefused(said, largest)
-    return Misconfigured(f"{said}: {_remedy(answer)}")
+    return Misconfigured(f"{said}: {_remedy(answer, names)}")
 
 
 def _limit_problem(answer: Answer) -> re.Match[str] | None:
@@ -116,31 +132,46 @@ def _limit_problem(answer: Answer) -> re.Match[str] | None:
     return _LIMIT.search(str(message or answer.known_error.get("error")))
 
 
-def _remedy(answer: Answer) -> str:
+def _remedy(answer: Answer, names: Names) -> str:
     if answer.status < httpx.codes.BAD_REQUEST:
-        return (
-            f"a redirect to {_target(answer)}, not followed because the key would go along:"
-            f" set {URL_SETTING} to the address that answers itself"
-        )
+        return _redirect_remedy(answer, names)
     if answer.code == "SCHEMA_ERROR":
-        return _schema_remedy(answer)
+        return _schema_remedy(answer, names)
     if answer.code in REMEDIES:
-        return REMEDIES[answer.code]
+        return REMEDIES[answer.code].format(
+            url=names.api_url, project=names.project_id, key=names.secret_server_key
+        )
     if answer.status == httpx.codes.NOT_FOUND:
-        return f"no users API there; correct {URL_SETTING}, and leave out /api/v1"
-    return f"look at {URL_SETTING} and {KEY_SETTING}, and at what stands in front of the API"
+        return f"no users API there; correct {names.api_url}, and leave out /api/v1"
+    places = (
+        f"{names.api_url} and {names.secret_server_key}, and at what stands in front of the API"
+    )
+    if answer.is_from_api:
+        return f"look at {places}"
+    return f"no header of the API is on it, so a proxy may have sent it: look at {places}"
+
+
+def _redirect_remedy(answer: Answer, names: Names) -> str:
+    redirect = f"a redirect to {_target(answer)}, not followed because the key would go along"
+    if answer.status == httpx.codes.PERMANENT_REDIRECT:
+        # Today's server answers so to paths with an empty part, on the host that was asked.
+        return (
+            f"{redirect}: write {names.api_url} without a double or trailing slash, and see that no"
+            " proxy adds one"
+        )
+    return f"{redirect}: set {names.api_url} to the address that answers itself"
 
 
 def _target(answer: Answer) -> str:
-    """Name the host of a redirect; the rest of its address may hold anything."""
+    """Name the host and port of a redirect; the rest of its address may hold anything."""
     try:
         url = httpx.URL(answer.headers.get("location", ""))
     except httpx.InvalidURL:
         return "an unreadable address"
-    return f"{url.scheme}://{url.host}" if url.host else "the same host"
+    return f"{url.scheme}://{url.netloc.decode()}" if url.host else "the same host"
 
 
-def _schema_remedy(answer: Answer) -> str:
+def _schema_remedy(answer: Answer, names: Names) -> str:
     """Name the parameter that the server did not take; an older one knows fewer of them."""
     found = _PARAMETERS.search(str(answer.known_error.get("error")))
     parameter = f"the parameter {found[1] or found[2]}" if found else "a parameter of ours"
@@ -149,7 +180,7 @@ def _schema_remedy(answer: Answer) -> str:
             "the server does not know the parameter include_anonymous: set stack.include_anonymous"
             " = false (USERS_SYNC_STACK__INCLUDE_ANONYMOUS=false), or update the server"
         )
-    return f"the server does not take {parameter}: is {URL_SETTING} a Stack Auth of 2026?"
+    return f"the server does not take {parameter}: is {names.api_url} a Stack Auth of 2026?"
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

@@ -1,7 +1,7 @@
 """Reads the body of an answer, and never more of it than may stand in memory."""
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import httpx
 
@@ -45,18 +45,30 @@ def _parts(answer: httpx.Response, host: str) -> Iterable[bytes]:
 
 
 def _unpacked(packed: Iterable[bytes]) -> Iterator[bytes]:
-    """Unpack gzip piece by piece. Raises httpx.DecodingError for what is no gzip, or cut off."""
-    unpacker = zlib.decompressobj(GZIP)
+    """Unpack gzip piece by piece, member by member; zeros behind a member are padding.
+
+    Raises httpx.DecodingError for what is no gzip, or cut off.
+    """
+    member = zlib.decompressobj(GZIP)
     for part in packed:
         left = part
-        while not unpacker.eof:
-            try:
-                piece = unpacker.decompress(left, UNPACKED_BYTES)
-            except zlib.error as error:
-                raise httpx.DecodingError(str(error)) from error
+        while True:
+            if member.eof:
+                left = left.lstrip(b"\0")
+                if not left:
+                    break
+                member = zlib.decompressobj(GZIP)
+            piece = _next_piece(member.decompress, left)
             yield piece
-            left = unpacker.unconsumed_tail
+            left = member.unused_data if member.eof else member.unconsumed_tail
             if not left and len(piece) < UNPACKED_BYTES:
                 break
-    if not unpacker.eof:
+    if not member.eof:
         raise httpx.DecodingError("the packed body was cut off")
+
+
+def _next_piece(decompress: Callable[[bytes, int], bytes], packed: bytes) -> bytes:
+    try:
+        return decompress(packed, UNPACKED_BYTES)
+    except zlib.error as error:
+        raise httpx.DecodingError(str(error)) from error

@@ -57,7 +57,7 @@ Once = Annotated[bool, typer.Option("--once", help="Sweep once, then exit: for c
 
 app = typer.Typer(
     name="users-sync",
-    help="Keeps neon_auth.users_sync in a Postgres equal to the users of a Stack Auth project.",
+    help="Keeps neon_auth.users_sync equal to the users of a Stack Auth (now Hexclave) project.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

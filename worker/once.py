@@ -110,6 +110,7 @@ def open_store(settings: Settings, database: Database) -> Store:
                 quiet=settings.database.quiet,
                 sweep_seconds=settings.schedule.sweep_seconds,
                 sweep_share=settings.schedule.sweep_share,
+                project_setting=stack.names.project_id,
             ),
         ),
         table=Table(
@@ -165,6 +166,7 @@ def access(settings: Settings) -> Access:
         timeout_seconds=settings.stack.timeout_seconds,
         include_anonymous=settings.stack.include_anonymous,
         ignored_fields=tuple(settings.stack.ignored_fields),
+        names=stack.names,
     )
 
 
@@ -197,7 +199,7 @@ def take_lease(lease: Lease, project: str, stop: Event) -> None:
         if sight is None:
             continue
         if sight.project not in {None, project}:
-            raise another_project(lease.target, sight.project)
+            raise another_project(lease, sight.project)
         if first is None:
             first = sight
             log.info("lease.awaited", holder=sight.holder, seconds=round(sight.remaining, 1))
@@ -208,12 +210,11 @@ def take_lease(lease: Lease, project: str, stop: Event) -> None:
     log.info("lease.acquired", target=lease.target)
 
 
-def another_project(target: str, project: str | None) -> Misconfigured:
+def another_project(lease: Lease, project: str | None) -> Misconfigured:
     """Say that the target is bound to a project that is not the configured one."""
     return Misconfigured(
-        f"{target}.users_sync holds the users of another Stack Auth project ({project}); set"
-        " stack.project_id (STACK_PROJECT_ID) to it, or database.schema to a schema of this"
-        " project's own"
+        f"{lease.target}.users_sync holds the users of another Stack Auth project ({project}); set"
+        f" {lease.project_setting} to it, or database.schema to a schema of this project's own"
     )
 
 
@@ -234,7 +235,7 @@ def bind_project(store: Store, source: Source) -> None:
         raise Misconfigured(
             f"{store.table.schema}.users_sync has live users, but the Stack Auth project knows"
             f" none of {len(ids)} that were asked for: it is another project's table; set"
-            " stack.project_id (STACK_PROJECT_ID) or database.schema"
+            f" {store.lease.project_setting} or database.schema"
         )
     store.lease.bind()
 

@@ -120,7 +120,7 @@ class Service:
             sight = lease.look()
             project = self.settings.stack.project_id
             if sight is not None and sight.project not in {None, project}:
-                raise another_project(lease.target, sight.project)
+                raise another_project(lease, sight.project)
             self._enter("standing by")
             self._begun = True
             return LOOK_SECONDS

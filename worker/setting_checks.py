@@ -1,6 +1,7 @@
 """What a value must be like. What a check says quotes nothing: any value may be a secret."""
 
 import json
+import re
 from ipaddress import ip_address
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
@@ -9,6 +10,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from worker.names import API_URL, PROJECT_ID, Setting
 from worker.page_size import LARGEST, SMALLEST
 
 EMBEDDED = "embedded"
@@ -50,7 +52,28 @@ def _api_url(text: str) -> str:
         raise ValueError("should begin with https:// and a host")
     if set(url) & set("?#") or not url.isprintable() or " " in url:
         raise ValueError("should have no query, fragment or space")
-    return url.rstrip("/").removesuffix("/api/v1").rstrip("/")
+    # Today's server redirects paths with an empty part, and a redirect is not followed.
+    scheme, _, rest = url.partition("://")
+    base = f"{scheme}://{re.sub('/+', '/', rest)}"
+    return base.rstrip("/").removesuffix("/api/v1").rstrip("/")
+
+
+def comparable(setting: Setting, value: str) -> object:
+    """Give what two values of a setting have in common if they mean the same."""
+    if setting == PROJECT_ID:
+        return value.lower()
+    if setting == API_URL:
+        return _comparable_url(value)
+    return value
+
+
+def _comparable_url(text: str) -> object:
+    try:
+        parts = _split(_api_url(text))
+    except ValueError:  # it will be refused in other words
+        return text
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return parts.scheme, parts.hostname, port, parts.path
 
 
 def _header_value(text: str) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,37 +12,45 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from worker.errors import Misconfigured
-
-Setting = tuple[str, ...]  # section and name
-Known = Mapping[Setting, tuple[str, ...]]  # with the variables that set it, strongest first
+from worker.names import (
+    API_URL,
+    PROJECT_ID,
+    SECRET_SERVER_KEY,
+    WELL_KNOWN,
+    Known,
+    Names,
+    Setting,
+    named,
+    suggested,
+)
+from worker.setting_checks import comparable
 
 PREFIX = "USERS_SYNC_"
 CONFIG_VARIABLE = "USERS_SYNC_CONFIG"
-# Names that the people of Stack Auth and Postgres have set already, strongest first.
-WELL_KNOWN: Known = {
-    ("stack", "api_url"): ("STACK_API_URL",),
-    ("stack", "project_id"): ("STACK_PROJECT_ID", "NEXT_PUBLIC_STACK_PROJECT_ID"),
-    ("stack", "secret_server_key"): ("STACK_SECRET_SERVER_KEY",),
-    ("database", "url"): ("DATABASE_URL",),
-}
 _WELL_KNOWN_NAMES = {name for names in WELL_KNOWN.values() for name in names}
 
 
 @dataclass(frozen=True)
 class Given:
-    """A value as it was found, and where: in words, for messages."""
+    """A value as it was found, and where; in more than one place if all say the same."""
 
     value: Any
-    origin: str
+    kind: str  # of the places, in words
+    places: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        kind = f"{self.kind}s" if len(self.places) > 1 else self.kind
+        return f"the {kind} {' and '.join(self.places)}".rstrip()
 
 
-Layer = dict[Setting, Given]
+Layer = dict[Setting, Sequence[Given]]
 
 
 def from_flags(flags: Mapping[str, Mapping[str, Any]]) -> Layer:
     """Take the flags, by section and name; None is a flag that was not given."""
     return {
-        (section, name): Given(value, "the command line")
+        (section, name): [Given(value, "command line")]
         for section, values in flags.items()
         for name, value in values.items()
         if value is not None
@@ -50,11 +58,11 @@ def from_flags(flags: Mapping[str, Mapping[str, Any]]) -> Layer:
 
 
 def from_environment(environ: Mapping[str, str], known: Known) -> Layer:
-    # Compose files and shells set variables to nothing when they mean not to set them.
+    # Compose files, shells and scaffolds set variables to nothing when they mean not to set them.
     found = {
-        variable: Given(value, f"the variable {variable}")
+        variable: Given(value, "variable", (variable,))
         for variable, value in environ.items()
-        if value and _is_ours(variable)
+        if value.strip() and _is_ours(variable)
     }
     return _by_setting(found, known)
 
@@ -67,7 +75,9 @@ def from_secret_files(folder: Path, known: Known) -> Layer:
         return {}
     texts = {file: _text(file).rstrip("\r\n") for name, file in files.items() if _is_ours(name)}
     found = {
-        file.name.upper(): Given(text, f"the file {file}") for file, text in texts.items() if text
+        file.name.upper(): Given(text, "file", (str(file),))
+        for file, text in texts.items()
+        if text.strip()
     }
     return _by_setting(found, known)
 
@@ -76,7 +86,7 @@ def from_config_file(
     named: Path | None, environ: Mapping[str, str], working_dir: Path, known: Known
 ) -> Layer:
     """Read the TOML file; only one that nobody asked for may be absent."""
-    name = named or environ.get(CONFIG_VARIABLE)
+    name = named or environ.get(CONFIG_VARIABLE, "").strip()
     path = working_dir / (name or "config.toml")
     if not name and not os.path.lexists(path):
         return {}
@@ -85,7 +95,23 @@ def from_config_file(
     except tomllib.TOMLDecodeError as error:
         raise _misconfigured(f"{path} is not valid TOML: {error}") from None
     values = _in_sections(sections, path, known)
-    return {setting: Given(value, f"the file {path}") for setting, value in values}
+    return {setting: [Given(value, "file", (str(path),))] for setting, value in values}
+
+
+def agreed(given: Mapping[Setting, Sequence[Given]]) -> dict[Setting, Given]:
+    """Join what several names say of one setting. Raises Misconfigured where they disagree."""
+    return {setting: _joined(setting, found) for setting, found in given.items()}
+
+
+def _joined(setting: Setting, found: Sequence[Given]) -> Given:
+    first = found[0]
+    for other in found[1:]:
+        if comparable(setting, other.value) != comparable(setting, first.value):
+            raise _misconfigured(
+                f"{first.places[0]} and {other.places[0]} disagree about {'.'.join(setting)}: unset"
+                f" one of them, or set {variables(setting)[0]}, which wins over both"
+            )
+    return Given(first.value, first.kind, tuple(place for each in found for place in each.places))
 
 
 def variables(setting: Setting) -> tuple[str, ...]:
@@ -99,6 +125,12 @@ def nested(given: Mapping[Setting, Given]) -> dict[str, dict[str, Any]]:
     for (section, name), found in given.items():
         sections.setdefault(section, {})[name] = found.value
     return sections
+
+
+def names_of(given: Mapping[Setting, Given]) -> Names:
+    """Say by which variables or files the settings of the project were set."""
+    settings = (API_URL, PROJECT_ID, SECRET_SERVER_KEY)
+    return Names(*(named(each, given[each].places if each in given else ()) for each in settings))
 
 
 def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfigured:
@@ -115,10 +147,10 @@ def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfig
 
 def not_set(section: str, name: str) -> Misconfigured:
     """Say how to set what has no default."""
-    variable = WELL_KNOWN[section, name][0]
     return Misconfigured(
-        f"{section}.{name} is not set: set the variable {variable}, put it into the file"
-        f' /run/secrets/{variable}, or write {name} = "..." under [{section}] in config.toml'
+        f"{section}.{name} is not set: set the variable {suggested((section, name))}, put it into a"
+        f' file of that name in /run/secrets, or write {name} = "..." under [{section}] in'
+        " config.toml"
     )
 
 
@@ -131,16 +163,15 @@ def _is_ours(variable: str) -> bool:
 
 
 def _by_setting(found: Mapping[str, Given], known: Known) -> Layer:
-    """Sort what was found by variable; of several variables for one setting the strongest wins."""
+    """Sort what was found by variable; our own name of a setting wins over the well-known ones."""
     names = [name for names in known.values() for name in names]
     for variable in found:
         if variable not in names:
             raise _unknown("unknown variable", variable, names)
     return {
-        setting: found[name]
+        setting: [found[names[0]]] if names[0] in found else well_known
         for setting, names in known.items()
-        for name in reversed(names)
-        if name in found
+        if (well_known := [found[name] for name in names if name in found])
     }
 
 

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from worker.names import USUAL_NAMES, Known, Names
 from worker.setting_checks import (
     DAY_SECONDS,
     EMBEDDED,
@@ -28,11 +37,12 @@ from worker.setting_checks import (
     is_safe_for_secrets,
 )
 from worker.setting_sources import (
-    Known,
+    agreed,
     from_config_file,
     from_environment,
     from_flags,
     from_secret_files,
+    names_of,
     nested,
     not_set,
     refused,
@@ -54,7 +64,7 @@ class StackSettings(BaseModel):
     model_config = _CLOSED
 
     api_url: ApiUrl = "https://api.stack-auth.com"
-    """Base URL of the Stack Auth API."""
+    """Base URL of the API; https://api.hexclave.com is the same service."""
     project_id: HeaderValue | None = None
     """The project whose users are synced."""
     secret_server_key: SecretHeaderValue | None = None
@@ -151,11 +161,12 @@ class HttpSettings(BaseModel):
 
 @dataclass(frozen=True)
 class StackAccess:
-    """What it takes to read one project."""
+    """What it takes to read one project, and what to call each in an error."""
 
     api_url: str
     project_id: str
     secret_server_key: SecretStr
+    names: Names
 
 
 class Settings(BaseSettings):
@@ -169,6 +180,8 @@ class Settings(BaseSettings):
     deletions: DeletionSettings = DeletionSettings()
     log: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()
+
+    _names: Names = PrivateAttr(USUAL_NAMES)
 
     @classmethod
     def settings_customise_sources(
@@ -188,7 +201,11 @@ class Settings(BaseSettings):
             raise not_set("stack", "project_id")
         if stack.secret_server_key is None:
             raise not_set("stack", "secret_server_key")
-        return StackAccess(stack.api_url, stack.project_id, stack.secret_server_key)
+        return StackAccess(stack.api_url, stack.project_id, stack.secret_server_key, self._names)
+
+    def call_by(self, names: Names) -> None:
+        """Keep what a person calls the settings of the project."""
+        self._names = names
 
     def require_database(self) -> SecretStr:
         """Return the URL of the database, or `embedded`; raises Misconfigured if it is not set."""
@@ -220,17 +237,20 @@ def load_settings(
     Misconfigured with one line that quotes no value, since any may be a secret in the wrong place.
     """
     known = _known()
-    given = ChainMap(
+    layers = ChainMap(
         from_flags(overrides),
         from_environment(environ, known),
         from_secret_files(secrets_dir, known),
         from_config_file(config, environ, working_dir, known),
     )
+    given = agreed(layers)
     try:
-        return Settings.model_validate(nested(given))
+        settings = Settings.model_validate(nested(given))
     except ValidationError as error:
         # Not chained: the library's error carries the values.
         raise refused(error, given) from None
+    settings.call_by(names_of(given))
+    return settings
 
 
 @cache

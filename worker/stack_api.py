@@ -16,10 +16,7 @@ from urllib.request import getproxies
 import httpx
 
 from worker.answer import (
-    KEY_SETTING,
     PASSING_STATUSES,
-    PROJECT_SETTING,
-    URL_SETTING,
     Answer,
     proves_absence,
     refused,
@@ -31,6 +28,7 @@ from worker.decode import BrokenBody, parse_page, parse_user
 from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
 from worker.glance import Glance
 from worker.model import Page, Single
+from worker.names import USUAL_NAMES, Names
 from worker.outline import Arrival, Outline, outline_of
 from worker.unpacking import Unpacking, packed_page
 
@@ -41,7 +39,7 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Whom to ask, as whom, and for what."""
+    """Whom to ask, as whom, and for what; `names` are for errors."""
 
     api_url: str
     project_id: str
@@ -49,6 +47,7 @@ class Access:
     timeout_seconds: float = 60
     include_anonymous: bool = True
     ignored_fields: tuple[str, ...] = ("last_active_at_millis",)
+    names: Names = USUAL_NAMES
 
 
 class StackApi:
@@ -68,7 +67,7 @@ class StackApi:
         transport: httpx.BaseTransport | None = None,
         proxies: Mapping[str, str] | None = None,
     ) -> None:
-        url = _read_url(access.api_url)
+        url = _read_url(access)
         proxy = choose_proxy(url, getproxies() if proxies is None else proxies)
         # Told how each request ended: its HTTP status, `timeout` or `error`.
         self.on_answer: Callable[[str], None] = lambda _status: None
@@ -195,7 +194,7 @@ class StackApi:
     def _check(self, answer: Answer) -> None:
         """Raise what it means if there is nothing to read."""
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - as RFC 9110 has it
-            raise refused(answer, self._host)
+            raise refused(answer, self._host, self._access.names)
         if answer.is_html:
             raise Transient(f"{self._host} answered HTML; is a proxy in front of the API?")
 
@@ -210,20 +209,20 @@ class StackApi:
             case httpx.ProxyError():
                 return _proxy_refused(error, self._host)
             case httpx.ConnectError():
-                return _not_connected(error, self._host)
+                return _not_connected(error, self._host, self._access.names)
             case _:
                 return Transient(f"{self._host} broke off before its answer ended", too_much=True)
 
 
-def _read_url(text: str) -> httpx.URL:
+def _read_url(access: Access) -> httpx.URL:
     try:
-        url = httpx.URL(text)
+        url = httpx.URL(access.api_url)
         url.host.encode("idna")  # as the look-up of the name will
     except (httpx.InvalidURL, UnicodeError):
         url = httpx.URL()
     if url.scheme not in {"http", "https"} or not url.host or not 0 < (url.port or 1) < 2**16:
         raise Misconfigured(
-            f"{URL_SETTING} is not an address: write it like https://api.stack-auth.com"
+            f"{access.names.api_url} is not an address: write it like https://api.stack-auth.com"
         )
     return url
 
@@ -231,8 +230,8 @@ def _read_url(text: str) -> httpx.URL:
 def _headers(access: Access) -> dict[str, str]:
     # Anything else would be refused by httpx, in words that quote it.
     for name, value in (
-        (PROJECT_SETTING, access.project_id),
-        (KEY_SETTING, access.secret_server_key),
+        (access.names.project_id, access.project_id),
+        (access.names.secret_server_key, access.secret_server_key),
     ):
         if not _HEADER_VALUE.fullmatch(value):
             raise Misconfigured(f"{name} is empty or holds a space, a line break or the like")
@@ -253,13 +252,13 @@ def _version() -> str:
         return "0"
 
 
-def _not_connected(error: httpx.ConnectError, host: str) -> UsersSyncError:
+def _not_connected(error: httpx.ConnectError, host: str, names: Names) -> UsersSyncError:
     # The cause is httpcore's own error, which takes that of ssl along as its argument.
     cause = error.__cause__.args[0] if error.__cause__ and error.__cause__.args else None
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Misconfigured(
             f"the certificate of {host} is not trusted ({cause.verify_message}): correct"
-            f" {URL_SETTING}, or let SSL_CERT_FILE name the file of your own authority"
+            f" {names.api_url}, or let SSL_CERT_FILE name the file of your own authority"
         )
     return Transient(f"{host} could not be reached: {error}")
 

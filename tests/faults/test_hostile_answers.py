@@ -35,7 +35,15 @@ errors = st.builds(
 statuses = st.sampled_from([200, 206, 302, 400, 401, 404, 404, 410, 429, 500, 503, 599])
 headers = st.dictionaries(
     st.sampled_from(
-        ["retry-after", "x-stack-known-error", "content-type", "location", "date", "etag"]
+        [
+            "retry-after",
+            "x-stack-known-error",
+            "x-hexclave-known-error",
+            "content-type",
+            "location",
+            "date",
+            "etag",
+        ]
     ),
     codes | st.sampled_from(["1e99", "text/html", "http://[", "Sat, 21 Nov 2026 00:44:12 GMT"]),
 )

@@ -111,10 +111,11 @@ def _check_own(conn: Connection, settings: Settings) -> list[Finding]:
         return [Finding("ok", "worker", text)]
     row = conn.execute(_LEASE, (schema,)).fetchone()
     project, holder, live = row or (None, None, False)
-    if project not in {None, settings.require_stack().project_id}:
+    stack = settings.require_stack()
+    if project not in {None, stack.project_id}:
         raise Misconfigured(
-            f"the table belongs to Stack Auth project {project}: set stack.project_id"
-            " (STACK_PROJECT_ID) to it, or database.schema to another schema"
+            f"the table belongs to Stack Auth project {project}: set {stack.names.project_id}"
+            " to it, or database.schema to another schema"
         )
     text = f"at work: {holder}" if live else "ready; nobody is at work"
     return [Finding("ok", "worker", text), *find_stale_rows(conn, schema)]

@@ -172,7 +172,8 @@ def opened_desk(
     ):
         shape = database.call(lambda conn: _shape(conn, target))
         stack = settings.require_stack()
-        beside = Beside(database, target, stack.project_id, settings.database.lease_seconds)
+        seconds = settings.database.lease_seconds
+        beside = Beside(database, target, stack.project_id, seconds, stack.names.project_id)
         beside.require_project()
         ignored = tuple(settings.stack.ignored_fields)
         table = Table(target, shape, ignored, settings.deletions.grace_seconds)

@@ -72,11 +72,17 @@ def _open_store(settings: Settings, database: Database, journal: Journal) -> Sto
     """Describe the target as it is. Raises Misconfigured for one of another shape or project."""
     stack, target = settings.require_stack(), settings.database.schema_name
     shape, exists = database.call(lambda conn: _look(conn, target))
-    claim = Claim(target, stack.project_id, holder="", seconds=settings.database.lease_seconds)
+    claim = Claim(
+        target,
+        stack.project_id,
+        holder="",
+        seconds=settings.database.lease_seconds,
+        project_setting=stack.names.project_id,
+    )
     lease = UnwrittenLease(database, claim)
     project = lease.look_up()
     if project not in {None, stack.project_id}:
-        raise another_project(target, project)
+        raise another_project(lease, project)
     quarantine = UnwrittenQuarantine(target, exists, journal)
     journal.errors = database.call(quarantine.errors)
     return Store(

@@ -43,12 +43,16 @@ def no_live_row(_rows: Sequence[Row | None]) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """The way to write to a target without its lease; `seconds` is how long a lease lasts."""
+    """The way to write to a target without its lease; `seconds` is how long a lease lasts.
+
+    `project_setting` is what to call the project's setting in an error.
+    """
 
     database: Database
     target: str
     project: str
     seconds: float
+    project_setting: str
 
     def commit(
         self, statements: Sequence[Statement], changed: Changed = no_live_row
@@ -97,5 +101,5 @@ class Beside:
         if row[0] != self.project:
             raise Misconfigured(
                 f"{self.target}.users_sync holds the users of another Stack Auth project"
-                f" ({row[0]}); set stack.project_id (STACK_PROJECT_ID) to it"
+                f" ({row[0]}); set {self.project_setting} to it"
             )

@@ -9,6 +9,7 @@ import psycopg
 import structlog
 
 from worker.errors import LeaseLost, MirrorOutdated, Transient
+from worker.names import USUAL_NAMES
 from worker.store.database import Connection, Database
 from worker.store.statement import Row, Statement
 from worker.store.transaction import LIMITS, limits, push, transaction
@@ -83,7 +84,8 @@ class Claim:
     """Who wants to write to which target for which Stack Auth project, `seconds` at a time.
 
     In quiet mode the lease is given back whenever there is nothing to write. How it means to sweep
-    is left for `status`, which judges by it what is too old.
+    is left for `status`, which judges by it what is too old. `project_setting` is what to call the
+    project's setting in an error.
     """
 
     target: str
@@ -93,6 +95,7 @@ class Claim:
     quiet: bool = False
     sweep_seconds: float = 60
     sweep_share: float = 0.25
+    project_setting: str = USUAL_NAMES.project_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Lease:
     def __init__(self, database: Database, claim: Claim) -> None:
         self.target = claim.target
         self.seconds = claim.seconds
+        self.project_setting = claim.project_setting
         self.bound = False
         self.held = False
         self.sweep = 0
