@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest import remove_data
 from tests.processes import Ended, Shell, Site, command, kept_waiting, opened_site, until
-from worker.sandbox.api import server_error
+from worker.sandbox.api import TODAY, Request, server_error
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.store.progress import COUNTS
 from worker.store.schema import creation_sql
@@ -319,7 +320,8 @@ def test_sigterm_in_the_middle_of_a_sweep_ends_it_and_the_next_goes_on(site: Sit
     assert (resumed.code, resumed.stderr) == (0, "")
     assert resumed.event("sweep.started").items() >= {"sweep": 1, "resumed": True}.items()
     assert resumed.event("sweep.finished").items() >= {"users": 45, "inserted": 45}.items()
-    assert site.pages_asked()[asked].query["cursor"] == everybody[27]
+    # The page must begin behind the last user that was applied, so the one before is the cursor.
+    assert site.pages_asked()[asked].query["cursor"] == everybody[26]
     assert ids(site.rows(LIVE)) == sorted(everybody)
     assert site.rows(SWEEPS) == [(1, "complete")]
 
@@ -400,6 +402,42 @@ def test_check_writes_nothing_and_says_what_init_would_do(site: Site) -> None:
     assert site.rows(CATALOG) == before
 
 
+@pytest.mark.parametrize(("page_size", "limit"), [("1000", "1,000"), ("2000", "1,000"), ("5", "5")])
+def test_check_asks_as_a_sweep_does_and_says_which_limit_it_met(
+    site: Site, page_size: str, limit: str
+) -> None:
+    site.project.populate(1_500)
+    shell = site.shell.having(USERS_SYNC_STACK__PAGE_SIZE=page_size)
+    ended = shell.run("check", "--log-level", "warning")
+    assert (ended.code, findings(ended)) == (0, [("ok", name) for name in SUBJECTS])
+    assert f"; the project has users; limit up to {limit}\n" in ended.stdout
+    accepted = [page for page in site.pages_asked() if int(page.query["limit"]) <= 1_000]
+    assert [bool(page.query.get("cursor")) for page in accepted] == [False, True]
+    assert {page.query["order_by"] for page in accepted} == {"signed_up_at"}
+
+
+def test_what_a_sweep_is_refused_for_check_is_refused_for(site: Site) -> None:
+    site.project.populate(10)
+    site.api.kind = replace(TODAY, cap=2)
+    swept, checked = site.shell.run("--once"), site.shell.run("check")
+    assert (swept.code, checked.code) == (2, 2)
+    assert "set stack.page_size to at most 2" in complaint(swept)
+    assert "set stack.page_size to at most 2" in checked.stdout
+
+
+def test_check_warns_of_a_list_that_does_not_go_on(site: Site) -> None:
+    site.project.populate(20)
+
+    def lose(request: Request) -> None:
+        if request.query.get("cursor"):
+            request.query["cursor"] = "00000000-0000-4000-8000-ffffffffffff"
+
+    site.api.on_request(lose)
+    ended = site.shell.having(USERS_SYNC_STACK__PAGE_SIZE="5").run("check")
+    assert (ended.code, findings(ended)[1:3]) == (0, [("ok", "stack auth"), ("warn", "stack auth")])
+    assert "page 2 of the users list" in ended.stdout
+
+
 def test_check_tells_each_trouble_from_the_others(site: Site) -> None:
     ok = dict.fromkeys(SUBJECTS, "ok")
     no_database = {name: ok[name] for name in SUBJECTS[:2]} | {"database": "FAIL"}
@@ -472,6 +510,15 @@ def test_check_names_every_right_that_is_lacking(role: str, site: Site) -> None:
 
 
 # Where settings come from
+
+
+def test_page_size_of_earlier_versions_is_warned_of_in_one_line(site: Site) -> None:
+    site.project.populate(20)
+    ended = site.shell.having(USERS_SYNC_STACK__PAGE_SIZE="auto").run("--once")
+    assert ended.code == 0
+    [line] = ended.stderr.splitlines()
+    warned = {"event": "setting.outdated", "setting": "stack.page_size", "used": 1_000}
+    assert json.loads(line).items() >= warned.items()
 
 
 def test_config_file_holds_all_settings(site: Site, empty_shell: Shell) -> None:

@@ -557,6 +557,15 @@ def uncommented() -> dict[str, Any]:
     return tomllib.loads(re.sub(r"(?m)^#(?! )", "", EXAMPLE.read_text("utf-8")))
 
 
+def test_page_size_of_earlier_versions_counts_as_the_default(here: Path) -> None:
+    (here / "config.toml").write_text('[stack]\npage_size = "auto"\n')
+    settings = load(here)
+    assert settings.stack.page_size == 1_000
+    assert list(settings.outdated) == [("stack.page_size", 1_000)]
+    assert list(load(here, {"USERS_SYNC_STACK__PAGE_SIZE": "7"}).outdated) == []
+    assert list(load(here, {"USERS_SYNC_STACK__PAGE_SIZE": "auto"}).outdated) != []
+
+
 def test_example_changes_nothing(here: Path) -> None:
     (here / "config.toml").write_bytes(EXAMPLE.read_bytes())
     assert load(here) == Settings()

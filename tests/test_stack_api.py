@@ -353,7 +353,7 @@ def test_limit_in_another_error_is_no_cap(router: respx.MockRouter, api: StackAp
         (301, f"{URL}/login?token=t0k", "to https://stack.example.com,"),
         (307, "https://u:pass@other.example.com/ada@example.com", "to https://other.example.com,"),
         (308, "/login?token=t0k", "to the same host,"),
-        (308, "/login?token=t0k", "without a double slash or one at its end"),
+        (308, "/login?token=t0k", "without a double or trailing slash"),
         (301, "https://other.example.com:8443/t0k", "to https://other.example.com:8443,"),
         (302, "", "to the same host,"),
         (300, "http://other:t0k", "to an unreadable address,"),

@@ -3,7 +3,7 @@
 import gc
 import json
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -148,10 +148,6 @@ def ids_of(taken: Taken) -> set[str]:
     return {user.id for page, _ in taken for user in page.users}
 
 
-def no_mirror(_: Key) -> Iterator[tuple[Key, Key]]:
-    return iter(())
-
-
 def assert_covers_everything(taken: Taken) -> None:
     """See that each span begins at or before where those before it end, from start to end."""
     covered: Key | None = None
@@ -175,7 +171,7 @@ def within(millis: int, id_: str, span: Span) -> bool:
 
 def test_empty_list_is_proven_at_once() -> None:
     listed = Listed({})
-    taken = read(Walk(no_mirror), listed, 10)
+    taken = read(Walk(), listed, 10)
     assert [span for _, span in taken] == [Span(None, None)]
     assert listed.asked == [Request()]
 
@@ -184,7 +180,7 @@ def test_empty_list_is_proven_at_once() -> None:
 @pytest.mark.parametrize("limit", [3, 7, 10, 11, 50])
 def test_quiet_list_is_read_once_without_a_gap(limit: int, server: str) -> None:
     listed = Listed.of(range(10), server)
-    walk = Walk(no_mirror)
+    walk = Walk()
     taken = read(walk, listed, limit)
     assert_covers_everything(taken)
     assert ids_of(taken) == set(listed.users)
@@ -200,14 +196,14 @@ def test_quiet_list_is_read_once_without_a_gap(limit: int, server: str) -> None:
 def test_list_is_read_from_its_end_likewise(limit: int, server: str) -> None:
     listed = Listed.of(range(10), server)
     listed.newest_first = True
-    walk = Walk(no_mirror, newest_first=True)
+    walk = Walk(newest_first=True)
     taken = read(walk, listed, limit)
     assert (ids_of(taken), walk.recoveries) == (set(listed.users), 0)
 
 
 def test_each_page_is_asked_for_with_the_second_last_user_of_the_page_before() -> None:
     listed = Listed.of(range(7), TODAY)
-    taken = read(Walk(no_mirror), listed, 3)
+    taken = read(Walk(), listed, 3)
     assert listed.asked == [Request(), behind(2), behind(4)]
     assert [request.cursor for request in listed.asked] == [None, user_id(1), user_id(3)]
     assert [span for _, span in taken] == [
@@ -219,7 +215,7 @@ def test_each_page_is_asked_for_with_the_second_last_user_of_the_page_before() -
 
 def test_both_kinds_of_server_prove_the_same() -> None:
     for page in (numbered(1, 2, 3, following=4), numbered(2, 3, following=3)):
-        walk = Walk(no_mirror)
+        walk = Walk()
         walk.take(numbered(1, 2, following=3))
         assert walk.take(page) == Span(key(2), key(3))
         assert walk.request == behind(3)
@@ -265,20 +261,20 @@ def test_lost_cursor_neither_ends_the_walk_nor_skips_anybody(
             LIES[lie](listed, ids)
             touched.update(ids)
 
-    taken = read(Walk(no_mirror), listed, limit, between)
+    taken = read(Walk(), listed, limit, between)
     assert_covers_everything(taken)
     assert {user_id(number) for number in range(100)} - touched <= ids_of(taken)
 
 
 def test_empty_answer_to_a_cursor_proves_nothing() -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(1, 2, following=3))
     assert walk.take(page_of([])) is None
     assert not walk.ended
 
 
 def test_moved_cursor_with_a_clean_end_proves_nothing() -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(1, 2, following=3))
     assert walk.take(page_of([(user_id(1), 900)])) is None
     assert not walk.ended
@@ -289,7 +285,7 @@ def test_page_that_does_not_begin_with_the_pair_or_its_last_proves_nothing(
     numbers: tuple[int, ...],
 ) -> None:
     """A server may count the place of a hidden cursor, and drop the first user behind it."""
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(1, 2, following=3))
     assert walk.take(numbered(*numbers)) is None
     assert not walk.ended
@@ -297,13 +293,13 @@ def test_page_that_does_not_begin_with_the_pair_or_its_last_proves_nothing(
 
 def test_last_user_at_another_place_proves_nothing() -> None:
     for items in ([(user_id(2), 5)], [(user_id(1), 1), (user_id(2), 5)], [(user_id(2), True)]):
-        walk = Walk(no_mirror)
+        walk = Walk()
         walk.take(numbered(1, 2, following=3))
         assert walk.take(page_of(items)) is None
 
 
 def test_page_that_does_not_ascend_proves_nothing() -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(1, 2, following=3))
     assert walk.take(numbered(2, 5, 4)) is None
     assert not walk.ended
@@ -312,7 +308,7 @@ def test_page_that_does_not_ascend_proves_nothing() -> None:
 @pytest.mark.parametrize("server", [APRIL, TODAY])
 def test_recovery_after_a_whole_page_was_deleted(server: str) -> None:
     listed = Listed.of(range(1_000), server)
-    walk = Walk(no_mirror)
+    walk = Walk()
     change = once(lambda page: listed.lose([user.id for user in page.users[-120:]]))
     taken = read(walk, listed, 200, change)
     assert_covers_everything(taken)
@@ -444,13 +440,13 @@ def test_way_back_leads_through_the_page_then_the_mirror_then_to_the_start() -> 
 
 
 def test_way_back_from_the_start_is_the_start() -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(3, 2, 1))
     assert walk.request == Request()
 
 
 def test_span_after_a_step_back_begins_where_it_stepped_to() -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(1, 2, 3, following=4))
     walk.take(page_of([]))
     assert walk.request == behind(2)
@@ -458,7 +454,7 @@ def test_span_after_a_step_back_begins_where_it_stepped_to() -> None:
 
 
 def test_step_back_leads_behind_the_cursor_of_a_user_without_a_readable_sign_up() -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     span = walk.take(page_of([(user_id(1), 1), (user_id(2), 2), (user_id(3), "x")], user_id(4)))
     assert span == Span(None, key(2))
     assert walk.request == Request(Pair(place(2), Place(user_id(3), "x")), key(2))
@@ -519,7 +515,7 @@ def test_resumed_walk_of_a_list_that_is_empty_now_ends_with_nobody() -> None:
 def test_nobody_but_the_pair_with_a_next_cursor_asks_for_twice_as_many(
     numbers: tuple[int, ...],
 ) -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(1, 2, following=3))
     widened = []
     for _ in range(3):
@@ -530,13 +526,13 @@ def test_nobody_but_the_pair_with_a_next_cursor_asks_for_twice_as_many(
 
 def test_one_user_with_a_next_cursor_asks_for_twice_as_many() -> None:
     """There is no pair yet to go on behind."""
-    walk = Walk(no_mirror)
+    walk = Walk()
     assert walk.take(numbered(1, following=2)) is None
     assert walk.request == Request(widen=2)
 
 
 def test_widened_request_is_narrow_again_after_progress() -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(1, 2, following=3))
     walk.take(numbered(2, following=3))
     assert walk.take(numbered(2, 3, following=4)) == Span(key(2), key(3))
@@ -545,14 +541,14 @@ def test_widened_request_is_narrow_again_after_progress() -> None:
 
 @pytest.mark.parametrize("numbers", [(2,), (1, 2)])
 def test_nobody_but_the_pair_without_a_next_cursor_is_the_end(numbers: tuple[int, ...]) -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(1, 2, following=3))
     assert walk.take(numbered(*numbers)) == Span(key(2), None)
     assert walk.ended
 
 
 def test_first_page_of_records_without_ids_asks_for_twice_as_many() -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     assert walk.take(page_of([("x", 1), ("y", 2)], user_id(3))) is None
     assert walk.request == Request(widen=2)
 
@@ -597,7 +593,7 @@ STUBBORN: dict[str, Callable[[Request], Page]] = {
 
 @pytest.mark.parametrize("server", STUBBORN)
 def test_server_that_leads_nowhere_ends_in_an_incomplete_sweep(server: str) -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     with pytest.raises(SweepIncomplete):
         insist(walk, STUBBORN[server])
     assert not walk.ended
@@ -605,7 +601,7 @@ def test_server_that_leads_nowhere_ends_in_an_incomplete_sweep(server: str) -> N
 
 
 def test_incomplete_walk_says_behind_whom_it_stuck() -> None:
-    walk = Walk(no_mirror)
+    walk = Walk()
     walk.take(numbered(1, 2, following=3))
     with pytest.raises(SweepIncomplete, match=user_id(2)):
         insist(walk, STUBBORN["lost"])
@@ -614,7 +610,7 @@ def test_incomplete_walk_says_behind_whom_it_stuck() -> None:
 @pytest.mark.parametrize("server", SERVERS)
 def test_recoveries_with_progress_between_them_are_never_too_many(server: str) -> None:
     listed = Listed.of(range(800), server)
-    walk = Walk(no_mirror)
+    walk = Walk()
     taken = read(walk, listed, 6, lambda page: listed.lose(u.id for u in page.users[-1:]))
     assert_covers_everything(taken)
     assert walk.recoveries > 2 * MAX_RECOVERIES
@@ -637,7 +633,7 @@ def test_walk_keeps_no_page_longer_than_itself() -> None:
     """Nor until the next garbage collection, which may be long in coming."""
     gc.disable()
     try:
-        walk = Walk(lambda _key: iter(()))
+        walk = Walk()
         page = replace(numbered(1, 2, 3), users=Users(numbered(1, 2, 3).users))
         users = weakref.ref(page.users)
         walk.take(page)

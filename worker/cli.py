@@ -225,7 +225,8 @@ def demo(
 
 
 def _exit_code(error: UsersSyncError) -> int:
-    return _complain(str(error), EXIT_CODES.get(type(error), BUG))
+    codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    return _complain(str(error), next(codes, BUG))
 
 
 def _complain(message: str, code: int = USAGE) -> int:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
+import structlog
 import typer
 
 from worker.clock import Clock
@@ -19,6 +20,8 @@ from worker.store.database import Connection, Database
 from worker.store.schema import require_tables
 
 T = TypeVar("T")
+
+log = structlog.stdlib.get_logger(__name__)
 
 DONE, BUG, USAGE, HELD, DIFFERENT, UNHEALTHY = 0, 1, 2, 6, 7, 8
 
@@ -54,6 +57,8 @@ def read_settings(
     keep_out_of_logs(settings.secrets())
     level = "error" if quietly and log_level is None else settings.log.level
     configure_logging(level, settings.log.format, sys.stderr)
+    for name, used in settings.outdated:
+        log.warning("setting.outdated", setting=name, used=used)
     return settings
 
 

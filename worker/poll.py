@@ -1,12 +1,12 @@
 """The newest users, at once: one cheap request that adds and updates, and never deletes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker.errors import SweepIncomplete
 from worker.findings import Findings
 from worker.memory import Memory
-from worker.model import Key, Page
+from worker.model import Page
 from worker.reading import Reading
 from worker.source import Source
 from worker.store import Store
@@ -48,7 +48,7 @@ class Poll:
             memory=self.memory,
             generation=self.memory.generation,
         )
-        walk, limit = Walk(_no_pairs, newest_first=True), self.size
+        walk, limit = Walk(newest_first=True), self.size
         while self._look(findings, walk, limit):
             limit = self.source.page_size.limit
         return findings
@@ -88,10 +88,6 @@ def _proves(walk: Walk, page: Page) -> bool:
     except SweepIncomplete:
         walk.ended = True
         return False
-
-
-def _no_pairs(_key: Key) -> Iterator[tuple[Key, Key]]:
-    return iter(())
 
 
 _nobody_watches: Callable[[Findings], None] = lambda _findings: None  # noqa: E731

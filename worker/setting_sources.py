@@ -26,6 +26,8 @@ from worker.names import (
 from worker.setting_checks import comparable
 
 PREFIX = "USERS_SYNC_"
+# A page size was tuned once, when servers took pages of any size.
+OUTDATED: Mapping[Setting, Any] = {("stack", "page_size"): "auto"}
 CONFIG_VARIABLE = "USERS_SYNC_CONFIG"
 _WELL_KNOWN_NAMES = {name for names in WELL_KNOWN.values() for name in names}
 
@@ -112,6 +114,11 @@ def _joined(setting: Setting, found: Sequence[Given]) -> Given:
                 f" one of them, or set {variables(setting)[0]}, which wins over both"
             )
     return Given(first.value, first.kind, tuple(place for each in found for place in each.places))
+
+
+def without_outdated(given: Mapping[Setting, Given]) -> dict[Setting, Given]:
+    """Leave out values that were good once: the defaults take their place."""
+    return {setting: each for setting, each in given.items() if OUTDATED.get(setting) != each.value}
 
 
 def variables(setting: Setting) -> tuple[str, ...]:

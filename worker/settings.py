@@ -1,7 +1,7 @@
 """What can be set, within which bounds, and how it is put together from its sources."""
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from worker.names import USUAL_NAMES, Known, Names
+from worker.names import USUAL_NAMES, Known, Names, Setting
 from worker.setting_checks import (
     DAY_SECONDS,
     EMBEDDED,
@@ -47,6 +47,7 @@ from worker.setting_sources import (
     not_set,
     refused,
     variables,
+    without_outdated,
 )
 
 __all__ = ["EMBEDDED", "Settings", "StackAccess", "load_settings"]
@@ -182,6 +183,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
 
     _names: Names = PrivateAttr(USUAL_NAMES)
+    _outdated: Sequence[Setting] = PrivateAttr(())
 
     @classmethod
     def settings_customise_sources(
@@ -203,9 +205,15 @@ class Settings(BaseSettings):
             raise not_set("stack", "secret_server_key")
         return StackAccess(stack.api_url, stack.project_id, stack.secret_server_key, self._names)
 
-    def call_by(self, names: Names) -> None:
-        """Keep what a person calls the settings of the project."""
-        self._names = names
+    def remember(self, names: Names, outdated: Sequence[Setting]) -> None:
+        """Keep what a person calls the settings of the project, and which hold outdated values."""
+        self._names, self._outdated = names, outdated
+
+    @property
+    def outdated(self) -> Iterator[tuple[str, Any]]:
+        """Settings whose value is no longer known, each with the value that is used instead."""
+        for section, name in self._outdated:
+            yield f"{section}.{name}", getattr(getattr(self, section), name)
 
     def require_database(self) -> SecretStr:
         """Return the URL of the database, or `embedded`; raises Misconfigured if it is not set."""
@@ -243,13 +251,14 @@ def load_settings(
         from_secret_files(secrets_dir, known),
         from_config_file(config, environ, working_dir, known),
     )
-    given = agreed(layers)
+    found = agreed(layers)
+    given = without_outdated(found)
     try:
         settings = Settings.model_validate(nested(given))
     except ValidationError as error:
         # Not chained: the library's error carries the values.
         raise refused(error, given) from None
-    settings.call_by(names_of(given))
+    settings.remember(names_of(given), tuple(sorted(found.keys() - given.keys())))
     return settings
 
 

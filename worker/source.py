@@ -124,7 +124,7 @@ class Source:
                 return fetch(asked)
             except LimitRefused as refused:
                 self.page_size.learn_cap(refused, asked)
-                log.info("page_size.capped", refused=asked, cap=self.page_size.cap)
+                log.info("page.capped", refused=asked, cap=self.page_size.cap)
 
 
 def read(page: Callable[[], Page]) -> Page:

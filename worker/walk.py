@@ -21,6 +21,11 @@ PairsBefore = Callable[[Key], Iterator[tuple[Key, Key]]]
 """Finds pairs of neighbours that the walk meets before a key, in its direction, nearest first."""
 
 
+def no_pairs(_key: Key) -> Iterator[tuple[Key, Key]]:
+    """Know no neighbours: the way back leads to the start of the list."""
+    return iter(())
+
+
 class Pair(NamedTuple):
     """Two neighbours of the list: a page is asked for with the first and goes on behind the second.
 
@@ -72,7 +77,11 @@ class Walk:
     """
 
     def __init__(
-        self, pairs_before: PairsBefore, resume_at: Key | None = None, *, newest_first: bool = False
+        self,
+        pairs_before: PairsBefore = no_pairs,
+        resume_at: Key | None = None,
+        *,
+        newest_first: bool = False,
     ) -> None:
         self.ended = False
         self.recoveries = 0

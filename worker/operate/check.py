@@ -16,11 +16,14 @@ from worker.operate.check_rights import require_creation, require_own_rights
 from worker.operate.check_table import look_at_table
 from worker.operate.check_writers import find_stale_rows
 from worker.operate.finding import Finding
+from worker.page_size import PageSize
 from worker.retry import Retry
 from worker.settings import Settings
+from worker.source import Source
 from worker.stack_api import StackApi
 from worker.store.database import Connection, Database
 from worker.store.schema import OWN_SCHEMA, missing_migrations
+from worker.walk import Walk
 
 OLDEST_SERVER = 140000
 
@@ -71,12 +74,36 @@ def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
 
 
 def _check_source(settings: Settings) -> list[Finding]:
+    """Ask for pages as a sweep does, and see that the second one continues the first."""
     stop = Event()
     retry = Retry("Stack Auth", 0, stop, SourceUnavailable)
+    page_size, walk = PageSize(settings.stack.page_size), Walk()
     with StackApi(access(settings), clock=Clock(), stop=stop) as api:
-        page = retry.call(lambda: api.fetch_page(None, 2))
-    users = "has users" if page.users else "has no users yet"
-    return [Finding("ok", "stack auth", f"{settings.stack.api_url} answers; the project {users}")]
+        source = Source(api, retry, page_size=page_size, lease=_NoLease())
+        try:
+            pages = [source.await_answer(source.ask_page(walk.request)).outline]
+            proven = walk.take(pages[0]) is not None
+            if proven and not walk.ended:
+                pages.append(source.await_answer(source.ask_page(walk.request)).outline)
+                proven = walk.take(pages[1]) is not None
+        finally:
+            source.close()
+    users = "has users" if len(pages[0].places) else "has no users yet"
+    text = f"{settings.stack.api_url} answers; the project {users}; limit up to {page_size.limit:,}"
+    found = [Finding("ok", "stack auth", text)]
+    if not proven:
+        text = (
+            f"page {len(pages)} of the users list does not prove that nobody was skipped: somebody"
+            " may have left just now; if it stays so, this is no users API that can be synced"
+        )
+        found.append(Finding("warn", "stack auth", text))
+    return found
+
+
+class _NoLease:
+    """What a source keeps alive while it waits: the check holds none."""
+
+    def renew_if_due(self) -> None: ...
 
 
 def _check_server(conn: Connection) -> list[Finding]:
