@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tests.fake_time import FakeTime, installed, real_millis
 from tests.sweep_world import World, is_list, numbered
+from tests.users_apis import api_of, every_server
 from worker.errors import Stopped
-from worker.sandbox.api import FakeStackApi, Project, Reply, Request, server_error
+from worker.sandbox.api import Project, Reply, Request, server_error
 
 pytest_plugins = ["tests.sweep_fixtures"]
 
@@ -174,7 +175,7 @@ rounds = st.builds(
     Round,
     st.lists(happenings, max_size=8),
     st.lists(troubles, max_size=5),
-    st.sampled_from([2, 3, 5]),
+    st.sampled_from([3, 4, 6]),
 )
 moderate = hypothesis_settings(
     max_examples=10,
@@ -202,6 +203,7 @@ def sweep_through(world: World, story: Story, told: Round, **options: Any) -> No
     st.lists(rounds, min_size=1, max_size=3),
     st.sampled_from(["everybody", "nobody hidden"]),
 )
+@every_server
 def test_after_any_history_two_sweeps_make_table_and_project_equal(
     quick_world: World, first: list[Happening], later: list[Round], listed: str
 ) -> None:
@@ -280,7 +282,7 @@ def test_within_the_grace_period_a_replica_that_lags_makes_nothing_false(
     shown_dead: set[str] = set()
 
     for told in later:
-        replica = FakeStackApi(copy_of(story.project)) if told.lags else world.api
+        replica = api_of(copy_of(story.project)) if told.lags else world.api
         fake_time.pass_by(STEP_SECONDS * (1 if told.lags else told.steps))
         for happening in told.before:
             story.tell(happening)

@@ -32,8 +32,8 @@ HELP_WIDTH = 100
 
 BLOCK = re.compile(r"<!-- generated: (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
 
-# What a user, and a row behind a cursor, cost a real server, in seconds; and how many seconds sweeps
-# over 60,000 users took, by the page size.
+# What a user, and a row behind a cursor, cost a real server, in seconds; and the seconds of sweeps
+# over 60,000 users, by the page size.
 USER_SECONDS, ROW_SECONDS = 480e-6, 20e-6
 MEASURED = {1_000: 64.2, 10_000: 32.2}
 SIZES = (1_000, 10_000, 60_000, 100_000, 300_000, 1_000_000)

@@ -6,14 +6,14 @@ from itertools import product
 import pytest
 
 from tests.sweep_world import World, before_page, delete_all, is_list, sign_up
-from tests.users_apis import both_servers
+from tests.users_apis import every_server
 from worker.errors import SweepIncomplete
 from worker.sandbox.api import Request
 from worker.sandbox.project import Project
 
 pytest_plugins = ["tests.sweep_fixtures"]
 
-pytestmark = both_servers
+pytestmark = every_server
 
 Lose = Callable[[Project, Sequence[str]], None]
 

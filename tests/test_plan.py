@@ -481,7 +481,7 @@ histories = st.builds(
             "grace_seconds": st.sampled_from([0, 0, 60]),
             "audit_hours": st.sampled_from([24, 1e-9]),
             "enabled": st.sampled_from([True, True, True, False]),
-            "page_size": st.sampled_from([2, 3, 5]),
+            "page_size": st.sampled_from([3, 4, 6]),
         }
     ),
 )

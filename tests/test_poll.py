@@ -11,7 +11,7 @@ import pytest
 
 from tests.service_world import LIVE, ServiceWorld, opened_service_world, until
 from tests.sweep_world import Nobody
-from tests.users_apis import both_servers
+from tests.users_apis import every_server
 from worker.clock import Clock
 from worker.errors import Stopped
 from worker.findings import Findings
@@ -119,7 +119,7 @@ def test_poll_never_deletes_nor_suspects(desk: Desk) -> None:
     assert desk.world.query(MISSING) == [(0,)]
 
 
-@both_servers
+@every_server
 def test_page_full_of_strangers_is_gone_on_from_until_somebody_is_known(desk: Desk) -> None:
     ids = desk.world.project.populate(30)
     desk.sweep()
@@ -132,7 +132,7 @@ def test_page_full_of_strangers_is_gone_on_from_until_somebody_is_known(desk: De
     assert desk.live() == set(ids)
 
 
-@both_servers
+@every_server
 def test_a_burst_of_5000_sign_ups_between_two_polls_is_in_the_table_at_once(desk: Desk) -> None:
     desk.source.page_size.limit = 1_000
     ids = desk.world.project.populate(100)
@@ -145,7 +145,7 @@ def test_a_burst_of_5000_sign_ups_between_two_polls_is_in_the_table_at_once(desk
     assert desk.poll().wrote is False
 
 
-@both_servers
+@every_server
 @pytest.mark.parametrize("lost", ["the cursor", "the last user", "both", "the whole page"])
 def test_a_poll_that_goes_on_skips_nobody_when_users_go_in_between(desk: Desk, lost: str) -> None:
     desk.world.project.populate(30)

@@ -9,8 +9,9 @@ USERS_APIS = ("today", "april", "changing")
 # The kind of a server that changes is another one after so many requests.
 REQUESTS_OF_A_KIND = 3
 
-# Marks tests that run on each of them; their fixtures ask for `users_api`.
-both_servers = pytest.mark.parametrize("users_api", USERS_APIS, indirect=True)
+# Marks tests that run on several of them; their fixtures ask for `users_api`.
+every_server = pytest.mark.parametrize("users_api", USERS_APIS, indirect=True)
+both_servers = pytest.mark.parametrize("users_api", USERS_APIS[:2], indirect=True)
 
 
 class ChangingApi(FakeStackApi):

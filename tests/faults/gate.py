@@ -80,10 +80,14 @@ class Gate(httpx.BaseTransport):
     def answer(self, waiting: Waiting) -> None:
         """Let the API answer truly, now; nothing is delivered yet."""
         reply = self._api.handle_request(waiting.request)
-        reply.read()
-        waiting.reply = reply
+        assert isinstance(reply.stream, httpx.SyncByteStream)
+        body = b"".join(reply.stream)
         if waiting.asked_at is not None:
-            waiting.said = _said(waiting, waiting.asked_at, reply)
+            read = httpx.Response(reply.status_code, headers=reply.headers, content=body)
+            waiting.said = _said(waiting, waiting.asked_at, read)
+        # The worker unpacks it by itself.
+        stream = httpx.ByteStream(body)
+        waiting.reply = httpx.Response(reply.status_code, headers=reply.headers, stream=stream)
 
     def deliver(self, waiting: Waiting) -> None:
         with self.changed:

@@ -28,6 +28,7 @@ from tests.faults.people import CLEANED, REFUSED
 from tests.faults.proxy import Cut
 from tests.faults.scene import AT_THE_CURSOR, MOST_WORKERS, Options, Scene
 from tests.faults.site import Manner
+from tests.users_apis import USERS_APIS
 
 MOST_USERS = 14
 
@@ -47,8 +48,9 @@ options = st.builds(
     Options,
     grace_seconds=st.sampled_from([0, 60]),
     include_anonymous=st.booleans(),
-    page_size=st.integers(2, 4),
-    poll_page_size=st.sampled_from([2, 4, 30]),
+    page_size=st.integers(3, 5),
+    poll_page_size=st.sampled_from([3, 5, 30]),
+    users_api=st.sampled_from(USERS_APIS),
 )
 
 

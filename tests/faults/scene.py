@@ -18,7 +18,8 @@ from tests.faults.people import People
 from tests.faults.site import Manner, Site
 from tests.faults.stepwise import Worker
 from tests.sweep_world import EMPTY
-from worker.sandbox.api import FakeStackApi, Project
+from tests.users_apis import api_of
+from worker.sandbox.api import Project
 
 LEASE_SECONDS = 60
 AUDIT_HOURS = 1
@@ -30,6 +31,8 @@ MOST_WORKERS = 2
 MOST_ROUNDS = 500
 # Whoever picks a number from here on picks the user at whom a worker stands: there it hurts most.
 AT_THE_CURSOR = 10
+# The cursor's user, the last one of the page before, and the one behind.
+AROUND = 3
 
 JOBS = ("sweep", "poll", "stand by", "renew")
 
@@ -51,6 +54,7 @@ class Options:
     include_anonymous: bool
     page_size: int
     poll_page_size: int
+    users_api: str
 
     def sections(self) -> dict[str, dict[str, Any]]:
         return {
@@ -91,7 +95,8 @@ class Scene:
         # A worker that is slower than this may well find another one in its place.
         patience = max(grace, timedelta(seconds=LEASE_SECONDS))
         self.judge = Judge(self.people, time.query, grace, patience)
-        self._site = Site(url, FakeStackApi(project), time.monotonic, options.sections())
+        api = api_of(project, options.users_api)
+        self._site = Site(url, api, time.monotonic, options.sections())
         self._told: list[str] = []
         self._ends = ExitStack()
         self._turn = 0
@@ -137,10 +142,17 @@ class Scene:
         return [each for each in self.waiting() if each[1].reply is None]
 
     def pick(self, ids: Sequence[str], who: int) -> str:
-        """Pick one of them: the nth, or one at whom a worker stands."""
-        cursors = [waiting.cursor for _, waiting in self.waiting() if waiting.cursor in ids]
-        if who >= AT_THE_CURSOR and cursors:
-            return str(cursors[(who - AT_THE_CURSOR) % len(cursors)])
+        """Pick one of them: the nth, or one of those around whom a worker stands."""
+        listed = self.people.project.ids()
+        near = [
+            user_id
+            for _, waiting in self.waiting()
+            if waiting.cursor in listed
+            for user_id in listed[listed.index(waiting.cursor) :][:AROUND]
+            if user_id in ids
+        ]
+        if who >= AT_THE_CURSOR and near:
+            return near[(who - AT_THE_CURSOR) % len(near)]
         return ids[who % len(ids)]
 
     def deliver(self, worker: Worker, waiting: Waiting) -> None:

@@ -45,8 +45,8 @@ ROWS_A_PAGE = "select 8192 / (avg(pg_column_size(u.*)) + 28) from neon_auth.user
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[Watched]:
-    with watched(database_url, tmp_path, **EAGER) as world:
+def world(database_url: str, tmp_path: Path, users_api: str) -> Iterator[Watched]:
+    with watched(database_url, tmp_path, users_api, **EAGER) as world:
         for table in (USERS_SYNC, SWEEP, *ONE_ROW):
             world.site.execute(NO_VACUUM.format(table))
         world.project.populate(USERS)

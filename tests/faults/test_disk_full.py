@@ -14,7 +14,10 @@ import pytest
 from tests.faults.servers import Server, running_server, user
 from tests.faults.watched import Watched, logged, stopped_cleanly, watched
 from tests.processes import until
+from tests.users_apis import both_servers
 from worker.sandbox.postgres import create_database
+
+pytestmark = both_servers
 
 MOVE = "alter table neon_auth.users_sync set tablespace small"
 # Some hundred users with their index, and a few versions of each.
@@ -60,8 +63,8 @@ def server(disk: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def world(server: Server, tmp_path: Path) -> Iterator[Watched]:
-    with watched(create_database(server.url), tmp_path) as world:
+def world(server: Server, tmp_path: Path, users_api: str) -> Iterator[Watched]:
+    with watched(create_database(server.url), tmp_path, users_api) as world:
         world.site.execute(MOVE)
         world.project.populate(300)
         yield world

@@ -10,7 +10,10 @@ import pytest
 
 from tests.faults.watched import Watched, stopped_cleanly, watched
 from tests.processes import PATIENCE_SECONDS, Running, until
+from tests.users_apis import both_servers
 from worker.source import THREADS
+
+pytestmark = both_servers
 
 USERS = 300
 EDITS, DELETIONS = 3, 1
@@ -46,13 +49,13 @@ class Held:
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[Watched]:
+def world(database_url: str, tmp_path: Path, users_api: str) -> Iterator[Watched]:
     options = {"USERS_SYNC_DELETIONS__MAX_COUNT": "1000000", "USERS_SYNC_STACK__PAGE_SIZE": "100"}
     eager = {
         "USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.01",
         "USERS_SYNC_SCHEDULE__POLL_SECONDS": "0.02",
     }
-    with watched(database_url, tmp_path, **options, **eager) as world:
+    with watched(database_url, tmp_path, users_api, **options, **eager) as world:
         world.project.populate(USERS)
         yield world
 

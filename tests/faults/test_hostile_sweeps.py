@@ -14,6 +14,7 @@ from tests.faults.hostile_json import RAW, TEXTS, odd, page_of, plain, records, 
 from tests.faults.test_hostile_answers import errors, headers, repeated, statuses
 from tests.service_world import ServiceWorld, opened_service_world, until
 from tests.sweep_world import World, is_list, numbered, raw_record, sign_up
+from tests.users_apis import both_servers
 from worker.errors import Misconfigured, SourceUnavailable, SweepIncomplete
 from worker.sandbox.api import Reply, Request
 from worker.sandbox.replies import json_reply
@@ -98,6 +99,7 @@ cursors = (
 lies = st.none() | st.tuples(st.booleans(), numbers, cursors)
 
 
+@both_servers
 @pytest.mark.fault(
     "the list goes round in circles, repeats itself, has cursors that are none, never ends",
     held="the sweep ends after a bounded number of requests, and nobody who lives is deleted",
@@ -145,6 +147,7 @@ def settled(world: World) -> World:
     return world
 
 
+@both_servers
 @pytest.mark.fault(
     "users vanish from the list, and the question for each is answered by anything but the proof",
     held="nobody is deleted",

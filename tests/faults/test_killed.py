@@ -8,13 +8,16 @@ from random import Random
 import pytest
 
 from tests.faults.watched import Watched, at_request, kill, watched
+from tests.users_apis import both_servers
+
+pytestmark = both_servers
 
 USERS = 300
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[Watched]:
-    with watched(database_url, tmp_path) as world:
+def world(database_url: str, tmp_path: Path, users_api: str) -> Iterator[Watched]:
+    with watched(database_url, tmp_path, users_api) as world:
         world.project.populate(USERS)
         yield world
 

@@ -9,6 +9,9 @@ import pytest
 
 from tests.faults.watched import Watched, logged, stopped_cleanly, watched
 from tests.processes import Running, until
+from tests.users_apis import both_servers
+
+pytestmark = both_servers
 
 # Of the columns nothing changes, and of the row only its version.
 WRITE = "update neon_auth.users_sync set updated_at = updated_at where id = any(%s)"
@@ -24,9 +27,9 @@ do $$ begin execute format('alter database %I set {}', current_database()); end 
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[Watched]:
+def world(database_url: str, tmp_path: Path, users_api: str) -> Iterator[Watched]:
     # Small pages: it takes few attempts to find out which of their rows is locked.
-    with watched(database_url, tmp_path, USERS_SYNC_STACK__PAGE_SIZE="5") as world:
+    with watched(database_url, tmp_path, users_api, USERS_SYNC_STACK__PAGE_SIZE="5") as world:
         world.project.populate(60)
         world.sweep_here()
         yield world

@@ -82,9 +82,11 @@ def pooler(server: Server, tmp_path: Path) -> Iterator[Pooler]:
     quick=1,
     thorough=10,
 )
-def test_a_pooler_that_is_killed_is_outlived(pooler: Pooler, tmp_path: Path, tries: int) -> None:
+def test_a_pooler_that_is_killed_is_outlived(
+    pooler: Pooler, tmp_path: Path, users_api: str, tries: int
+) -> None:
     dice = Random(tries)
-    with watched(pooler.url, tmp_path) as world:
+    with watched(pooler.url, tmp_path, users_api) as world:
         world.project.populate(300)
         with at_request(world.api, dice.randint(1, 12), dice.uniform(0, 0.01), pooler.end) as ended:
             once = world.shell.start("--once")

@@ -12,7 +12,10 @@ import pytest
 
 from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
 from tests.processes import until
+from tests.users_apis import both_servers
 from worker.store.transaction import push
+
+pytestmark = both_servers
 
 # As a writer does that still holds the lease: it is renewed, and runs out when that is undone.
 TAKEN = """
@@ -27,8 +30,8 @@ VERSIONS = "select id::text, xmin::text, ctid::text from neon_auth.users_sync or
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[Watched]:
-    with watched(database_url, tmp_path) as world:
+def world(database_url: str, tmp_path: Path, users_api: str) -> Iterator[Watched]:
+    with watched(database_url, tmp_path, users_api) as world:
         world.project.populate(300)
         world.sweep_here()
         yield world

@@ -11,7 +11,10 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.faults.servers import Server, running_server
 from tests.faults.watched import Watched, at_request, stopped_cleanly, watched
 from tests.processes import until
+from tests.users_apis import both_servers
 from worker.sandbox.postgres import create_database
+
+pytestmark = both_servers
 
 WAYS: dict[str, Callable[[Server, str], None]] = {
     "crash": lambda server, _: server.stop(signal.SIGKILL),
@@ -28,8 +31,8 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def world(server: Server, tmp_path: Path) -> Iterator[Watched]:
-    with watched(create_database(server.url), tmp_path) as world:
+def world(server: Server, tmp_path: Path, users_api: str) -> Iterator[Watched]:
+    with watched(create_database(server.url), tmp_path, users_api) as world:
         world.project.populate(300)
         yield world
 

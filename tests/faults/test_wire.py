@@ -16,6 +16,9 @@ import pytest
 from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
 from tests.faults.wire import Wire, wire_to
 from tests.processes import until
+from tests.users_apis import both_servers
+
+pytestmark = both_servers
 
 # How many bytes a sweep with some changes sends to the server, and gets from it, at the least.
 BYTES = {"database": (30_000, 600), "api": (3_000, 100_000)}
@@ -41,9 +44,9 @@ class World(Watched):
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[World]:
+def world(database_url: str, tmp_path: Path, users_api: str) -> Iterator[World]:
     with ExitStack() as ends:
-        world = ends.enter_context(watched(database_url, tmp_path))
+        world = ends.enter_context(watched(database_url, tmp_path, users_api))
         address = urlsplit(world.shell.variables["STACK_API_URL"])
         database = ends.enter_context(wire_to(way_to(database_url)))
         api = ends.enter_context(

@@ -13,6 +13,9 @@ import pytest
 
 from tests.faults.watched import Watched, watched
 from tests.processes import command, until
+from tests.users_apis import both_servers
+
+pytestmark = both_servers
 
 SOURCE = Path(__file__).with_name("wrong_clock.c")
 # Fast and slow by an hour.
@@ -20,8 +23,8 @@ WRONG = (3600, -3600)
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[Watched]:
-    with watched(database_url, tmp_path) as world:
+def world(database_url: str, tmp_path: Path, users_api: str) -> Iterator[Watched]:
+    with watched(database_url, tmp_path, users_api) as world:
         world.project.populate(100)
         yield world
 

@@ -131,9 +131,11 @@ class Watched:
 
 
 @contextmanager
-def watched(database_url: str, folder: Path, **variables: str) -> Iterator[Watched]:
+def watched(
+    database_url: str, folder: Path, users_api: str = "today", **variables: str
+) -> Iterator[Watched]:
     """Open a site whose table is there already, and under watch."""
-    with opened_site(database_url, folder) as site:
+    with opened_site(database_url, folder, users_api) as site:
         site.execute(creation_sql("neon_auth") + WITNESS)
         yield Watched(site, site.shell.having(**{**BRISK, **variables}))
 
