@@ -265,15 +265,24 @@ def test_a_row_without_a_record_is_one_difference(world: World, raw_json: str) -
     ]
 
 
-def test_a_record_that_is_nested_too_deep_to_be_read_stops_nothing(world: World) -> None:
+@pytest.mark.parametrize(
+    ("levels", "told"),
+    [
+        (199, "client_metadata"),  # the record itself is a level
+        (200, "column raw_json"),
+        (900, "column raw_json"),
+        (3000, "column raw_json"),
+    ],
+)
+def test_a_record_deeper_than_any_that_is_stored_is_told_as_a_whole(
+    world: World, levels: int, told: str
+) -> None:
     adopt(world, "text")
     [user_id] = sign_up(world.project, 1)
     world.sweep()
-    world.query(
-        "update {users_sync} set raw_json = raw_json || ('{{\"client_metadata\": '"
-        " || repeat('[', 3000) || repeat(']', 3000) || '}}')::jsonb"
-    )
-    assert planned(world).lines() == [f"~ {user_id} column raw_json"]
+    nested = f'{{"client_metadata": {"[" * levels}{"]" * levels}}}'
+    world.query("update {users_sync} set raw_json = raw_json || %s::jsonb", nested)
+    assert planned(world).lines() == [f"~ {user_id} {told}"]
 
 
 def test_a_moved_user_is_an_update_and_nobody_is_missing(quick_world: World) -> None:

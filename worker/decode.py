@@ -204,12 +204,12 @@ def _write(record: dict[str, Any], ignored_fields: Collection[str]) -> tuple[byt
     except RecursionError:
         raise too_deep from None
     # A level costs a bracket, and few users have enough brackets to need a closer look.
-    if text.count(b"{") + text.count(b"[") > MAX_NESTING and _nesting(record) > MAX_NESTING:
+    if text.count(b"{") + text.count(b"[") > MAX_NESTING and nesting(record) > MAX_NESTING:
         raise too_deep
     return canonical_json, text
 
 
-def _nesting(value: Any) -> int:
+def nesting(value: Any) -> int:
     """Count the levels of arrays and objects, without recursion."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
@@ -222,7 +222,7 @@ def _nesting(value: Any) -> int:
 
 def _clean(record: dict[str, Any]) -> dict[str, Any]:
     """Put U+FFFD for NUL and lone surrogates, in keys and values at any depth."""
-    if _nesting(record) > MAX_NESTING:
+    if nesting(record) > MAX_NESTING:
         raise _Unstorable(f"nested deeper than {MAX_NESTING} levels")
     return _clean_object(record)
 

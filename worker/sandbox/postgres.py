@@ -19,6 +19,7 @@ import psycopg
 from psycopg import sql
 
 from worker.errors import DatabaseUnavailable, Misconfigured
+from worker.sandbox.account import is_root
 from worker.sandbox.pgserver import (
     drop_stale_lock_files,
     forget_the_dead,
@@ -26,6 +27,7 @@ from worker.sandbox.pgserver import (
     plain_locale,
     psutil_module,
     server_for,
+    take_over_data,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class EmbeddedPostgres:
             _prepare_parent(self.data.parent)
             server = server_for(self.data)
             drop_stale_lock_files(server)
+            take_over_data(server)
             keep_socket_out_of_odd_path(server)
             # Not left to get_server: that hands out a server which others may have stopped since.
             server.start()
@@ -126,12 +129,8 @@ def with_database(url: str, database: str) -> str:
     return f"{parts.scheme}://{parts.netloc}/{quote(database, safe='')}{query}"
 
 
-def _is_root() -> bool:
-    return sys.platform != "win32" and os.geteuid() == 0
-
-
 def _data_folder(folder: Path) -> Path:
-    if _is_root():
+    if is_root():
         name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()).resolve() / f"users-sync-{name}"
     return folder / "postgres"
@@ -149,7 +148,7 @@ def _prepare_parent(parent: Path) -> None:
         raise PermissionError(f"no permission to write in {parent}")
     info = parent.lstat()
     # Anybody could have laid a link under this name, and root would give what it points to away.
-    if _is_root() and not (stat.S_ISDIR(info.st_mode) and info.st_uid == 0):
+    if is_root() and not (stat.S_ISDIR(info.st_mode) and info.st_uid == 0):
         raise PermissionError(f"{parent} is not root's own folder; remove it")
 
 
