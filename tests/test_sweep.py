@@ -5,15 +5,17 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.sweep_world import PLAIN, World, is_list, numbered, sign_up
+from tests.sweep_world import PLAIN, World, before_page, is_list, numbered, sign_up
+from tests.users_apis import every_server
 from worker.findings import Findings
-from worker.sandbox.api import Request
+from worker.sandbox.api import APRIL, TODAY, Request
+from worker.settings import Settings
 from worker.sweep import Report
 
 pytest_plugins = ["tests.sweep_fixtures"]
@@ -45,6 +47,58 @@ def test_every_user_becomes_a_live_row_with_the_right_columns(
     assert world.wanted() == world.rows()
     assert (report.outcome, changes(report)) == ("complete", {"inserted": 60})
     assert world.query("select count(*) from {users_sync} where updated_at is not null") == [(0,)]
+
+
+@every_server
+@pytest.mark.parametrize(("users", "requests"), [(0, 1), (150, 1), (1_000, 1), (2_503, 3)])
+def test_with_default_settings_each_kind_of_server_is_read_to_its_end(
+    quick_world: World, users: int, requests: int
+) -> None:
+    quick_world.project.populate(users)
+
+    first = quick_world.sweep(page_size=Settings().stack.page_size)
+
+    assert (first.outcome, first.counts["inserted"]) == ("complete", users)
+    assert len(quick_world.cursors()) == requests
+    assert quick_world.wanted() == quick_world.rows()
+    before = quick_world.versions()
+    second = quick_world.sweep(page_size=Settings().stack.page_size)
+    assert (second.outcome, second.unchanged, changes(second)) == ("complete", users, {})
+    assert before == quick_world.versions()
+
+
+@pytest.mark.parametrize("page_size", [1_000, 30_000])
+def test_a_server_that_takes_500_users_a_page_is_asked_for_500(
+    quick_world: World, page_size: int
+) -> None:
+    quick_world.project.populate(1_200)
+    quick_world.api.kind = replace(TODAY, cap=500)
+
+    report = quick_world.sweep(page_size=page_size)
+
+    assert (report.outcome, report.counts["inserted"]) == ("complete", 1_200)
+    assert limits(quick_world) == [page_size, 500, 500, 500]
+    assert quick_world.wanted() == quick_world.rows()
+
+
+def test_a_cap_that_appears_in_the_middle_of_a_sweep_is_learnt(quick_world: World) -> None:
+    quick_world.project.populate(5_000)
+    quick_world.api.kind = APRIL
+
+    def change(_: Request) -> None:
+        quick_world.api.kind = TODAY
+
+    quick_world.api.on_request(before_page(3, change))
+    report = quick_world.sweep(page_size=1_500)
+
+    assert (report.outcome, report.counts["inserted"]) == ("complete", 5_000)
+    assert limits(quick_world) == [1_500, 1_500, 1_500, 1_000, 1_000, 1_000]
+    assert quick_world.wanted() == quick_world.rows()
+
+
+def limits(world: World) -> list[int]:
+    """Say how many users were asked for, page by page."""
+    return [int(request.query["limit"]) for request in world.api.requests if is_list(request)]
 
 
 @SHAPES
