@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,11 +69,12 @@ def chain(error: BaseException | None) -> str:
 
 
 @contextmanager
-def refusing_server(words: str) -> Iterator[str]:
-    """Answer every connection with these words, and no TLS; gives the URL, with a password."""
+def refusing_server(words: str, state: str = "XX000", severity: str = "FATAL") -> Iterator[str]:
+    """Answer every connection with this error, and no TLS; gives the URL, with a password."""
+    texts = (f"S{severity}", "VFATAL", f"C{state}", f"M{words}", "Lauth_failed", "Rauth.c")
     over = Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = Thread(target=_refuse, args=(listener, words, over))
+        thread = Thread(target=_refuse, args=(listener, texts, over))
         thread.start()
         try:
             yield f"postgresql://ada:hunter2@127.0.0.1:{listener.getsockname()[1]}/app"
@@ -82,9 +83,9 @@ def refusing_server(words: str) -> Iterator[str]:
             thread.join()
 
 
-def _refuse(listener: socket.socket, words: str, over: Event) -> None:
+def _refuse(listener: socket.socket, texts: Sequence[str], over: Event) -> None:
     listener.settimeout(0.05)
-    fields = b"".join(f"{text}\0".encode() for text in ("SFATAL", "VFATAL", "CXXXXX", f"M{words}"))
+    fields = b"".join(f"{text}\0".encode() for text in texts)
     answer = b"E" + (len(fields) + 5).to_bytes(4, "big") + fields + b"\0"
     while not over.is_set():
         with suppress(TimeoutError, OSError), listener.accept()[0] as client:
@@ -236,6 +237,14 @@ def test_stop_ends_the_wait_for_a_connection() -> None:
             assert isinstance(call.exception(PATIENCE_SECONDS), Stopped)
 
 
+def test_answers_out_of_step_are_an_outage(empty_target: Target) -> None:
+    """A cancelled FETCH can leave psycopg with two results instead of one."""
+    database = empty_target.database()
+    with pytest.raises(DatabaseUnavailable, match="out of step"):
+        database.call(lambda conn: conn.wait(conn._exec_command(b"select 1; select 2")))  # noqa: SLF001
+    assert database.call(ping)
+
+
 def test_connection_that_comes_too_late_is_closed(database_url: str) -> None:
     stop, answer = Event(), Event()
     opened: list[PatientConnection] = []
@@ -302,15 +311,56 @@ def test_refused_connection_is_an_outage() -> None:
         'permission denied for database "app"',
         "no such database: app",
         "no such user: ada",
+        'PAM authentication failed for user "ada"',
+        'server login failed: FATAL password authentication failed for user "ada"',
+        "server login has been failing, cached error: no such user (server_login_retry)",
+        "unsupported startup parameter: options",
+        "Tenant or user not found",
+        "(ENOTFOUND) tenant/user postgres.app not found",
+        "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq)",
+        "The requested endpoint could not be found, or you don't have access to it.",
     ],
 )
 def test_whom_the_server_does_not_let_in_has_to_be_mended_by_a_person(words: str) -> None:
     with refusing_server(words) as url, pytest.raises(Misconfigured) as caught:
         database_at(url).call(ping)
     assert str(caught.value) == (
-        f"the database does not let us in: {words}; see database.url (DATABASE_URL)"
+        f"the database does not let us in: {words} (XX000); see database.url (DATABASE_URL)"
     )
     assert "hunter2" not in chain(caught.value)
+
+
+@pytest.mark.parametrize("severity", ["FATAL", "ВАЖНО", "ÖLÜMCÜL (FATAL)", "致命错误"])
+@pytest.mark.parametrize("state", ["28P01", "28000", "3D000", "42501", "42704", "22023"])
+def test_refusal_is_known_by_its_sqlstate_in_any_language(state: str, severity: str) -> None:
+    words = "пользователь «ada» не прошёл проверку"
+    with refusing_server(words, state, severity) as url, pytest.raises(Misconfigured) as caught:
+        database_at(url).call(ping)
+    assert str(caught.value) == (
+        f"the database does not let us in: {words} ({state}); see database.url (DATABASE_URL)"
+    )
+
+
+@pytest.mark.parametrize("state", ["57P03", "53300", "08006", "XX000", "55000"])
+def test_outage_in_any_language_says_what_the_server_said(state: str) -> None:
+    words = "Datenbanksystem startet"
+    with refusing_server(words, state) as url, pytest.raises(DatabaseUnavailable) as caught:
+        database_at(url).call(ping)
+    assert f"FATAL:  {state}: {words}" in str(caught.value)
+    assert "auth.c" not in str(caught.value)
+    told = "if it keeps saying so, see database.url" in str(caught.value)
+    assert told is (state[:2] not in {"53", "57"})
+
+
+def test_service_that_is_not_defined_is_for_a_person() -> None:
+    with pytest.raises(Misconfigured, match='definition of service "none such" not found'):
+        database_at("service='none such'").call(ping)
+
+
+def test_open_connection_tells_errors_as_briefly_as_ever(database_url: str) -> None:
+    with connect(database_url) as conn, pytest.raises(psycopg.Error) as caught:
+        conn.execute("select none_such")
+    assert "LOCATION" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

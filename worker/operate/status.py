@@ -7,6 +7,7 @@ from typing import Any
 from worker.errors import Misconfigured
 from worker.store.database import Connection
 from worker.store.progress import COUNTS
+from worker.store.transaction import long_transaction
 
 LAST_SWEEPS = 5
 
@@ -65,17 +66,16 @@ def read_status(conn: Connection, target: str, longest_age: timedelta | None) ->
 
     Raises Misconfigured if nobody ever worked on it.
     """
-    row = conn.execute(_STATUS, (target,)).fetchone()
+    with long_transaction(conn):
+        row = conn.execute(_STATUS, (target,)).fetchone()
+        found = conn.execute(_SWEEPS, (target, LAST_SWEEPS)).fetchall()
     if row is None:
         raise Misconfigured(
             f"nobody has synced {target}.users_sync yet: run `users-sync --once`, or see"
             " database.schema"
         )
     names = ("number", "kind", "started", "finished", "outcome", "error", *COUNTS)
-    sweeps = [
-        dict(zip(names, sweep, strict=True))
-        for sweep in conn.execute(_SWEEPS, (target, LAST_SWEEPS))
-    ]
+    sweeps = [dict(zip(names, sweep, strict=True)) for sweep in found]
     status = Status(dict(zip(_FACTS, row, strict=False)), sweeps, row[-1])
     return status if longest_age is None else _judged(status, longest_age)
 

@@ -1,6 +1,5 @@
 """One connection: opened when it is needed, replaced when it broke; its errors mapped once."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -13,6 +12,7 @@ from psycopg.rows import RowFactory
 from worker.clock import Clock
 from worker.errors import Blocked, DataRefused, Misconfigured, Transient, UsersSyncError
 from worker.retry import Retry
+from worker.store.connecting import CONNECT_SECONDS, not_connected
 from worker.store.patience import LONGEST_SECONDS, PatientConnection, unless_stopped
 
 log = structlog.stdlib.get_logger(__name__)
@@ -20,38 +20,12 @@ log = structlog.stdlib.get_logger(__name__)
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-# A failed connection has no SQLSTATE, only the server's words, a pooler's or libpq's own.
-_SAID_BY_SERVER = re.compile(r"(?:FATAL|ERROR): +(.*)")
-_NOT_LET_IN = (
-    "password authentication failed",
-    "SASL authentication failed",
-    "no pg_hba.conf entry",
-    "pg_hba.conf rejects",
-    "permission denied for database",
-    "role ",
-    "database ",
-    "no such database",
-    "no such user",
-)
-_SAID_BY_LIBPQ = (
-    "certificate",
-    "no password supplied",
-    "but SSL was required",
-    "connection is bad: invalid",
-)
-
 # Of these classes the standard makes no use, and Postgres neither: a trigger's author made it up.
 _MADE_UP = tuple("6789IJKLMNOQRSTUVWYZ")
 
 # What a function says, such as a trigger's, may quote the row. These of Postgres' own, by their
 # names in its source, speak of privileges and locks alone.
 _SPEAKERS = {"aclcheck_error", "DeadLockReport", "ProcessInterrupts"}
-
-# `alter database … allow_connections false`, as for a restore or an upgrade.
-_CLOSED_FOR_NOW = "is not currently accepting connections"
-
-# A database that sleeps when idle takes some seconds to wake up.
-CONNECT_SECONDS = 10
 
 _PARAMETERS: dict[str, Any] = {
     "application_name": "users-sync",
@@ -178,18 +152,9 @@ def _words(error: psycopg.Error) -> str:
 
 
 def _without_sqlstate(error: psycopg.Error) -> UsersSyncError | None:
-    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return None
-    lines = str(error).strip().splitlines()
-    reason = lines[0].strip() if lines else type(error).__name__
-    said = [
-        text
-        for text in _SAID_BY_SERVER.findall(str(error))
-        if text.startswith(_NOT_LET_IN) and not text.endswith(_CLOSED_FOR_NOW)
-    ]
-    if said or any(text in reason for text in _SAID_BY_LIBPQ):
-        return Misconfigured(
-            f"the database does not let us in: {said[0] if said else reason};"
-            " see database.url (DATABASE_URL)"
-        )
-    return Transient(f"no connection to the database: {reason}")
+    if isinstance(error, psycopg.InternalError):
+        # psycopg lost track of the answers, as when a FETCH is cancelled just as it ends.
+        return Transient(f"the connection to the database got out of step: {error}")
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return not_connected(error)
+    return None

@@ -10,13 +10,15 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 import structlog
+from psycopg.abc import PQGenConn
 
 from worker.aside import aside, leave_behind
 from worker.errors import Stopped
+from worker.store.connecting import opening
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -40,6 +42,15 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
 
     _stop: Event | None = None
     _ends_at = math.inf
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", *, timeout: float = 0.0) -> PQGenConn[Self]:  # noqa: ARG003
+        """Connect in a way that tells the SQLSTATE of a failure.
+
+        This is a private name of psycopg. A version that calls another one connects as usual, and
+        failures are told apart by their words alone.
+        """
+        return cls((yield from opening(conninfo)))
 
     def limit(self, seconds: float, stop: Event) -> None:
         """Give up so many seconds from now, and soon after a stop.

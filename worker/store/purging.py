@@ -8,6 +8,7 @@ from psycopg import sql
 from worker.store.database import Connection
 from worker.store.shape import TABLE
 from worker.store.statement import Statement
+from worker.store.transaction import long_transaction
 from worker.store.users import Table, quoted
 
 # In the order of ids, so that those which have to stay are passed by once.
@@ -85,7 +86,8 @@ class Purging:
     def due(self, conn: Connection, behind: str, limit: int) -> list[str]:
         """Give the next ids behind this one; ids that are no UUID are not Stack Auth's."""
         params = {"seconds": self.seconds, "behind": behind, "limit": limit}
-        return [row[0] for row in conn.execute(self._sql(_DUE), params)]
+        with long_transaction(conn):
+            return [row[0] for row in conn.execute(self._sql(_DUE), params)]
 
     def purge(self, ids: Sequence[str]) -> Statement:
         """Remove these rows unless they came back; returns how many."""
@@ -111,7 +113,8 @@ class Purging:
         ]
         child = _doubled(sql.Identifier(reference.schema, reference.table))
         query = self._sql(_REFERRING, child=child, same=sql.SQL(" and ").join(same))
-        return {row[0]: row[1] for row in conn.execute(query, {"ids": list(ids)})}
+        with long_transaction(conn):
+            return {row[0]: row[1] for row in conn.execute(query, {"ids": list(ids)})}
 
     def _sql(self, template: str, **parts: sql.Composable) -> sql.Composed:
         name = quoted(self.table.schema)

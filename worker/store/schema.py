@@ -8,7 +8,7 @@ from psycopg import Cursor, sql
 from worker.errors import Misconfigured
 from worker.store.database import Connection, Database
 from worker.store.shape import Shape, detect_shape
-from worker.store.transaction import IDLE_LIMIT
+from worker.store.transaction import long_transaction
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -75,8 +75,7 @@ def _prepare(conn: Connection, schema: str) -> Shape:
     missing = missing_migrations(conn)
     if shape is not None and not missing:
         return shape
-    with conn.transaction():
-        conn.execute(IDLE_LIMIT)
+    with long_transaction(conn):
         conn.execute("select pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         if shape is None:
             _ensure_schema(conn, schema)

@@ -8,6 +8,7 @@ from psycopg.pq.abc import PGconn
 from psycopg.waiting import Ready, Wait
 
 from worker.store.database import Connection
+from worker.store.patience import LONGEST_SECONDS
 
 # Waiting longer for a row that an application has locked would hold up everybody else's changes.
 LOCK_TIMEOUT_SECONDS = 2.0
@@ -23,10 +24,26 @@ select set_config('statement_timeout', %(statement)s, true),
        set_config('work_mem', %(memory)s, true)
 """
 
-# For a transaction of many round trips, which waits for us in between: the longest while we take in
-# 20,000 keys, 0.05 s, or a second on a tenth of a processor. Without it a server may take two hours
-# to notice that we are gone.
-IDLE_LIMIT = "set local idle_in_transaction_session_timeout = '10s'"
+# For a long read, or a transaction of many round trips, whatever time-outs the role has of its own
+# (`alter role … set statement_timeout`). The server waits for us in between: the longest while we
+# take in 20,000 keys, 0.05 s, or a second on a tenth of a processor. Without an idle limit it may
+# take two hours to notice that we are gone. Before version 17 there is no transaction_timeout.
+_LONG_LIMITS = """
+select set_config(limits.name, limits.value, true)
+from pg_settings join (values
+    ('idle_in_transaction_session_timeout', '10s'),
+    ('statement_timeout', %(longest)s),
+    ('transaction_timeout', '0')
+) as limits (name, value) using (name)
+"""
+
+
+@contextmanager
+def long_transaction(conn: Connection) -> Iterator[None]:
+    """Run a transaction whose statements may take LONGEST_SECONDS, though the role's may not."""
+    with conn.transaction():
+        conn.execute(_LONG_LIMITS, {"longest": f"{LONGEST_SECONDS:.0f}s"})
+        yield
 
 
 def limits(lease_seconds: float) -> dict[str, str]:

@@ -12,7 +12,7 @@ from worker.model import User, ids_of, json_array
 from worker.store.database import Connection
 from worker.store.shape import TABLE, Shape
 from worker.store.statement import Statement
-from worker.store.transaction import IDLE_LIMIT
+from worker.store.transaction import long_transaction
 from worker.store.users_sql import (
     APPLY,
     FRESH,
@@ -73,8 +73,7 @@ class Table:
 
     def load_keys(self, conn: Connection) -> Iterator[tuple[int, bytes]]:
         """Give (millis, 16-byte id) of every live row in the order of the list, in one pass."""
-        with conn.transaction(), conn.cursor("users_sync_keys", binary=True) as cursor:
-            conn.execute(IDLE_LIMIT)
+        with long_transaction(conn), conn.cursor("users_sync_keys", binary=True) as cursor:
             cursor.itersize = _LOAD_CHUNK
             yield from cursor.execute(self._sql(LOAD, these=sql.SQL("true")), {})
 
@@ -86,7 +85,8 @@ class Table:
 
     def sample_ids(self, conn: Connection, count: int) -> list[str]:
         """Give up to `count` ids of live rows, spread over the table."""
-        return [row[0] for row in conn.execute(self._sql(SAMPLE), {"count": count})]
+        with long_transaction(conn):
+            return [row[0] for row in conn.execute(self._sql(SAMPLE), {"count": count})]
 
     def is_live(self, conn: Connection, user_id: str) -> bool | None:
         """Whether a user's row is live; None if there is none."""
