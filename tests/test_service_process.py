@@ -74,6 +74,18 @@ def test_sigterm_in_the_middle_of_a_sweep_exits_0_and_the_next_start_resumes(
     assert ("complete",) in site.rows(SWEEPS)
 
 
+@pytest.mark.parametrize("zone", ["GMT-3", "EST5EDT,M3.2.0,M11.1.0", '"UTC"', "No/Where"])
+def test_no_time_zone_of_the_machine_keeps_the_worker_from_its_work(
+    site: Site, shell: Shell, zone: str
+) -> None:
+    site.project.populate(3)
+    worker = shell.having(TZ=zone).start()
+    until("everybody is there", lambda: live(site) == set(site.project.ids()))
+    worker.signal(signal.SIGTERM)
+    ended = worker.end()
+    assert (ended.code, ended.stderr) == (0, "")
+
+
 def test_standby_writes_soon_after_the_holder_was_killed(site: Site, shell: Shell) -> None:
     site.project.populate(30)
     holder = shell.start()

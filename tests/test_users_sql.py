@@ -7,9 +7,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.store_target import IGNORED, SIGNED_UP, Target, people, person, user_id
 from worker.canonical import dump
+from worker.ids import pack
 from worker.mirror import NO_MILLIS
 from worker.model import User
 from worker.store.batch import PART_BYTES, STATEMENT_BYTES
@@ -508,6 +510,40 @@ def test_keys_are_those_of_live_users_alone(plain: Target) -> None:
         plain.query("insert into users_sync (id) values (%s)", odd)
     keys = list(plain.table().load_keys(plain.conn))
     assert [key[0] for key in keys] == [SIGNED_UP + 1, SIGNED_UP + 3]
+
+
+def test_time_outs_of_the_role_do_not_end_a_long_read(target: Target, plain_role: str) -> None:
+    """Row-level security makes each row take longer than the role lets a statement take."""
+    target.apply([person(1)])
+    names = {"schema": sql.Identifier(target.schema), "role": sql.Identifier(plain_role)}
+    target.conn.execute(sql.SQL(SLOW_READS).format(**names))
+    slow = target.connect()
+    slow.execute("set statement_timeout = '200ms'")
+    slow.execute(sql.SQL("set role {role}").format(**names))
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        slow.execute("select id from users_sync")
+    slow.execute(LIMIT_TRANSACTIONS)
+
+    keys = list(target.table().load_keys(slow))
+    ids = target.table().sample_ids(slow, 5)
+
+    assert keys == [(SIGNED_UP + 1, pack(person(1).id))]
+    assert ids == [person(1).id]
+    assert slow.execute("show statement_timeout").fetchone() == ("200ms",)
+    target.conn.execute(sql.SQL("drop owned by {role}").format(**names))
+
+
+# Servers before 17 cannot.
+LIMIT_TRANSACTIONS = """
+select set_config(name, '200ms', false) from pg_settings where name = 'transaction_timeout'
+"""
+
+SLOW_READS = """
+grant usage on schema {schema} to {role};
+grant select on users_sync to {role};
+alter table users_sync enable row level security;
+create policy slow on users_sync using (pg_sleep(0.5)::text is not null)
+"""
 
 
 def test_row_without_a_sign_up_comes_first(generated: Target) -> None:
