@@ -280,6 +280,24 @@ def test_tls_goes_through_a_tunnel() -> None:
     assert b"ssk_" not in proxy.requests[0]
 
 
+@pytest.mark.parametrize("url", ["http://stack.invalid", "https://stack.invalid"])
+def test_dead_proxy_is_named(url: str) -> None:
+    proxy = unused_url()
+    with pytest.raises(Transient) as caught:
+        fetch(url, proxy=proxy.replace("http://", "http://ada:pw@"))
+    address = proxy.removeprefix("http://")
+    variables = f"{url.partition(':')[0].upper()}_PROXY or ALL_PROXY"
+    expected = f"stack.invalid, through the proxy {address} of {variables}, could not be reached: "
+    assert str(caught.value).startswith(expected)
+    assert "pw" not in str(caught.value)
+
+
+def test_silent_proxy_is_named() -> None:
+    with serving(trickle(b"")) as proxy, pytest.raises(Transient) as caught:
+        fetch("https://stack.invalid", seconds=0.3, proxy=proxy.url.replace("http:", "https:"))
+    assert "through the proxy 127.0.0.1:" in str(caught.value)
+
+
 def test_loopback_never_uses_a_proxy() -> None:
     with serving(send(WHOLE)) as server, serving(send(b"")) as proxy:
         fetch(server.url, proxy=proxy.url)

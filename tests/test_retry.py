@@ -3,6 +3,7 @@ from collections.abc import Callable
 from threading import Event
 
 import pytest
+from structlog.testing import capture_logs
 
 from worker.errors import Misconfigured, SourceUnavailable, Stopped, Transient
 from worker.retry import (
@@ -72,6 +73,35 @@ def test_server_that_asks_for_days_is_asked_again_after_minutes() -> None:
     assert pauses.seconds == [LONGEST_ASKED_SECONDS] * 2
 
 
+@pytest.mark.parametrize(("minutes", "asked"), [(5, 3600), (5, 300), (0.5, 42)])
+def test_pause_beyond_the_patience_is_told(minutes: float, asked: float) -> None:
+    busy = [Transient("api.example.com answered 429", retry_after=asked)] * 20
+    told = f"Stack Auth asks for a pause of {asked} s (Retry-After), which ends beyond the"
+    with pytest.raises(SourceUnavailable) as caught:
+        retry(Pauses(), minutes=minutes).call(failing(*busy))
+    assert str(caught.value).startswith(told)
+
+
+def test_outage_that_changes_is_told_once_in_other_words() -> None:
+    class Watch:
+        def failed(self, service: str, error: str) -> None: ...
+        def succeeded(self, service: str) -> None: ...
+        def answered(self, status: str) -> None: ...
+
+    errors = [Transient(text) for text in ("refused", "refused", "no such tenant") * 3]
+    watched = Retry("the database", math.inf, Pauses(), SourceUnavailable, Watch())
+    with capture_logs() as logs:
+        watched.call(failing(*errors))
+    told = [line["error"] for line in logs if line["log_level"] == "warning"]
+    assert told == ["no such tenant"]
+
+
+def test_single_attempt_tells_its_error_alone() -> None:
+    with pytest.raises(SourceUnavailable) as caught:
+        retry(Pauses(), minutes=0).call(failing(Transient("api.example.com answered 503")))
+    assert str(caught.value) == "api.example.com answered 503"
+
+
 def test_server_that_asks_for_no_pause_still_gets_one() -> None:
     pauses = Pauses()
     retry(pauses).call(failing(*[Transient("busy", retry_after=0)] * 20))
@@ -125,7 +155,10 @@ def test_gives_up_when_the_next_pause_would_end_too_late() -> None:
     last = Transient("api.example.com answered 503", retry_after=61)
     with pytest.raises(SourceUnavailable) as caught:
         retry(pauses, minutes=1).call(failing(Transient("busy", retry_after=59), last))
-    expected = "Stack Auth could not be used for 1 minutes: api.example.com answered 503"
+    expected = (
+        "Stack Auth asks for a pause of 61 s (Retry-After), which ends beyond the 1 minutes of"
+        " retry_minutes: api.example.com answered 503"
+    )
     assert str(caught.value) == expected
     assert caught.value.__cause__ is last
     assert pauses.seconds == [59]

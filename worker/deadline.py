@@ -15,6 +15,7 @@ import httpx
 
 from worker.aside import aside, leave_behind
 from worker.errors import Misconfigured, Stopped
+from worker.tls import tls_context
 
 # Nothing wakes a thread that waits for a socket, so it looks at the stop this often.
 LONGEST_WAIT_SECONDS = 0.5
@@ -63,8 +64,10 @@ class Network(httpx.HTTPTransport):
     httpcore's public interface. `_pool` is the one private name of httpx that this relies on.
     """
 
-    def __init__(self, proxy: httpx.Proxy | None) -> None:
-        tls = httpx.create_ssl_context()
+    def __init__(self, url: httpx.URL, proxy: httpx.Proxy | None) -> None:
+        # Without TLS, none of what it takes from the environment is looked at.
+        schemes = {url.scheme, proxy.url.scheme if proxy else ""}
+        tls = tls_context() if "https" in schemes else None
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,
             proxy=_core_proxy(proxy, tls) if proxy else None,
@@ -73,7 +76,7 @@ class Network(httpx.HTTPTransport):
         )
 
 
-def _core_proxy(proxy: httpx.Proxy, tls: ssl.SSLContext) -> httpcore.Proxy:
+def _core_proxy(proxy: httpx.Proxy, tls: ssl.SSLContext | None) -> httpcore.Proxy:
     own_tls = tls if proxy.url.scheme == "https" else None
     return httpcore.Proxy(str(proxy.url), auth=proxy.raw_auth, ssl_context=own_tls)
 

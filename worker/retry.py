@@ -1,6 +1,7 @@
 """Tries again what failed in passing: with growing, jittered pauses that a stop ends at once."""
 
 from collections.abc import Callable
+from functools import partial
 from threading import Event
 from typing import Protocol, TypeVar
 
@@ -62,7 +63,7 @@ class Retry:
             wait=_pause,
             stop=tenacity.stop_before_delay(self.minutes * 60),
             sleep=self._sleep,
-            before_sleep=self._tell,
+            before_sleep=partial(self._tell, set()),
             reraise=True,
         )
         # Not handed through tenacity, which would keep a page until the next garbage collection.
@@ -70,22 +71,35 @@ class Retry:
         try:
             retrying(lambda: results.append(attempt()))
         except Transient as error:
-            raise self.exhausted(
-                f"{self.service} could not be used for {self.minutes:g} minutes: {error}"
-            ) from error
+            raise self.exhausted(self._given_up(error)) from error
         if self.watch is not None:
             self.watch.succeeded(self.service)
         return results.pop()
+
+    def _given_up(self, error: Transient) -> str:
+        if not self.minutes:
+            return str(error)  # it was tried once
+        asked = error.retry_after or 0.0
+        if asked <= LONGEST_PAUSE_SECONDS:
+            return f"{self.service} could not be used for {self.minutes:g} minutes: {error}"
+        return (
+            f"{self.service} asks for a pause of {asked:g} s (Retry-After), which ends beyond the"
+            f" {self.minutes:g} minutes of retry_minutes: {error}"
+        )
 
     def _sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):
             raise Stopped("asked to stop")
 
-    def _tell(self, state: tenacity.RetryCallState) -> None:
+    def _tell(self, told: set[str], state: tenacity.RetryCallState) -> None:
+        """Log a failed attempt; beside a watch, only what it did not see begin."""
         error = str(state.outcome.exception() if state.outcome else "")
         if self.watch is not None:
             self.watch.failed(self.service, error)
-        tell = log.debug if self.watch else log.warning
+        # An outage may turn into one that only a person can end, such as a tenant that is gone.
+        news = bool(told) and error not in told
+        told.add(error)
+        tell = log.warning if news or self.watch is None else log.debug
         tell(
             "call.failed",
             service=self.service,

@@ -73,6 +73,7 @@ class StackApi:
         self.on_answer: Callable[[str], None] = lambda _status: None
         self._access = access
         self._host = url.netloc.decode()  # without a password, should the URL have one
+        self._way = self._host + _through(proxy, url)
         self._clock = clock
         self._stop = stop
         # How pages are read by whoever sweeps again and again.
@@ -81,7 +82,7 @@ class StackApi:
             base_url=f"{str(url).rstrip('/')}/api/v1",
             headers=_headers(access),
             timeout=access.timeout_seconds,
-            transport=transport or Network(proxy),
+            transport=transport or Network(url, proxy),
             trust_env=False,  # the proxy is chosen above, and ~/.netrc is no business of ours
         )
 
@@ -203,13 +204,13 @@ class StackApi:
         seconds = f"{self._access.timeout_seconds:g} s (stack.timeout_seconds)"
         match error:
             case httpx.ConnectTimeout() | httpx.PoolTimeout():
-                return Transient(f"{self._host} took no connection within {seconds}")
+                return Transient(f"{self._way} took no connection within {seconds}")
             case httpx.TimeoutException():
                 return Transient(f"{self._host} did not answer within {seconds}", too_much=True)
             case httpx.ProxyError():
                 return _proxy_refused(error, self._host)
             case httpx.ConnectError():
-                return _not_connected(error, self._host, self._access.names)
+                return _not_connected(error, self._way, self._access.names)
             case _:
                 return Transient(f"{self._host} broke off before its answer ended", too_much=True)
 
@@ -252,15 +253,23 @@ def _version() -> str:
         return "0"
 
 
-def _not_connected(error: httpx.ConnectError, host: str, names: Names) -> UsersSyncError:
+def _through(proxy: httpx.Proxy | None, url: httpx.URL) -> str:
+    """Name the proxy, which is what cannot be reached if the API cannot: without its password."""
+    if proxy is None:
+        return ""
+    variables = f"{url.scheme.upper()}_PROXY or ALL_PROXY"
+    return f", through the proxy {proxy.url.netloc.decode()} of {variables},"
+
+
+def _not_connected(error: httpx.ConnectError, way: str, names: Names) -> UsersSyncError:
     # The cause is httpcore's own error, which takes that of ssl along as its argument.
     cause = error.__cause__.args[0] if error.__cause__ and error.__cause__.args else None
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Misconfigured(
-            f"the certificate of {host} is not trusted ({cause.verify_message}): correct"
+            f"the certificate of {way} is not trusted ({cause.verify_message}): correct"
             f" {names.api_url}, or let SSL_CERT_FILE name the file of your own authority"
         )
-    return Transient(f"{host} could not be reached: {error}")
+    return Transient(f"{way} could not be reached: {error}")
 
 
 def _proxy_refused(error: httpx.ProxyError, host: str) -> UsersSyncError:
