@@ -166,6 +166,19 @@ def test_lease_of_another_project_is_never_acquired(generated: Target) -> None:
     assert (ours.acquire(), ours.bound) == (True, True)
 
 
+def test_project_bound_in_upper_case_is_the_same(generated: Target) -> None:
+    generated.held_lease().release()
+    generated.query("update users_sync_worker.lease set project = 'AB-1'")
+    ours = generated.lease(holder="two", project="ab-1")
+    assert (ours.acquire(), ours.bound) == (True, True)
+    sight = ours.look()
+    assert sight is not None
+    assert sight.project == "ab-1"
+    ours.bind()
+    ours.commit([], 1)
+    assert not generated.lease(holder="three", project="ab-2").acquire()
+
+
 def test_project_is_bound_by_the_holder_alone(generated: Target) -> None:
     first, second = generated.lease(), generated.lease(holder="second", project="another")
     first.acquire()

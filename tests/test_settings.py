@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from worker.errors import Misconfigured
 from worker.names import Names
 from worker.settings import DatabaseSettings, LogSettings, Settings, StackSettings, load_settings
+from worker.store.schema import OWN_SCHEMA
 
 KEY = "ssk_hush_hush"
 URL = "postgresql://me:hush%20hush@db.example.com:5432/app?sslmode=require"
@@ -93,6 +94,99 @@ def test_environment_wins_over_secret_files(here: Path) -> None:
 def test_secret_files_have_any_case_and_lose_their_newline(here: Path, name: str) -> None:
     (here / "secrets" / name).write_text(URL + "\r\n")
     assert load(here).require_database().get_secret_value() == URL
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", URL),
+        ("STACK_SECRET_SERVER_KEY", KEY),
+        ("STACK_PROJECT_ID", "p1"),
+        ("STACK_API_URL", "https://stack.example.com"),
+        ("USERS_SYNC_DATABASE__SCHEMA", "auth"),
+    ],
+)
+@pytest.mark.parametrize("form", ["{}\n", "{}\r\n", "  {}\t", "\n{} "])
+def test_white_space_around_a_value_is_no_part_of_it(
+    here: Path, variable: str, value: str, form: str
+) -> None:
+    expected = load(here, {variable: value}).model_dump()
+    assert expected != Settings().model_dump()
+    assert load(here, {variable: form.format(value)}).model_dump() == expected
+    (here / "secrets" / variable).write_text(form.format(value))
+    assert load(here).model_dump() == expected
+
+
+def test_white_space_around_a_value_of_the_config_file_is_no_part_of_it(here: Path) -> None:
+    (here / "config.toml").write_text(f'[database]\nurl = """{URL}\n"""\n')
+    assert load(here).require_database().get_secret_value() == URL
+
+
+@pytest.mark.parametrize("quoted", ['"{}"', "'{}'", ' "{}"\n', "“{}”"])
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "DATABASE_URL",
+        "STACK_SECRET_SERVER_KEY",
+        "HEXCLAVE_PROJECT_ID",
+        "STACK_API_URL",
+        "USERS_SYNC_HTTP__PORT",
+    ],
+)
+def test_quotes_around_a_whole_value_are_told(here: Path, variable: str, quoted: str) -> None:
+    reason = "has quotes around the whole value: remove them"
+    assert refusal(here, {variable: quoted.format("hush")}).startswith(f"{variable} {reason}")
+    (here / "secrets" / variable).write_text(quoted.format("hush"))
+    assert refusal(here).startswith(f"{here / 'secrets' / variable} {reason}")
+
+
+def test_quotes_inside_the_quotes_of_toml_are_told(here: Path) -> None:
+    (here / "config.toml").write_text("[stack]\nproject_id = \"'hush'\"\n")
+    assert "config.toml: stack.project_id has quotes around" in refusal(here)
+
+
+@pytest.mark.parametrize("url", ["host=/tmp dbname='a b'", "dbname='a'"])
+def test_quotes_of_a_part_are_part_of_the_value(here: Path, url: str) -> None:
+    assert load(here, {"DATABASE_URL": url}).require_database().get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    ("prefix", "kind"), [("pck_", "publishable client key"), ("sak_", "super secret admin key")]
+)
+def test_key_of_another_kind_is_told_by_its_prefix(here: Path, prefix: str, kind: str) -> None:
+    message = refusal(here, {"HEXCLAVE_SECRET_SERVER_KEY": f"{prefix}hush"})
+    assert "variable HEXCLAVE_SECRET_SERVER_KEY" in message
+    assert kind in message
+    assert "begins with ssk_" in message
+
+
+@pytest.mark.parametrize("prefix", ["ssk_", "pck_", "sak_"])
+def test_key_in_place_of_the_project_id_is_told(here: Path, prefix: str) -> None:
+    message = refusal(here, {"STACK_PROJECT_ID": f"{prefix}hush"})
+    assert "should be the project's id, but this is a key" in message
+
+
+def test_project_id_in_upper_case_is_the_same_project(here: Path) -> None:
+    wanted = "1B9D6BCD-BBFD-4B2D-9B5D-AB8DFBBD4BED"
+    settings = load(here, {"STACK_PROJECT_ID": wanted})
+    assert settings.stack.project_id == wanted.lower()
+
+
+@pytest.mark.parametrize("schema", [OWN_SCHEMA, "information_schema", "pg_catalog", "pg_temp_1"])
+def test_schema_of_our_own_or_of_postgres_is_refused(here: Path, schema: str) -> None:
+    message = refusal(here, {"USERS_SYNC_DATABASE__SCHEMA": schema})
+    assert message.startswith("database.schema (from the variable USERS_SYNC_DATABASE__SCHEMA)")
+    assert "a schema for users_sync alone" in message
+
+
+@pytest.mark.parametrize(
+    "setting", ["http.port", "stack.page_size", "deletions.max_fraction", "schedule.poll_seconds"]
+)
+@pytest.mark.parametrize("flag", ["true", "false"])
+def test_flag_in_place_of_a_number_is_refused(here: Path, setting: str, flag: str) -> None:
+    section, name = setting.split(".")
+    (here / "config.toml").write_text(f"[{section}]\n{name} = {flag}\n")
+    assert "should be no true or false" in refusal(here)
 
 
 def test_other_secret_files_are_not_read(here: Path) -> None:
@@ -492,7 +586,10 @@ def test_plain_http_is_taken_when_allowed(here: Path) -> None:
         ("DATABASE_URL", "host=db password='hush"),
         ("STACK_SECRET_SERVER_KEY", "hush\nhush"),
         ("STACK_SECRET_SERVER_KEY", "hüsh hush"),
-        ("STACK_SECRET_SERVER_KEY", " hush"),
+        ("STACK_SECRET_SERVER_KEY", '"hush"'),
+        ("STACK_SECRET_SERVER_KEY", "pck_hush"),
+        ("STACK_PROJECT_ID", "ssk_hush"),
+        ("DATABASE_URL", f"'{URL}'"),
         ("USERS_SYNC_HTTP__PORT", KEY),
         ("USERS_SYNC_LOG__LEVEL", KEY),
         ("USERS_SYNC_STACK__INCLUDE_ANONYMOUS", KEY),

@@ -16,6 +16,13 @@ from worker.page_size import LARGEST, SMALLEST
 EMBEDDED = "embedded"
 # A change of these must reach the table: its columns are made of them.
 NEVER_IGNORED = {"id", "signed_up_at_millis", "display_name", "primary_email"}
+# Stack Auth's keys tell their kind.
+SERVER_KEY_PREFIX = "ssk_"
+OTHER_KEYS = {
+    "pck_": "a publishable client key (pck_)",
+    "sak_": "a super secret admin key (sak_)",
+}
+RESERVED_SCHEMAS = {"information_schema", "users_sync_worker"}
 # Postgres cuts longer identifiers off silently.
 LONGEST_IDENTIFIER_BYTES = 63
 
@@ -83,8 +90,20 @@ def _header_value(text: str) -> str:
     return text
 
 
-def _secret_header_value(secret: SecretStr) -> SecretStr:
-    _header_value(secret.get_secret_value())
+def _project_id(text: str) -> str:
+    """Refuse a key in its place; the server takes an id in either case, and gives it in lower."""
+    if text.startswith((SERVER_KEY_PREFIX, *OTHER_KEYS)):
+        raise ValueError("should be the project's id, but this is a key")
+    return _header_value(text).lower()
+
+
+def _secret_server_key(secret: SecretStr) -> SecretStr:
+    text = _header_value(secret.get_secret_value())
+    kind = next((kind for prefix, kind in OTHER_KEYS.items() if text.startswith(prefix)), None)
+    if kind:
+        raise ValueError(
+            f"should be a secret server key, which begins with {SERVER_KEY_PREFIX}: this is {kind}"
+        )
     return secret
 
 
@@ -114,7 +133,9 @@ def _is_conninfo(text: str) -> bool:
     )
 
 
-def _identifier(text: str) -> str:
+def _schema_name(text: str) -> str:
+    if text.startswith("pg_") or text in RESERVED_SCHEMAS:
+        raise ValueError("should be a schema for users_sync alone: this one is Postgres' or ours")
     if not 0 < len(text.encode()) <= LONGEST_IDENTIFIER_BYTES or "\0" in text:
         raise ValueError(f"should be 1 to {LONGEST_IDENTIFIER_BYTES} bytes long, without NUL")
     return text
@@ -143,10 +164,10 @@ def _lower(value: Any) -> Any:
 
 
 ApiUrl = Annotated[str, AfterValidator(_api_url)]
-HeaderValue = Annotated[str, AfterValidator(_header_value)]
-SecretHeaderValue = Annotated[SecretStr, AfterValidator(_secret_header_value)]
+ProjectId = Annotated[str, AfterValidator(_project_id)]
+SecretServerKey = Annotated[SecretStr, AfterValidator(_secret_server_key)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
-Identifier = Annotated[str, AfterValidator(_identifier)]
+SchemaName = Annotated[str, AfterValidator(_schema_name)]
 IgnoredFields = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_ignorable)]
 any_case = BeforeValidator(_lower)
 

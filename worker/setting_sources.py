@@ -28,6 +28,7 @@ from worker.setting_checks import comparable
 PREFIX = "USERS_SYNC_"
 # A page size was tuned once, when servers took pages of any size.
 OUTDATED: Mapping[Setting, Any] = {("stack", "page_size"): "auto"}
+QUOTES: Mapping[str, str] = {'"': '"', "'": "'", "“": "”", "\u2018": "\u2019"}
 CONFIG_VARIABLE = "USERS_SYNC_CONFIG"
 _WELL_KNOWN_NAMES = {name for names in WELL_KNOWN.values() for name in names}
 
@@ -62,7 +63,7 @@ def from_flags(flags: Mapping[str, Mapping[str, Any]]) -> Layer:
 def from_environment(environ: Mapping[str, str], known: Known) -> Layer:
     # Compose files, shells and scaffolds set variables to nothing when they mean not to set them.
     found = {
-        variable: Given(value, "variable", (variable,))
+        variable: Given(_bare(value, variable), "variable", (variable,))
         for variable, value in environ.items()
         if value.strip() and _is_ours(variable)
     }
@@ -75,9 +76,9 @@ def from_secret_files(folder: Path, known: Known) -> Layer:
         files = {file.name.upper(): file for file in sorted(folder.iterdir())}
     except OSError:
         return {}
-    texts = {file: _text(file).rstrip("\r\n") for name, file in files.items() if _is_ours(name)}
+    texts = {file: _text(file) for name, file in files.items() if _is_ours(name)}
     found = {
-        file.name.upper(): Given(text, "file", (str(file),))
+        file.name.upper(): Given(_bare(text, str(file)), "file", (str(file),))
         for file, text in texts.items()
         if text.strip()
     }
@@ -97,7 +98,10 @@ def from_config_file(
     except tomllib.TOMLDecodeError as error:
         raise _misconfigured(f"{path} is not valid TOML: {error}") from None
     values = _in_sections(sections, path, known)
-    return {setting: [Given(value, "file", (str(path),))] for setting, value in values}
+    return {
+        setting: [Given(_bare(value, f"{path}: {'.'.join(setting)}"), "file", (str(path),))]
+        for setting, value in values
+    }
 
 
 def agreed(given: Mapping[Setting, Sequence[Given]]) -> dict[Setting, Given]:
@@ -152,6 +156,11 @@ def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfig
     return _misconfigured(f"{'.'.join(setting)}{origin}: {' or '.join(reasons[setting])}{more}")
 
 
+def misplaced_flag(setting: Setting, given: Given) -> Misconfigured:
+    """Say that true or false stands where something else is meant."""
+    return _misconfigured(f"{'.'.join(setting)} (from {given.origin}): should be no true or false")
+
+
 def not_set(section: str, name: str) -> Misconfigured:
     """Say how to set what has no default."""
     return Misconfigured(
@@ -159,6 +168,22 @@ def not_set(section: str, name: str) -> Misconfigured:
         f' file of that name in /run/secrets, or write {name} = "..." under [{section}] in'
         " config.toml"
     )
+
+
+def _bare(value: Any, place: str) -> Any:
+    """Drop white space around a text, such as the line break at the end of a file.
+
+    Raises Misconfigured for a text in quotes: what removes them in one place keeps them in another.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if len(text) > 1 and QUOTES.get(text[0]) == text[-1]:
+        raise _misconfigured(
+            f"{place} has quotes around the whole value: remove them (docker --env-file, for one,"
+            " takes quotes as part of the value)"
+        )
+    return text
 
 
 def _is_ours(variable: str) -> bool:

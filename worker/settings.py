@@ -26,13 +26,13 @@ from worker.setting_checks import (
     EMBEDDED,
     ApiUrl,
     DatabaseUrl,
-    HeaderValue,
-    Identifier,
     IgnoredFields,
     Minutes,
     PageSize,
+    ProjectId,
+    SchemaName,
     Seconds,
-    SecretHeaderValue,
+    SecretServerKey,
     any_case,
     is_safe_for_secrets,
 )
@@ -42,6 +42,7 @@ from worker.setting_sources import (
     from_environment,
     from_flags,
     from_secret_files,
+    misplaced_flag,
     names_of,
     nested,
     not_set,
@@ -66,9 +67,9 @@ class StackSettings(BaseModel):
 
     api_url: ApiUrl = "https://api.stack-auth.com"
     """Base URL of the API; https://api.hexclave.com is the same service."""
-    project_id: HeaderValue | None = None
+    project_id: ProjectId | None = None
     """The project whose users are synced."""
-    secret_server_key: SecretHeaderValue | None = None
+    secret_server_key: SecretServerKey | None = None
     """The project's secret server key; better in the environment."""
     page_size: PageSize = 1_000
     """Users asked for at once, 3 to 30000; less where the server takes no more."""
@@ -100,7 +101,7 @@ class DatabaseSettings(BaseModel):
     url: DatabaseUrl | None = None
     """Where the table is; "embedded" starts a Postgres of its own."""
     # BaseModel has a method `schema` already.
-    schema_name: Identifier = Field(default="neon_auth", alias="schema")
+    schema_name: SchemaName = Field(default="neon_auth", alias="schema")
     """Schema of the table users_sync."""
     quiet: bool = False
     """Leave the database alone while nothing changes, so it sleeps."""
@@ -253,6 +254,10 @@ def load_settings(
     )
     found = agreed(layers)
     given = without_outdated(found)
+    for (section, name), each in given.items():
+        # Python takes true for the number 1.
+        if isinstance(each.value, bool) and not isinstance(_defaults()[section][name], bool):
+            raise misplaced_flag((section, name), each)
     try:
         settings = Settings.model_validate(nested(given))
     except ValidationError as error:
@@ -263,10 +268,15 @@ def load_settings(
 
 
 @cache
+def _defaults() -> Mapping[str, Mapping[str, Any]]:
+    return Settings().model_dump(by_alias=True)
+
+
+@cache
 def _known() -> Known:
     """Return all settings, each with the variables that set it, strongest first."""
     return {
         (section, name): variables((section, name))
-        for section, values in Settings().model_dump(by_alias=True).items()
+        for section, values in _defaults().items()
         for name in values
     }

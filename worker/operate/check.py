@@ -34,7 +34,7 @@ select current_setting('server_version_num')::int, current_setting('server_versi
 """
 
 _LEASE = """
-select project, holder, expires_at > clock_timestamp() from users_sync_worker.lease
+select lower(project), holder, expires_at > clock_timestamp() from users_sync_worker.lease
 where target = %s
 """
 

@@ -12,10 +12,10 @@ from worker.store.statement import Row, Statement
 from worker.store.transaction import LIMITS, limits, push, transaction
 
 # The holder's next write waits for it, and then finds `writes` moved.
-_LOCK = "select project from users_sync_worker.lease where target = %(target)s for update"
+_LOCK = "select lower(project) from users_sync_worker.lease where target = %(target)s for update"
 
 # For what changes no live row: the holder need not wait.
-_LOOK = "select project from users_sync_worker.lease where target = %(target)s for key share"
+_LOOK = "select lower(project) from users_sync_worker.lease where target = %(target)s for key share"
 
 _TOUCH = """
 with moved as (

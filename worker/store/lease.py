@@ -25,19 +25,20 @@ set epoch = epoch + 1, holder = %(holder)s, quiet = %(quiet)s, acquired_at = clo
     expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
 where target = %(target)s
   and (expires_at <= clock_timestamp() or holder = %(holder)s)
-  and coalesce(project, %(project)s) = %(project)s
-returning epoch, writes, sweep, project, clock_timestamp()
+  and lower(coalesce(project, %(project)s)) = %(project)s
+returning epoch, writes, sweep, lower(project), clock_timestamp()
 """
 
 _LOOK = """
-select epoch, project, holder, expires_at::text,
+select epoch, lower(project), holder, expires_at::text,
        greatest(0, extract(epoch from expires_at - clock_timestamp()))::float
 from users_sync_worker.lease where target = %(target)s
 """
 
 _BIND = """
 update users_sync_worker.lease set project = %(project)s
-where target = %(target)s and epoch = %(epoch)s and coalesce(project, %(project)s) = %(project)s
+where target = %(target)s and epoch = %(epoch)s
+  and lower(coalesce(project, %(project)s)) = %(project)s
 """
 
 # It checks, renews and puts writers in order at once: a takeover that waits for the row finds the
@@ -46,7 +47,7 @@ _FENCE = """
 update users_sync_worker.lease
 set writes = writes + 1, sweep = greatest(sweep, %(sweep)s),
     expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
-where target = %(target)s and epoch = %(epoch)s and project = %(project)s
+where target = %(target)s and epoch = %(epoch)s and lower(project) = %(project)s
 returning writes, clock_timestamp()
 """
 

@@ -67,7 +67,7 @@ select set_config('transaction_read_only', 'on', true), set_config('TimeZone', '
 
 _OWN_TABLES_EXIST = "select to_regclass('users_sync_worker.lease') is not null"
 
-_STANDING = "select project, sweep from users_sync_worker.lease where target = %(target)s"
+_STANDING = "select lower(project), sweep from users_sync_worker.lease where target = %(target)s"
 
 Proof = tuple[str, datetime]
 """A user id, and the moment from when on the API knew nobody by it."""
