@@ -19,7 +19,16 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest import remove_data
-from tests.processes import Ended, Shell, Site, command, kept_waiting, opened_site, until
+from tests.processes import (
+    PATIENCE_SECONDS,
+    Ended,
+    Shell,
+    Site,
+    command,
+    kept_waiting,
+    opened_site,
+    until,
+)
 from worker.sandbox.api import TODAY, Request, server_error
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.store.progress import COUNTS
@@ -349,11 +358,56 @@ def applied(site: Site) -> list[str]:
 
 
 def test_signal_while_the_database_is_awaited_ends_a_command(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE_SECONDS)
+        url = f"postgresql://ada@127.0.0.1:{silent.getsockname()[1]}/x"
+        running = site.shell.having(DATABASE_URL=url).start("init")
+        with silent.accept()[0]:
+            running.signal(signal.SIGTERM)
+            assert running.end().code == 143
+
+
+def test_commands_at_a_terminal_tell_at_once_that_the_database_is_down(site: Site) -> None:
     shell = site.shell.having(DATABASE_URL=f"postgresql://{NOWHERE}/x")
-    running = shell.start("init")
-    until("it tries again", partial(said, running.stderr, "call.failed"))
-    running.signal(signal.SIGTERM)
-    assert running.end().code == 143
+    commands = (
+        ("init",),
+        ("status",),
+        ("plan",),
+        ("sync-user", str(uuid4())),
+        ("deletions",),
+        ("deletions", "approve", "1"),
+        ("quarantine",),
+        ("quarantine", "retry"),
+        ("purge", "--older-than", "30d"),
+    )
+    for running in [shell.start(*arguments) for arguments in commands]:
+        ended = running.end()
+        assert (ended.code, ended.stdout) == (4, "")
+        # The one line is the only one: nothing was tried again.
+        assert "no connection to the database: " in complaint(ended)
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("SSL_CERT_FILE", "https://stack.invalid"),
+        ("SSL_CERT_DIR", "https://stack.invalid"),
+        ("SSLKEYLOGFILE", "https://stack.invalid"),
+        ("SSL_CERT_FILE", None),
+    ],
+)
+def test_tls_variable_that_cannot_be_obeyed_exits_with_2(
+    site: Site, variable: str, url: str | None
+) -> None:
+    """A plain http API on this machine needs none of it."""
+    site.project.populate(3)
+    shell = site.shell.having(**{variable: "/none/none"})
+    ended = (shell.having(STACK_API_URL=url) if url else shell).run("--once")
+    if url is None:
+        assert (ended.code, ended.stderr) == (0, "")
+    else:
+        assert ended.code == 2
+        assert f"the variable {variable}: /none/none cannot be " in complaint(ended)
 
 
 # init

@@ -13,7 +13,7 @@ import typer
 from worker.clock import Clock
 from worker.errors import Misconfigured, Stopped
 from worker.log import configure_logging, keep_out_of_logs
-from worker.once import opened_database
+from worker.operate.patience import opened_at_once
 from worker.settings import EMBEDDED, Settings, load_settings
 from worker.signals import Signals
 from worker.store.database import Connection, Database
@@ -91,7 +91,7 @@ def opened(settings: Settings) -> Iterator[Database]:
     with (
         stopped_by_signals() as signals,
         started_database(settings) as url,
-        opened_database(settings, url, Clock(), signals.stop) as database,
+        opened_at_once(settings, url, Clock(), signals.stop) as database,
     ):
         yield database
 

@@ -11,7 +11,8 @@ import httpx
 from worker.clock import Clock
 from worker.errors import DataRefused, Misconfigured, Stopped
 from worker.model import Single, Unreadable, User
-from worker.once import opened_database, opened_source
+from worker.once import opened_source
+from worker.operate.patience import impatient, opened_at_once
 from worker.settings import Settings
 from worker.source import Source
 from worker.store.beside import Beside
@@ -31,9 +32,6 @@ from worker.store.users import (
     WAITING,
     Table,
 )
-
-# A person waits for the command: whatever is out of order is told soon.
-PATIENCE_MINUTES = 0.5
 
 # How often a user is asked for who is about to sign up.
 WAIT_SECONDS = 0.5
@@ -163,11 +161,11 @@ def opened_desk(
 
     Raises Misconfigured where no sweep was made yet, or one of another project.
     """
-    settings = _impatient(settings)
+    settings = impatient(settings)
     clock = Clock()
     target = settings.database.schema_name
     with (
-        opened_database(settings, url, clock, stop) as database,
+        opened_at_once(settings, url, clock, stop) as database,
         opened_source(settings, clock, stop, _NoLease(), transport=transport) as source,
     ):
         shape = database.call(lambda conn: _shape(conn, target))
@@ -186,19 +184,6 @@ def _shape(conn: Connection, target: str) -> Shape:
     if shape is None:
         raise Misconfigured(f"there is no {target}.users_sync: run `users-sync init`")
     return shape
-
-
-def _impatient(settings: Settings) -> Settings:
-    stack, database = settings.stack, settings.database
-    shorter = {
-        "stack": stack.model_copy(
-            update={"retry_minutes": min(stack.retry_minutes, PATIENCE_MINUTES)}
-        ),
-        "database": database.model_copy(
-            update={"retry_minutes": min(database.retry_minutes, PATIENCE_MINUTES)}
-        ),
-    }
-    return settings.model_copy(update=shorter)
 
 
 def _letter(rows: Sequence[Row | None]) -> str:

@@ -8,10 +8,11 @@ import httpx
 
 from worker.clock import Clock
 from worker.memory import Memory
-from worker.once import another_project, asked_of, bind_project, opened_database, opened_source
+from worker.once import another_project, asked_of, bind_project, opened_source
 from worker.once import rules as rules_of
 from worker.operate.change import Change
 from worker.operate.journal import Journal
+from worker.operate.patience import impatient, opened_at_once
 from worker.settings import Settings
 from worker.store import Store
 from worker.store.database import Connection, Database
@@ -53,9 +54,10 @@ def plan(
     It begins at the start of the list, and needs no right but to read; what is missing in the
     database is taken as empty. Raises whatever a sweep raises, but for the lease's sake.
     """
+    settings = impatient(settings)
     clock = Clock()
     journal = Journal(tell, tuple(settings.stack.ignored_fields))
-    with opened_database(settings, url, clock, stop) as database:
+    with opened_at_once(settings, url, clock, stop) as database:
         store = _open_store(settings, database, journal)
         with opened_source(settings, clock, stop, store.lease, transport=transport) as source:
             bind_project(store, source)
