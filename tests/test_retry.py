@@ -99,7 +99,7 @@ def test_outage_that_changes_is_told_once_in_other_words() -> None:
 def test_single_attempt_tells_its_error_alone() -> None:
     with pytest.raises(SourceUnavailable) as caught:
         retry(Pauses(), minutes=0).call(failing(Transient("api.example.com answered 503")))
-    assert str(caught.value) == "api.example.com answered 503"
+    assert str(caught.value) == "Stack Auth could not be used: api.example.com answered 503"
 
 
 def test_server_that_asks_for_no_pause_still_gets_one() -> None:

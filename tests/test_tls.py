@@ -1,9 +1,9 @@
 """What becomes of variables about TLS that cannot be obeyed."""
 
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
-import certifi
 import httpx
 import pytest
 
@@ -23,6 +23,12 @@ def set_variable(monkeypatch: pytest.MonkeyPatch) -> SetVariable:
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     return lambda name, value: monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def pem() -> str:
+    """Return any certificate that httpx trusts."""
+    return ssl.DER_cert_to_PEM_cert(httpx.create_ssl_context().get_ca_certs(binary_form=True)[0])
 
 
 def refusal(proxy: httpx.Proxy | None = None, url: httpx.URL = HTTPS) -> str:
@@ -53,10 +59,12 @@ def test_missing_file_and_folder_in_its_place_are_refused(
     assert refusal().startswith("the variable SSL_CERT_FILE: ")
 
 
-def test_folder_without_certificates_is_refused(set_variable: SetVariable, tmp_path: Path) -> None:
+def test_folder_without_certificates_is_refused(
+    set_variable: SetVariable, tmp_path: Path, pem: str
+) -> None:
     set_variable("SSL_CERT_DIR", tmp_path / "none")
     assert "SSL_CERT_DIR: " in refusal()
-    (tmp_path / "authority.pem").write_bytes(Path(certifi.where()).read_bytes())
+    (tmp_path / "authority.pem").write_text(pem)
     set_variable("SSL_CERT_DIR", tmp_path)
     assert "SSL_CERT_DIR: " in refusal()
     assert "openssl rehash" in refusal()
@@ -70,12 +78,14 @@ def test_key_log_that_cannot_be_written_is_refused(
     assert "cannot be written: No such file or directory" in refusal()
 
 
-def test_variables_that_can_be_obeyed_are(set_variable: SetVariable, tmp_path: Path) -> None:
+def test_variables_that_can_be_obeyed_are(
+    set_variable: SetVariable, tmp_path: Path, pem: str
+) -> None:
     Network(HTTPS, None).close()
-    (tmp_path / "0123abcd.0").write_bytes(b"")
+    (tmp_path / "0123abcd.0").write_text(pem)
     set_variable("SSL_CERT_DIR", f"{tmp_path}:")
     Network(HTTPS, None).close()
-    set_variable("SSL_CERT_FILE", certifi.where())
+    set_variable("SSL_CERT_FILE", tmp_path / "0123abcd.0")
     set_variable("SSLKEYLOGFILE", tmp_path / "keys")
     Network(HTTPS, None).close()
 

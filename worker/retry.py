@@ -77,8 +77,8 @@ class Retry:
         return results.pop()
 
     def _given_up(self, error: Transient) -> str:
-        if not self.minutes:
-            return str(error)  # it was tried once
+        if not self.minutes:  # it was tried once
+            return f"{self.service} could not be used: {error}"
         asked = error.retry_after or 0.0
         if asked <= LONGEST_PAUSE_SECONDS:
             return f"{self.service} could not be used for {self.minutes:g} minutes: {error}"
