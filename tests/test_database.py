@@ -27,6 +27,7 @@ from worker.errors import (
     UsersSyncError,
 )
 from worker.ids import pack
+from worker.model import Users
 from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.store.database import Connection, Database, connect
@@ -207,7 +208,9 @@ def test_refused_row_is_known_by_its_constraint_alone(generated: Target) -> None
     generated.apply([person(1)])
     database = generated.database()
     generated.query("create unique index one_each on users_sync (email)")
-    statement = generated.table().apply(people(2, primary_email="1@example.com"), generated.now())
+    statement = generated.table().apply(
+        Users.of(people(2, primary_email="1@example.com")), generated.now()
+    )
     with pytest.raises(DataRefused) as caught:
         database.call(lambda conn: conn.execute(statement.query, statement.params))
     assert chain(caught.value) == "23505 one_each"
@@ -377,7 +380,7 @@ def test_pooler_by_the_transaction_is_no_hindrance(
     assert lease.acquire()
     lease.bind()
     for letters in ("iii", "==="):
-        rows = lease.commit([table.apply(users, pooled.clock.now())], 1)
+        rows = lease.commit([table.apply(Users.of(users), pooled.clock.now())], 1)
         assert rows == [(letters, None, None)]
     lease.resync()
     keys = pooled.call(lambda conn: list(table.load_keys(conn)))

@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from tests.store_target import IGNORED, PLAIN_COLUMNS, PROJECT, person
 from worker.clock import Clock
 from worker.errors import DatabaseUnavailable, Misconfigured
+from worker.model import Users
 from worker.retry import Retry
 from worker.store.database import Database
 from worker.store.deletions import Deletions
@@ -293,7 +294,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
     lease.bind()
     lease.commit(
         [
-            table.apply([user], now()),
+            table.apply(Users.of([user]), now()),
             progress.record(SweepRow(1, "sweep", now(), {})),
             progress.move(Checkpoint(1, user.key, {}, now())),
             deletions.notice([user.id], 1, now()),
@@ -302,7 +303,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
         1,
     )
     changed = person(1, display_name="New")
-    lease.commit([table.apply([changed], now())], 1)
+    lease.commit([table.apply(Users.of([changed]), now())], 1)
     lease.commit([table.soft_delete([(user.id, now())], 1, approved=False)], 1)
     database.call(lambda conn: deletions.approve(conn, 1))
     lease.commit(
@@ -311,7 +312,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
             quarantine.forget_others([]),
             progress.clear(),
             progress.prune(),
-            table.locked([user]),
+            table.locked(Users.of([user])),
         ],
         1,
     )

@@ -1,12 +1,11 @@
 """What the holder of the lease does again and again: polls, sweeps, and audits."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
 from worker.figures import Figures
 from worker.memory import Memory
-from worker.model import User
+from worker.model import Users
 from worker.once import rules
 from worker.poll import Poll
 from worker.settings import Settings
@@ -100,7 +99,7 @@ class Duty:
             trace=kind != "poll" and not self.settings.database.quiet,
         )
 
-    def _inserted(self, users: Sequence[User]) -> None:
+    def _inserted(self, users: Users) -> None:
         """Measure how fresh rows are; the users from before us tell nothing."""
         if self.warm:
             self.figures.rows_inserted(users)

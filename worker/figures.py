@@ -1,13 +1,12 @@
 """What polls and sweeps did, for the vitals and the metrics."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from worker.clock import Clock
 from worker.findings import Findings
 from worker.memory import Memory
 from worker.metrics import Metrics
-from worker.model import User
+from worker.model import Users
 from worker.sweep import Report
 from worker.vitals import SweepSummary, Vitals
 
@@ -25,11 +24,11 @@ class Figures:
         self.vitals.set_page_size(page_size)
         self.vitals.set_rows(users=len(self.memory.mirror))
 
-    def rows_inserted(self, users: Sequence[User]) -> None:
+    def rows_inserted(self, users: Users) -> None:
         """Measure how long sign-ups took to their rows."""
         now = self.clock.now().timestamp()
-        for user in users:
-            self.metrics.observe_freshness(now - user.millis / 1000)
+        for millis in users.millis:
+            self.metrics.observe_freshness(now - millis / 1000)
 
     def poll_ended(self, findings: Findings) -> None:
         self.vitals.poll_finished()

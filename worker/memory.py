@@ -9,7 +9,7 @@ import structlog
 
 from worker.errors import MirrorOutdated
 from worker.mirror import Delta, Mirror
-from worker.model import User
+from worker.model import Users
 from worker.store import Store
 from worker.store.deletions import Suspect
 from worker.store.patience import LONGEST_SECONDS
@@ -30,7 +30,7 @@ class Memory:
     suspects: dict[str, Suspect] = field(default_factory=dict)
     rejects: dict[str, str] = field(default_factory=dict)
     generation: int = 0
-    on_inserted: Callable[[Sequence[User]], None] = lambda _users: None
+    on_inserted: Callable[[Users], None] = lambda _users: None
     lock: RLock = field(default_factory=RLock)
     _under_way: list[datetime] = field(default_factory=list)
     _accepted_at: dict[str, datetime] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class Memory:
             return delta
         outdated = {i for i, at in self._accepted_at.items() if at > observed_at}
         return Delta(
-            [user for user in delta.changed if user.id not in outdated],
+            delta.changed.without(outdated),
             [key for key in delta.missing if key[1] not in outdated],
             [key for key in delta.moved if key[1] not in outdated],
             delta.newcomers,

@@ -1,6 +1,5 @@
 """Walks the list page by page, and brings the table into line with each page."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -8,10 +7,11 @@ from datetime import datetime
 
 import structlog
 
+from worker.careful_reader import storable
 from worker.findings import Findings
 from worker.mirror import Delta, Span
-from worker.model import Key, Page, User, are_readable, ids_of, last_key
-from worker.source import Arrived, Source, read
+from worker.model import Key, Page, Users, last_key
+from worker.source import Source
 from worker.store import Store
 from worker.store.batch import Applied, Batch, Extra
 from worker.store.deletions import Suspect
@@ -31,7 +31,7 @@ class Asked:
     """A page under way, and a moment not later than that at which it was asked for."""
 
     at: datetime
-    answer: Future[Arrived]
+    answer: Future[Page]
 
 
 @dataclass(slots=True)
@@ -68,15 +68,15 @@ class Reading:
 
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
-        arrived = self.source.await_answer(asked.answer)
+        page = self.source.await_answer(asked.answer)
         request = self.walk.request
         with self.findings.memory.lock:
-            span = self.walk.take(arrived.outline)
+            span = self.walk.take(page)
         if span is None:
             log.info("walk.recovered", behind=request.pair and request.pair.last.id)
         ahead = None if self.walk.ended else self._ask()
         if span is not None:
-            self.take(self.source.await_answer(arrived.page), span)
+            self.take(page, span)
             self._reached = self.walk.request.after
         self._forget_asked(asked)
         return ahead
@@ -104,14 +104,13 @@ class Reading:
 
     def apply(
         self,
-        users: Sequence[User],
+        users: Users,
         observed_at: datetime,
         extras: Sequence[Extra],
         *,
-        size: int = 0,
         newcomers: bool = False,
     ) -> Applied:
-        """Apply users to the table, `size` bytes in all, and what came of it to the mirror.
+        """Apply users to the table, and what came of it to the mirror.
 
         `newcomers` says that the mirror knows nobody of them.
         """
@@ -119,19 +118,19 @@ class Reading:
 
         def attempt() -> Applied:
             where = (store.table, store.lease, store.quarantine, findings.number)
-            return Batch(*where, observed_at, newcomers).apply(users, size, extras)
+            return Batch(*where, observed_at, newcomers).apply(users, extras)
 
         applied = store.database.retry.call(attempt)
         findings.count(applied.outcomes)
         findings.wrote = True
         memory, mirror = findings.memory, findings.mirror
-        memory.accepted((i for users, _ in applied.outcomes for i in ids_of(users)), observed_at)
+        memory.accepted((i for users, _ in applied.outcomes for i in users.ids), observed_at)
         mirror.remove(applied.moved)
         for known in applied.by(INSERTED, UPDATED, RESTORED, UNCHANGED):
             mirror.accept(known)
         for stale in applied.by(STALE):
             for user in stale:
-                mirror.forget_digest(user.key)
+                mirror.forget_fingerprint(user.key)
         for inserted in applied.by(INSERTED):
             mirror.note_inserted(inserted, self._monotonic(), store.table.grace_seconds)
             memory.on_inserted(inserted)
@@ -158,27 +157,23 @@ class Reading:
         with findings.memory.lock:
             findings.memory.check(findings.generation)
             delta = self._compare(page, span)
-            if page.in_full and not are_readable(delta.changed):
-                page = read(page.in_full)
-                delta = self._compare(page, span)
-            rejected = [unreadable(record) for record in page.unreadable]
-            self._count(page, rejected, span)
+            found = storable(delta.changed, self.store.table.ignored_fields)
+            rejected = [unreadable(each) for each in (*page.unreadable, *found.unreadable)]
+            self._count(page, span)
             extras = self._records(page, rejected, delta)
-            changed = self._not_known_as_refused(delta.changed)
+            changed = self._not_known_as_refused(found.users)
             if changed or extras or (span and self._checkpoint_is_due()):
                 self._checkpoint_at = self._monotonic()
                 checkpoint = self._checkpoint(self.walk.request.after) if span else []
-                # Of a page that is large, what changed is mostly small.
-                size = page.size * len(changed) // max(1, len(page.users))
                 self.apply(
                     changed,
                     page.observed_at,
                     [*extras, *checkpoint],
-                    size=size,
                     newcomers=delta.newcomers,
                 )
-            findings.mirror.remove(delta.moved)
-        for user_id in page.cleaned:
+            put_aside = {each.id for each in found.unreadable}
+            findings.mirror.remove([key for key in delta.moved if key[1] not in put_aside])
+        for user_id in (*page.cleaned, *found.cleaned):
             log.warning("record.cleaned", user=user_id)
         self.on_page(findings)
 
@@ -189,7 +184,7 @@ class Reading:
             return memory.still_news(delta, page.observed_at)
         if not users:
             return Delta()
-        within = Span(memory.mirror.below(users[0].key), users[-1].key)
+        within = Span(memory.mirror.below(users.key(0)), users.key(len(users) - 1))
         delta = memory.mirror.compare(users, within, lambda: page.ids)
         return Delta(memory.still_news(delta, page.observed_at).changed)
 
@@ -200,15 +195,14 @@ class Reading:
             statements.append(self.store.deletions.strike(struck))
         return statements + self._suspect(delta, page)
 
-    def _count(self, page: Page, rejected: Sequence[Rejected], span: Span | None) -> None:
+    def _count(self, page: Page, span: Span | None) -> None:
         """Count each user of a walk once: not the overlap of the chain, nor what is read again."""
         findings = self.findings
         before = findings.furthest if span else None
-        met = bisect_right(page.users, before, key=lambda user: user.key) if before else 0
+        met = page.users.count_upto(before)
         findings.counts["pages"] += 1
-        findings.counts["users"] += (
-            len(page.users) - met + len({r.record for r in rejected} - findings.seen)
-        )
+        odd = {unreadable(each).record for each in page.unreadable}
+        findings.counts["users"] += len(page.users) - met + len(odd - findings.seen)
         end = last_key(page.places) if span else None
         if end and (before is None or end > before):
             findings.furthest = end
@@ -237,16 +231,16 @@ class Reading:
         findings.noticed.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
         return [self.store.deletions.notice(new, findings.number, page.observed_at)] if new else []
 
-    def _not_known_as_refused(self, users: Sequence[User]) -> Sequence[User]:
+    def _not_known_as_refused(self, users: Users) -> Users:
         """Leave out users that the database refused for what they still hold."""
         findings = self.findings
         rejects = findings.rejects
         if not rejects:
             return users
-        known = [u.id for u in users if u.id in rejects and rejects[u.id] == u.digest.hex()]
-        findings.counts["quarantined"] += len(set(known) - findings.seen)
+        known = {u.id for u in users if rejects.get(u.id) == u.fingerprint.hex()}
+        findings.counts["quarantined"] += len(known - findings.seen)
         findings.seen.update(known)
-        return [user for user in users if user.id not in set(known)]
+        return users.without(known) if known else users
 
     def _remember(self, rejected: Rejected) -> None:
         findings = self.findings

@@ -8,7 +8,7 @@ import structlog
 
 from worker.errors import Blocked, DataRefused, Misconfigured, SourceUnavailable
 from worker.guard import Guard
-from worker.model import Single, Unreadable, User
+from worker.model import Single, Unreadable, User, Users
 from worker.reading import Reading
 from worker.store.batch import MOST_BLOCKED
 from worker.store.quarantine import unreadable
@@ -134,7 +134,7 @@ class Settling:
         ]
         # The earliest moment is true of all of them.
         observed_at = min(single.observed_at for single in found.values())
-        reading.apply(list(users.values()), observed_at, statements)
+        reading.apply(Users.of(users.values()), observed_at, statements)
         findings.counts["hidden"] += len(hidden)
         findings.beside += findings.touched - touched
 

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from threading import Event
 from typing import Protocol, TypeVar
 
 import structlog
 
-from worker.errors import LimitRefused, SourceUnavailable, Stopped, Transient
+from worker.errors import LimitRefused, Stopped, Transient
 from worker.model import Page, Single
-from worker.outline import Arrival, Outline
 from worker.page_size import PageSize
 from worker.retry import Retry
 from worker.walk import Request
@@ -24,24 +22,13 @@ THREADS = 4
 GLANCE_SECONDS = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A page that came; `page` is all of it, which is still being read."""
-
-    outline: Outline | Page
-    page: Future[Page]
-
-
-Answered = TypeVar("Answered", Page, Single, Arrived)
-Listed = TypeVar("Listed", Page, Arrival)
+Answered = TypeVar("Answered", Page, Single)
 
 
 class Api(Protocol):
     """What is asked of the users API; each call is one attempt."""
 
     def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page: ...
-
-    def fetch_arrival(self, cursor: str | None, limit: int) -> Arrival: ...
 
     def fetch_user(self, user_id: str) -> Single: ...
 
@@ -63,7 +50,6 @@ class Source:
         # A poll queues behind nothing that a sweep asks for. And each thread keeps for good what
         # memory its largest page took, so one thread reads all the pages of a sweep.
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="ask-page")
-        self._readers = ThreadPoolExecutor(1, thread_name_prefix="read-page")
         self._newest = ThreadPoolExecutor(1, thread_name_prefix="ask-newest")
         self._users = ThreadPoolExecutor(THREADS, thread_name_prefix="ask-user")
 
@@ -71,8 +57,8 @@ class Source:
     def stop(self) -> Event:
         return self._retry.stop
 
-    def ask_page(self, request: Request) -> Future[Arrived]:
-        """Begin to fetch a page, with retries; it is read while the next one is asked for."""
+    def ask_page(self, request: Request) -> Future[Page]:
+        """Begin to fetch a page, with retries."""
         return self._pages.submit(self._retry.call, lambda: self._fetch_page(request))
 
     def ask_newest(self, request: Request, limit: int) -> Future[Page]:
@@ -94,21 +80,21 @@ class Source:
 
     def close(self) -> None:
         """Ask for nothing more; a request in flight ends when the stop is set."""
-        for pool in (self._pages, self._readers, self._newest, self._users):
+        for pool in (self._pages, self._newest, self._users):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch_page(self, request: Request) -> Arrived:
+    def _fetch_page(self, request: Request) -> Page:
         try:
-            arrival = self._within_cap(
+            page = self._within_cap(
                 lambda: self.page_size.widened(request.widen),
-                lambda limit: self._api.fetch_arrival(request.cursor, limit),
+                lambda limit: self._api.fetch_page(request.cursor, limit),
             )
         except Transient as error:
             if error.too_much:
                 self.page_size.shrink()
             raise
         self.page_size.succeeded()
-        return Arrived(arrival.outline, self._readers.submit(read, arrival.read))
+        return page
 
     def _fetch_newest(self, request: Request, limit: int) -> Page:
         return self._within_cap(
@@ -116,7 +102,7 @@ class Source:
             lambda most: self._api.fetch_page(request.cursor, most, newest_first=True),
         )
 
-    def _within_cap(self, limit: Callable[[], int], fetch: Callable[[int], Listed]) -> Listed:
+    def _within_cap(self, limit: Callable[[], int], fetch: Callable[[int], Page]) -> Page:
         """Fetch up to `limit` users; if the server gives fewer at once, learn it and ask again."""
         while True:
             asked = limit()
@@ -125,11 +111,3 @@ class Source:
             except LimitRefused as refused:
                 self.page_size.learn_cap(refused, asked)
                 log.info("page.capped", refused=asked, cap=self.page_size.cap)
-
-
-def read(page: Callable[[], Page]) -> Page:
-    """Read a page that came. To ask for it again is of no use. Raises SourceUnavailable."""
-    try:
-        return page()
-    except Transient as error:
-        raise SourceUnavailable(str(error)) from error

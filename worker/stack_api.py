@@ -5,7 +5,6 @@ import ssl
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from threading import Event
 from types import TracebackType
@@ -22,15 +21,13 @@ from worker.answer import (
     refused,
 )
 from worker.body import read_body
+from worker.careful_reader import BrokenBody, parse_page, parse_user
 from worker.clock import Clock
 from worker.deadline import Network, choose_proxy, within
-from worker.decode import BrokenBody, parse_page, parse_user
 from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
-from worker.glance import Glance
 from worker.model import Page, Single
 from worker.names import USUAL_NAMES, Names
-from worker.outline import Arrival, Outline, outline_of
-from worker.unpacking import Unpacking, packed_page
+from worker.page_reader import read_page
 
 Answered = TypeVar("Answered", Page, Single)
 
@@ -75,8 +72,6 @@ class StackApi:
         self._host = url.netloc.decode()  # without a password, should the URL have one
         self._clock = clock
         self._stop = stop
-        # How pages are read by whoever sweeps again and again.
-        self._glance: Glance | None = None
         self._client = httpx.Client(
             base_url=f"{str(url).rstrip('/')}/api/v1",
             headers=_headers(access),
@@ -86,15 +81,7 @@ class StackApi:
         )
 
     def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page:
-        """Ask for up to `limit` users, beginning with the one whose id is `cursor`."""
-        answer = self._ask_list(cursor, limit, newest_first)
-        return self._glance_at(answer) or self._read(answer, parse_page)
-
-    def fetch_arrival(self, cursor: str | None, limit: int) -> Arrival:
-        """Ask for a page likewise, and leave it to the caller when to read all of it."""
-        return self._arrival(self._ask_list(cursor, limit, newest_first=False))
-
-    def _ask_list(self, cursor: str | None, limit: int, newest_first: bool) -> Answer:  # noqa: FBT001
+        """Ask for up to `limit` users, behind the one whose id is `cursor` or beginning with it."""
         query = {"limit": str(limit), "order_by": "signed_up_at"}
         query["desc"] = "true" if newest_first else "false"
         if cursor is not None:
@@ -103,11 +90,8 @@ class StackApi:
             query["include_anonymous"] = "true"
         answer = self._ask("/users", query)
         self._check(answer)
-        return answer
-
-    def mark_users(self) -> None:
-        """Give users marks from now on, by which they are known again at a glance."""
-        self._glance = Glance(self._access.ignored_fields)
+        page = read_page(answer.body, answer.observed_at, self._access.ignored_fields)
+        return page or self._read(answer, parse_page)
 
     def fetch_user(self, user_id: str) -> Single:
         """Ask for one user. Nothing but the API's own USER_NOT_FOUND proves that there is none."""
@@ -152,34 +136,6 @@ class StackApi:
             raise self._unanswered(error) from cause
         self.on_answer(str(answer.status_code))
         return Answer(answer.status_code, answer.headers, body, observed_at)
-
-    def _arrival(self, answer: Answer) -> Arrival:
-        """Read no more than is needed to ask for the next page, if that is less work."""
-        seen = self._glance_at(answer)
-        if seen is not None:
-            return Arrival(seen, lambda: seen)
-        outline = outline_of(answer.body)
-        if outline is not None:
-            return Arrival(outline, partial(self._read_outlined, outline, answer))
-        page = self._read(answer, parse_page)
-        return Arrival(page, lambda: page)
-
-    def _read_outlined(self, outline: Outline, answer: Answer) -> Page:
-        """Read the rest of a page; what the glance did not know is learnt for the next ones."""
-        records = Unpacking(answer.body, self._access.ignored_fields)
-        if self._glance is not None:
-            self._glance.learn(records.raws())
-            seen = self._glance_at(answer)
-            if seen is not None:
-                return seen
-        if records.are_plain():
-            return packed_page(outline, records, answer.observed_at)
-        return self._read(answer, parse_page)
-
-    def _glance_at(self, answer: Answer) -> Page | None:
-        glance = self._glance
-        in_full = partial(self._read, answer, parse_page)
-        return glance.read_page(answer.body, answer.observed_at, in_full) if glance else None
 
     def _read(
         self,

@@ -81,10 +81,10 @@ def _check_source(settings: Settings) -> list[Finding]:
     with StackApi(access(settings), clock=Clock(), stop=stop) as api:
         source = Source(api, retry, page_size=page_size, lease=_NoLease())
         try:
-            pages = [source.await_answer(source.ask_page(walk.request)).outline]
+            pages = [source.await_answer(source.ask_page(walk.request))]
             proven = walk.take(pages[0]) is not None
             if proven and not walk.ended:
-                pages.append(source.await_answer(source.ask_page(walk.request)).outline)
+                pages.append(source.await_answer(source.ask_page(walk.request)))
                 proven = walk.take(pages[1]) is not None
         finally:
             source.close()

@@ -10,7 +10,7 @@ import httpx
 
 from worker.clock import Clock
 from worker.errors import DataRefused, Misconfigured, Stopped
-from worker.model import Single, Unreadable, User
+from worker.model import Single, Unreadable, User, Users
 from worker.once import opened_database, opened_source
 from worker.settings import Settings
 from worker.source import Source
@@ -130,7 +130,7 @@ class Desk:
 
     def _apply(self, user: User, single: Single) -> Outcome:
         statements = [
-            self.table.apply([user], single.observed_at),
+            self.table.apply(Users.of([user]), single.observed_at),
             self.deletions.clear([user.id]),
             self.quarantine.forget(user.id),
         ]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from worker.findings import Findings
-from worker.model import User
+from worker.model import User, Users
 from worker.operate.change import Change, Kind, update
 from worker.store.quarantine import Rejected
 from worker.store.unwritten import Proof
@@ -37,7 +37,7 @@ class Journal:
     _page: dict[tuple[Kind, str], Change] = field(default_factory=dict)
     _left: set[tuple[Kind, str]] = field(default_factory=set)
 
-    def compared(self, users: Sequence[User], letters: str, old: Sequence[str]) -> None:
+    def compared(self, users: Users, letters: str, old: Sequence[str]) -> None:
         rows = iter(old)
         for user, letter in zip(users, letters, strict=True):
             self._note(self._change(user, letter, rows))

@@ -7,7 +7,7 @@ from datetime import datetime
 import structlog
 
 from worker.errors import Blocked, DataRefused, Transient
-from worker.model import Key, User
+from worker.model import Key, User, Users
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine, Rejected, refused
 from worker.store.statement import Row, Statement
@@ -43,14 +43,14 @@ class Applied:
     moved: list[Key] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
 
-    def by(self, *wanted: str) -> Iterator[Sequence[User]]:
+    def by(self, *wanted: str) -> Iterator[Users]:
         """Give the users with one of these letters, part by part."""
         for users, letters in self.outcomes:
             kinds = set(letters)
             if kinds and kinds.issubset(wanted):
                 yield users
             elif not kinds.isdisjoint(wanted):
-                yield [u for u, letter in zip(users, letters, strict=True) if letter in wanted]
+                yield users.only([n for n, letter in enumerate(letters) if letter in wanted])
 
 
 @dataclass(slots=True)
@@ -66,23 +66,25 @@ class Batch:
     sweep: int
     observed_at: datetime
     newcomers: bool = False
+    part_bytes: int = PART_BYTES
+    statement_bytes: int = STATEMENT_BYTES
     applied: Applied = field(default_factory=Applied)
     blocked: int = 0
     _length: int = 1
 
-    def apply(self, users: Sequence[User], size: int, extras: Sequence[Extra]) -> Applied:
-        """Apply `users`, `size` bytes in all; `extras` are committed with the last part.
+    def apply(self, users: Users, extras: Sequence[Extra]) -> Applied:
+        """Apply `users`; `extras` are committed with the last part.
 
         Raises what Lease.commit raises, and Transient if the table as a whole is locked.
         """
-        self._length = _length(users, size, STATEMENT_BYTES)
-        parts = _cut(users, _length(users, size, PART_BYTES))
+        self._length = _length(users, self.statement_bytes)
+        parts = _cut(users, _length(users, self.part_bytes))
         for part in parts[:-1]:
             self._apply(part, ())
         self._apply(parts[-1], extras)
         return self.applied
 
-    def _apply(self, users: Sequence[User], extras: Sequence[Extra]) -> None:
+    def _apply(self, users: Users, extras: Sequence[Extra]) -> None:
         if not users:
             self._commit([], extras)
             return
@@ -103,14 +105,12 @@ class Batch:
             for part, row in zip(parts, rows, strict=False):
                 self._take(part, row)
 
-    def _look_up(self, users: Sequence[User], extras: Sequence[Extra]) -> None:
+    def _look_up(self, users: Users, extras: Sequence[Extra]) -> None:
         """Apply those of whom nobody was known to have a row, after all as any others."""
         self.newcomers = False
         self._apply(users, extras)
 
-    def _halve(
-        self, users: Sequence[User], extras: Sequence[Extra], error: DataRefused | Blocked
-    ) -> None:
+    def _halve(self, users: Users, extras: Sequence[Extra], error: DataRefused | Blocked) -> None:
         """Look for the culprit: one of two halves, or the one user that is left."""
         middle = len(users) // 2
         if middle and isinstance(error, Blocked) and (free := self._not_locked(users)) is not users:
@@ -123,7 +123,7 @@ class Batch:
         else:
             self._leave(users[0], error, extras)
 
-    def _not_locked(self, users: Sequence[User]) -> Sequence[User]:
+    def _not_locked(self, users: Users) -> Users:
         """Leave rows that an application keeps locked for the next sweep, however many."""
         try:
             [row] = self._commit([self.table.locked(users)], ())
@@ -133,10 +133,10 @@ class Batch:
         for user in users:
             if user.id in locked:
                 self._leave_locked(user)
-        return [user for user in users if user.id not in locked] if locked else users
+        return users.without(locked) if locked else users
 
     def _leave_locked(self, user: User) -> None:
-        self.applied.outcomes.append(([user], STALE))
+        self.applied.outcomes.append((Users.of([user]), STALE))
         log.warning("row.blocked", user=user.id)
 
     def _reject(self, user: User, error: DataRefused, extras: Sequence[Extra]) -> None:
@@ -157,7 +157,7 @@ class Batch:
         self,
         first: list[Statement],
         extras: Sequence[Extra],
-        parts: Sequence[Sequence[User]] = (),
+        parts: Sequence[Users] = (),
     ) -> list[Row | None]:
         """Commit statements, the first of which apply these parts, and the extras."""
         known = [extra for extra in extras if isinstance(extra, Statement)]
@@ -182,18 +182,18 @@ class Batch:
             raise Transient("the database gave no answer to a statement")
         return (INSERTED * row[0], None, None) if self.newcomers else row
 
-    def _take(self, users: Sequence[User], row: Row | None) -> None:
+    def _take(self, users: Users, row: Row | None) -> None:
         letters, positions, millis = self._told(row)
         self.applied.outcomes.append((users, letters))
         for position, old in zip(positions or (), millis or (), strict=True):
             self.applied.moved.append((old, users[position].id))
 
 
-def _length(users: Sequence[User], size: int, most: int) -> int:
-    """Say how many of these users, `size` bytes in all, are `most` bytes."""
-    return max(1, len(users) * most // max(size, most))
+def _length(users: Users, most: int) -> int:
+    """Say how many of these users are `most` bytes."""
+    return max(1, len(users) * most // max(users.size, most))
 
 
-def _cut(users: Sequence[User], length: int) -> list[Sequence[User]]:
+def _cut(users: Users, length: int) -> list[Users]:
     """Cut users into parts of this length; nobody is one part, too."""
     return [users[at : at + length] for at in range(0, len(users), length)] or [users]

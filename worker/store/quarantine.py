@@ -106,7 +106,7 @@ def refused(user: User, error: DataRefused) -> Rejected:
     """Describe a user that the database refused."""
     return Rejected(
         user_id=user.id,
-        digest=user.digest.hex(),
+        digest=user.fingerprint.hex(),
         payload=user.json.decode(),
         error=f"refused by the database: {error}",
         permanent=error.permanent,
@@ -115,4 +115,4 @@ def refused(user: User, error: DataRefused) -> Rejected:
 
 def unreadable(record: Unreadable) -> Rejected:
     """Describe a record that could not even be read."""
-    return Rejected(record.id, record.digest.hex(), record.payload, record.error)
+    return Rejected(record.id, record.fingerprint.hex(), record.payload, record.error)

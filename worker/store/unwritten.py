@@ -8,7 +8,7 @@ from typing import Protocol
 
 from psycopg import sql
 
-from worker.model import User
+from worker.model import Users
 from worker.store.database import Connection, Database
 from worker.store.deletions import Deletions, Suspect
 from worker.store.lease import Claim, Closing, Lease
@@ -79,7 +79,7 @@ class Told(Protocol):
     A batch may be tried again: what is told twice is the same.
     """
 
-    def compared(self, users: Sequence[User], letters: str, old: Sequence[str]) -> None:
+    def compared(self, users: Users, letters: str, old: Sequence[str]) -> None:
         """Take a letter for each user; `old` are the rows, as JSON, of those with u or s."""
 
     def proven(self, proofs: Sequence[Proof], letters: str, *, approved: bool) -> None: ...
@@ -107,7 +107,7 @@ class UnwrittenTable(Table):
     def relation(self) -> sql.SQL:
         return quoted(self.schema) if self.exists else sql.SQL(_NO_ROWS)
 
-    def apply(self, users: Sequence[User], observed_at: datetime) -> Question:
+    def apply(self, users: Users, observed_at: datetime) -> Question:
         """Ask what applying these users would do."""
         parts = [_DISAGREEING.format(name=name, of=of) for name, of in self.own_values.items()]
         disagreeing = sql.SQL(" || ").join(map(sql.SQL, ["'{}'::jsonb", *parts]))
@@ -115,7 +115,7 @@ class UnwrittenTable(Table):
         params = Table.apply(self, users, observed_at).params
         return Question(query, params, answered=partial(self._compared, users))
 
-    def insert(self, users: Sequence[User], observed_at: datetime) -> Question:
+    def insert(self, users: Users, observed_at: datetime) -> Question:
         """Ask how many of these users have no row yet."""
         question = self.apply(users, observed_at)
         return replace(question, answered=lambda row: (question.answered(row)[0].count(INSERTED),))
@@ -126,7 +126,7 @@ class UnwrittenTable(Table):
         answered = partial(self._proven, proofs, approved)
         return Question(self._sql(_PROVE), params, answered=answered)
 
-    def _compared(self, users: Sequence[User], row: Row) -> Row:
+    def _compared(self, users: Users, row: Row) -> Row:
         self.told.compared(users, row[0], row[-1])
         return row[:-1]
 

@@ -8,7 +8,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from worker.mirror import NO_MILLIS
-from worker.model import User, ids_of, json_array
+from worker.model import Users
 from worker.store.database import Connection
 from worker.store.shape import TABLE, Shape
 from worker.store.statement import Statement
@@ -35,7 +35,7 @@ from worker.store.users_sql import (
 INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
 DELETED, WAITING = "dw"
 
-Outcome = tuple[Sequence[User], str]
+Outcome = tuple[Users, str]
 """Users and what became of them, a letter for each."""
 
 # With the letters of a whole transaction this stays below what fits into a socket's buffers: a
@@ -93,14 +93,14 @@ class Table:
         row = conn.execute(self._sql(STATE), {"id": user_id}).fetchone()
         return None if row is None else bool(row[0])
 
-    def apply(self, users: Sequence[User], observed_at: datetime) -> Statement:
+    def apply(self, users: Users, observed_at: datetime) -> Statement:
         """Write what `observed_at` saw of these users, unless a row is newer.
 
         Returns one letter per user, in order, and of the rows whose key changed the positions and
         the millis they had before.
         """
         params = {
-            "records": Jsonb(users, dumps=json_array),
+            "records": Jsonb(users, dumps=_json),
             "ignored": list(self.ignored_fields),
             "observed_at": observed_at,
             "grace_seconds": self.grace_seconds,
@@ -108,17 +108,17 @@ class Table:
         }
         return Statement(self._sql(APPLY), params)
 
-    def insert(self, users: Sequence[User], observed_at: datetime) -> Statement:  # noqa: ARG002
+    def insert(self, users: Users, observed_at: datetime) -> Statement:  # noqa: ARG002
         """Write users of whom nobody is known to have a row, whenever they were seen.
 
         Returns no rows. If some have one after all, the database refuses all of them.
         """
-        return Statement(self._sql(INSERT), {"records": Jsonb(users, dumps=json_array)})
+        return Statement(self._sql(INSERT), {"records": Jsonb(users, dumps=_json)})
 
-    def locked(self, users: Sequence[User]) -> Statement:
+    def locked(self, users: Users) -> Statement:
         """Find rows of these users that somebody else keeps locked; returns an array of ids."""
         these = sql.SQL(THESE).format(id_type=self.shape.id_type)
-        params = {"ids": ids_of(users), "most": MOST_LOCKED}
+        params = {"ids": users.ids, "most": MOST_LOCKED}
         return Statement(self._sql(LOCKED, these=these), params)
 
     def soft_delete(
@@ -162,6 +162,10 @@ class Table:
             columns=_listed(columns),
             values=_listed(columns.values()),
         )
+
+
+def _json(users: Users) -> bytes:
+    return users.json
 
 
 def quoted(schema: str) -> sql.SQL:
