@@ -421,8 +421,8 @@ def test_what_a_sweep_is_refused_for_check_is_refused_for(site: Site) -> None:
     site.api.kind = replace(TODAY, cap=2)
     swept, checked = site.shell.run("--once"), site.shell.run("check")
     assert (swept.code, checked.code) == (2, 2)
-    assert "set stack.page_size to at most 2" in complaint(swept)
-    assert "set stack.page_size to at most 2" in checked.stdout
+    assert "so few users a page" in complaint(swept)
+    assert "so few users a page" in checked.stdout
 
 
 def test_check_warns_of_a_list_that_does_not_go_on(site: Site) -> None:

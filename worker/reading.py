@@ -49,7 +49,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         self._reached = self.findings.resume_at
-        self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
+        with self.findings.memory.lock:
+            self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
         self._checkpoint_at = self._monotonic()
 
     def read(self) -> None:
@@ -69,11 +70,11 @@ class Reading:
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
         arrived = self.source.await_answer(asked.answer)
-        request = self.walk.request
         with self.findings.memory.lock:
             span = self.walk.take(arrived.outline)
         if span is None:
-            log.info("walk.recovered", behind=request.pair and request.pair.last.id)
+            pair = self.walk.request.pair
+            log.info("walk.recovered", behind=pair and pair.last.id)
         ahead = None if self.walk.ended else self._ask()
         if span is not None:
             self.take(self.source.await_answer(arrived.page), span)

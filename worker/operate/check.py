@@ -88,7 +88,7 @@ def _check_source(settings: Settings) -> list[Finding]:
                 proven = walk.take(pages[1]) is not None
         finally:
             source.close()
-    users = "has users" if len(pages[0].places) else "has no users yet"
+    users = "has users" if len(pages[0].places) or pages[0].next_cursor else "has no users yet"
     text = f"{settings.stack.api_url} answers; the project {users}; limit up to {page_size.limit:,}"
     found = [Finding("ok", "stack auth", text)]
     if not proven:
