@@ -50,6 +50,9 @@ _SPEAKERS = {"aclcheck_error", "DeadLockReport", "ProcessInterrupts"}
 # `alter database … allow_connections false`, as for a restore or an upgrade.
 _CLOSED_FOR_NOW = "is not currently accepting connections"
 
+# How an error ends that the check explains; the check itself leaves it out.
+SEE_CHECK = "; `users-sync check` says why"
+
 # A database that sleeps when idle takes some seconds to wake up.
 CONNECT_SECONDS = 10
 
@@ -165,7 +168,7 @@ def _ours(error: psycopg.Error) -> UsersSyncError | None:
     if state[:2] in {"08", "25", "40", "53", "55", "57", "58", "XX"}:
         return Transient(text)
     if state[:2] in {"0A", "28", "3D", "3F", "42"}:
-        return Misconfigured(f"the database refuses: {text}; `users-sync check` says why")
+        return Misconfigured(f"the database refuses: {text}{SEE_CHECK}")
     # Postgres has no such errors for statements like ours, but what a trigger runs may raise any.
     return DataRefused(state, error.diag.constraint_name) if error.diag.context else None
 
