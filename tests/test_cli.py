@@ -445,6 +445,37 @@ def test_what_a_sweep_is_refused_for_check_is_refused_for(site: Site) -> None:
     assert "set stack.page_size to at most 2" in checked.stdout
 
 
+@pytest.mark.parametrize("generated", [False, True], ids=["no replica identity", "generated id"])
+def test_new_users_come_in_where_a_publication_forbids_updates(
+    site: Site, *, generated: bool
+) -> None:
+    """The first page has nobody new; the last one has, beside users who changed."""
+    ids_there = site.project.populate(12)
+    shell = site.shell.having(USERS_SYNC_STACK__PAGE_SIZE="5")
+    assert shell.run("--once").code == 0
+    site.execute("create publication everything for all tables")
+    if not generated:
+        site.execute("alter table neon_auth.users_sync replica identity nothing")
+    elif site.rows("select current_setting('server_version_num')::int < 180000") == [(True,)]:
+        pytest.skip("came with PostgreSQL 18")
+    new = site.project.populate(3, seed=1)
+    assert shell.run("--once").code == 0
+    new += site.project.populate(3, seed=2)
+    for user_id in (ids_there[0], ids_there[-1]):
+        site.project.edit(user_id, display_name="New")
+    swept, checked = shell.run("--once"), shell.run("check")
+    assert (swept.code, swept.event("sweep.finished")["outcome"]) == (2, "failed")
+    assert 'cannot update table "users_sync"' in complaint(swept)
+    assert set(ids(site.rows(LIVE))) == {*ids_there, *new}
+    assert ("FAIL", "publication") in findings(checked)
+    for fix in [line for line in checked.stdout.splitlines() if "publication everything" in line]:
+        for statement in fix.split("`")[1::2]:
+            site.execute(statement)
+    assert shell.run("--once").code == 0
+    named = "select count(*) from neon_auth.users_sync where name = 'New'"
+    assert site.rows(named) == [(2,)]
+
+
 def test_check_warns_of_a_list_that_does_not_go_on(site: Site) -> None:
     site.project.populate(20)
 
