@@ -23,7 +23,7 @@ from tests.processes import Ended, Shell, Site, command, kept_waiting, opened_si
 from worker.sandbox.api import TODAY, Request, server_error
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.store.progress import COUNTS
-from worker.store.schema import creation_sql
+from worker.store.schema import creation_sql, migrations
 
 LIVE = "select id from neon_auth.users_sync where deleted_at is null order by id"
 DELETED = "select id from neon_auth.users_sync where deleted_at is not null order by id"
@@ -361,16 +361,20 @@ def test_signal_while_the_database_is_awaited_ends_a_command(site: Site) -> None
 
 def test_init_creates_what_is_missing_and_changes_nothing_that_is_there(site: Site) -> None:
     first = site.shell.run("init")
-    assert (first.code, first.stderr.count("\n")) == (0, 3)
+    *created, warning = first.stderr.splitlines()
+    assert (first.code, len(created)) == (0, len(migrations()) + 1)
+    assert warning.startswith("users-sync: Neon's new managed auth uses the schema neon_auth")
     assert first.stdout.splitlines() == [
         "neon_auth.users_sync: ready (generated)",
-        "users_sync_worker: 2 SQL files applied",
+        f"users_sync_worker: {len(migrations())} SQL files applied",
     ]
     schema = site.rows(CATALOG)
     again = site.shell.run("init")
     assert (again.code, again.stderr) == (0, "")
     assert again.stdout.splitlines()[1] == "users_sync_worker: up to date"
     assert site.rows(CATALOG) == schema
+    other = site.shell.having(USERS_SYNC_DATABASE__SCHEMA="stack_auth").run("init")
+    assert (other.code, "neon_auth" in other.stderr) == (0, False)
     assert site.api.requests == []
 
 
@@ -392,6 +396,22 @@ SUBJECTS = ("configuration", "stack auth", "database", "table", "worker")
 
 
 # check
+
+
+@pytest.mark.parametrize("change", ["rename holder to former", "rename to former"])
+def test_check_never_refers_to_itself(site: Site, change: str) -> None:
+    site.shell.run("init")
+    site.execute(f"alter table users_sync_worker.lease {change}")
+    swept, checked = site.shell.run("--once"), site.shell.run("check")
+    assert (swept.code, checked.code) == (2, 2)
+    assert "users-sync check" not in checked.stdout
+    site.execute(
+        "insert into users_sync_worker.migration (number, name, version)"
+        " values (99, '099_later.sql', '7.5.0')"
+    )
+    ended = [site.shell.run(name) for name in ("--once", "status", "init", "check", "deletions")]
+    assert [each.code for each in ended] == [2] * 5
+    assert all("update this one to 7.5.0 or later" in e.stdout + e.stderr for e in ended)
 
 
 def test_check_writes_nothing_and_says_what_init_would_do(site: Site) -> None:
@@ -421,8 +441,39 @@ def test_what_a_sweep_is_refused_for_check_is_refused_for(site: Site) -> None:
     site.api.kind = replace(TODAY, cap=2)
     swept, checked = site.shell.run("--once"), site.shell.run("check")
     assert (swept.code, checked.code) == (2, 2)
-    assert "set stack.page_size to at most 2" in complaint(swept)
-    assert "set stack.page_size to at most 2" in checked.stdout
+    assert "so few users a page" in complaint(swept)
+    assert "so few users a page" in checked.stdout
+
+
+@pytest.mark.parametrize("generated", [False, True], ids=["no replica identity", "generated id"])
+def test_new_users_come_in_where_a_publication_forbids_updates(
+    site: Site, *, generated: bool
+) -> None:
+    """The first page has nobody new; the last one has, beside users who changed."""
+    ids_there = site.project.populate(12)
+    shell = site.shell.having(USERS_SYNC_STACK__PAGE_SIZE="5")
+    assert shell.run("--once").code == 0
+    site.execute("create publication everything for all tables")
+    if not generated:
+        site.execute("alter table neon_auth.users_sync replica identity nothing")
+    elif site.rows("select current_setting('server_version_num')::int < 180000") == [(True,)]:
+        pytest.skip("came with PostgreSQL 18")
+    new = site.project.populate(3, seed=1)
+    assert shell.run("--once").code == 0
+    new += site.project.populate(3, seed=2)
+    for user_id in (ids_there[0], ids_there[-1]):
+        site.project.edit(user_id, display_name="New")
+    swept, checked = shell.run("--once"), shell.run("check")
+    assert (swept.code, swept.event("sweep.finished")["outcome"]) == (2, "failed")
+    assert 'cannot update table "users_sync"' in complaint(swept)
+    assert set(ids(site.rows(LIVE))) == {*ids_there, *new}
+    assert ("FAIL", "publication") in findings(checked)
+    for fix in [line for line in checked.stdout.splitlines() if "publication everything" in line]:
+        for statement in fix.split("`")[1::2]:
+            site.execute(statement)
+    assert shell.run("--once").code == 0
+    named = "select count(*) from neon_auth.users_sync where name = 'New'"
+    assert site.rows(named) == [(2,)]
 
 
 def test_check_warns_of_a_list_that_does_not_go_on(site: Site) -> None:

@@ -17,6 +17,7 @@ from worker.errors import Stopped
 from worker.findings import Findings
 from worker.memory import Memory
 from worker.once import bind_project, open_store, opened_database, opened_source, rules
+from worker.page_size import PageSize
 from worker.poll import Poll
 from worker.sandbox.api import Reply, Request
 from worker.settings import Settings
@@ -134,7 +135,7 @@ def test_page_full_of_strangers_is_gone_on_from_until_somebody_is_known(desk: De
 
 @every_server
 def test_a_burst_of_5000_sign_ups_between_two_polls_is_in_the_table_at_once(desk: Desk) -> None:
-    desk.source.page_size.limit = 1_000
+    desk.source.page_size = PageSize(1_000)
     ids = desk.world.project.populate(100)
     desk.sweep()
     desk.limits()
@@ -176,7 +177,7 @@ def test_a_poll_that_goes_on_skips_nobody_when_users_go_in_between(desk: Desk, l
 
 
 def test_behind_ten_thousand_strangers_the_sweep_takes_over(desk: Desk) -> None:
-    desk.source.page_size.limit = 1_000
+    desk.source.page_size = PageSize(1_000)
     desk.world.project.populate(12_000)
     assert desk.poll().counts["inserted"] in range(9_000, 11_001)
     assert max(desk.limits()) == 1_000

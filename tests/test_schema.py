@@ -25,7 +25,7 @@ from worker.store.deletions import Deletions
 from worker.store.lease import Claim, Lease
 from worker.store.progress import Checkpoint, Progress, SweepRow
 from worker.store.quarantine import Quarantine, Rejected
-from worker.store.schema import creation_sql, migrations, prepare
+from worker.store.schema import creation_sql, migrations, prepare, require_tables
 from worker.store.shape import Shape
 from worker.store.users import Table
 
@@ -144,6 +144,65 @@ def test_each_migration_is_applied_once(opened: Opened, connection: psycopg.Conn
         prepare(database, "neon_auth")
     applied = connection.execute("select number, name from users_sync_worker.migration").fetchall()
     assert sorted(applied) == [(number, name) for number, (name, _) in migrations().items()]
+
+
+def test_status_is_read_where_functions_are_not_everybodys(
+    connection: psycopg.Connection, plain_role: str
+) -> None:
+    connection.execute("alter default privileges revoke execute on functions from public")
+    connection.execute(creation_sql("neon_auth").encode())
+    connection.execute("insert into users_sync_worker.lease (target) values ('neon_auth')")
+    connection.execute(
+        f"grant usage on schema users_sync_worker to {plain_role};"
+        f" grant select on users_sync_worker.status to {plain_role}; set role {plain_role}".encode()
+    )
+    rows = connection.execute("select target, users_live from users_sync_worker.status").fetchall()
+    connection.execute("reset role")
+    assert rows == [("neon_auth", None)]
+
+
+NEWER = "insert into users_sync_worker.migration (number, name{}) values (99, '099_later.sql'{})"
+
+
+@pytest.mark.parametrize(
+    ("newer", "wanted"),
+    [
+        (
+            NEWER.format(", version", ", '7.5.0'"),
+            "made by users-sync 7.5.0, and this is .*: update",
+        ),
+        (
+            NEWER.format("", ""),
+            "made by a newer users-sync, .*: update this one to the version that",
+        ),
+    ],
+)
+def test_tables_of_a_newer_version_are_refused_with_what_is_needed(
+    opened: Opened, connection: psycopg.Connection, newer: str, wanted: str
+) -> None:
+    database = opened()
+    prepare(database, "neon_auth")
+    connection.execute(newer.encode())
+    before = catalog(connection, "neon_auth")
+    for required in (lambda: prepare(database, "neon_auth"), lambda: database.call(require_tables)):
+        with pytest.raises(Misconfigured, match=wanted):
+            required()
+    assert catalog(connection, "neon_auth") == before
+
+
+def test_tables_of_the_version_before_are_brought_up_to_date(
+    opened: Opened, connection: psycopg.Connection
+) -> None:
+    """Its table of applied files has no column for the version."""
+    database = opened()
+    prepare(database, "neon_auth")
+    connection.execute(
+        "delete from users_sync_worker.migration where number > 2;"
+        " alter table users_sync_worker.migration drop column version"
+    )
+    prepare(database, "neon_auth")
+    applied = connection.execute("select number, version from users_sync_worker.migration")
+    assert {number for number, version in applied if version} == migrations().keys() - {1, 2}
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:

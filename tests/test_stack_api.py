@@ -319,6 +319,7 @@ def test_answer_with_a_header_of_the_api_is_its_own(
     [
         ("query.limit must be less than or equal to 1000", 1_000),
         ("query.limit must be at most 500", 500),
+        ("query.limit must be at most 1,000", 1_000),
         ("query.limit is too large", None),
         ("query.cursor must be a valid UUID\n  - query.limit is over 250", 250),
     ],
@@ -331,7 +332,6 @@ def test_limit_that_the_server_does_not_take_says_how_much_it_takes(
     error = page_error(router, api, answer)
     assert isinstance(error, LimitRefused)
     assert error.largest == largest
-    assert "stack.page_size" in str(error)
 
 
 def test_answer_of_todays_server_to_1001_users_names_its_cap(

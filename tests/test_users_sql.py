@@ -681,3 +681,12 @@ def test_deletion_that_is_rolled_back_is_not_counted(target: Target, number: int
     with target.conn.transaction(force_rollback=True):
         soft_delete(target, [person(1)])
     assert (target.row(person(1))[5], counted(target)) == (None, [(0, 0)])
+
+
+def test_new_users_are_added_where_no_row_may_be_updated(target: Target) -> None:
+    assert target.apply(people(1, 2)) == "ii"
+    before = target.query("select *, xmin from users_sync order by id")
+    users = [person(1), person(2, display_name="New"), person(3)]
+    assert target.run(target.table().add(Users.of(users), target.now())) == ("=si", None, None)
+    assert target.query("select *, xmin from users_sync order by id")[:2] == before
+    assert target.ids() == {user.id for user in users}

@@ -40,7 +40,13 @@ from worker.operate.check import check as find_problems
 from worker.settings import Settings
 from worker.signals import Signals
 from worker.store.row_security import row_security_sql
-from worker.store.schema import creation_sql, missing_migrations, prepare
+from worker.store.schema import (
+    creation_sql,
+    missing_migrations,
+    prepare,
+    schema_exists,
+    shared_name,
+)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -161,9 +167,12 @@ def init(
         raise Misconfigured("--rls goes with --print-sql: the table's owner is to read and run it")
     with opened(settings) as database:
         missing = len(database.call(missing_migrations))
+        created = not database.call(partial(schema_exists, schema=target))
         shape = prepare(database, target)
     print(f"{target}.users_sync: ready ({shape.value})")
     print(f"users_sync_worker: {f'{missing} SQL files applied' if missing else 'up to date'}")
+    if created and (warning := shared_name(target)):
+        print(f"users-sync: {warning}", file=sys.stderr)
     return DONE
 
 

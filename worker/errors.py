@@ -10,7 +10,8 @@ UsersSyncError
 ├── DataRefused          the database refuses a record for what is in it: find it, quarantine it
 ├── Blocked              a lock or statement time-out: try with fewer rows
 ├── Misconfigured        a person must act; the message says what, where, and the fix
-│   └── LimitRefused     the users API gives fewer users at once: ask for less, and remember
+│   ├── LimitRefused     the users API gives fewer users at once: ask for less, and remember
+│   └── UpdatesRefused   the table takes new rows alone: insert them, then fail
 └── Stopped              somebody asked the worker to stop
 """
 
@@ -88,6 +89,10 @@ class LimitRefused(Misconfigured):
     def __init__(self, message: str, largest: int | None = None) -> None:
         super().__init__(message)
         self.largest = largest
+
+
+class UpdatesRefused(Misconfigured):
+    """A publication, or a table without replica identity, forbids every update of the table."""
 
 
 class Stopped(UsersSyncError):

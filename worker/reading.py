@@ -8,6 +8,7 @@ from datetime import datetime
 import structlog
 
 from worker.careful_reader import storable
+from worker.errors import UpdatesRefused
 from worker.findings import Findings
 from worker.mirror import Delta, Span
 from worker.model import Key, Page, Users, last_key
@@ -46,10 +47,12 @@ class Reading:
     _reached: Key | None = field(init=False)
     _checkpoint_at: float = field(init=False)
     _under_way: list[Asked] = field(default_factory=list)
+    _refusal: UpdatesRefused | None = None
 
     def __post_init__(self) -> None:
         self._reached = self.findings.resume_at
-        self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
+        with self.findings.memory.lock:
+            self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
         self._checkpoint_at = self._monotonic()
 
     def read(self) -> None:
@@ -65,21 +68,31 @@ class Reading:
         finally:
             # What is still under way is not waited for: nothing has to be remembered for it.
             self._forget_asked()
+        if self._refusal is not None:
+            raise self._refusal
 
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
         page = self.source.await_answer(asked.answer)
-        request = self.walk.request
         with self.findings.memory.lock:
             span = self.walk.take(page)
         if span is None:
-            log.info("walk.recovered", behind=request.pair and request.pair.last.id)
+            pair = self.walk.request.pair
+            log.info("walk.recovered", behind=pair and pair.last.id)
         ahead = None if self.walk.ended else self._ask()
         if span is not None:
-            self.take(page, span)
-            self._reached = self.walk.request.after
+            self._take_on_the_way(page, span)
         self._forget_asked(asked)
         return ahead
+
+    def _take_on_the_way(self, page: Page, span: Span) -> None:
+        """Take a page in; where the table takes no updates, there may be new users behind it."""
+        try:
+            self.take(page, span)
+        except UpdatesRefused as error:
+            self._refusal = error
+        if self._refusal is None:
+            self._reached = self.walk.request.after
 
     def save(self) -> None:
         """Write the checkpoint now: what was applied, not what was asked for since."""
@@ -162,9 +175,11 @@ class Reading:
             self._count(page, span)
             extras = self._records(page, rejected, delta)
             changed = self._not_known_as_refused(found.users)
-            if changed or extras or (span and self._checkpoint_is_due()):
+            # The next sweep must not go on behind a page whose updates were refused.
+            advances = span is not None and self._refusal is None
+            if changed or extras or (advances and self._checkpoint_is_due()):
                 self._checkpoint_at = self._monotonic()
-                checkpoint = self._checkpoint(self.walk.request.after) if span else []
+                checkpoint = self._checkpoint(self.walk.request.after) if advances else []
                 self.apply(
                     changed,
                     page.observed_at,

@@ -1,6 +1,5 @@
 """Asks the API in the background, and keeps the lease alive while an answer is awaited."""
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Event
 from typing import Protocol, TypeVar
@@ -62,8 +61,12 @@ class Source:
         return self._pages.submit(self._retry.call, lambda: self._fetch_page(request))
 
     def ask_newest(self, request: Request, limit: int) -> Future[Page]:
-        """Begin to fetch up to `limit` users, newest first, with retries; no cursor is cheap."""
-        return self._newest.submit(self._retry.call, lambda: self._fetch_newest(request, limit))
+        """Begin to fetch up to `limit` users, newest first, with retries.
+
+        Without a cursor this is cheap for the server.
+        """
+        size = PageSize(limit, self.page_size.cap)
+        return self._newest.submit(self._retry.call, lambda: self._fetch_newest(request, size))
 
     def ask_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
@@ -84,30 +87,25 @@ class Source:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _fetch_page(self, request: Request) -> Page:
-        try:
-            page = self._within_cap(
-                lambda: self.page_size.widened(request.widen),
-                lambda limit: self._api.fetch_page(request.cursor, limit),
-            )
-        except Transient as error:
-            if error.too_much:
-                self.page_size.shrink()
-            raise
-        self.page_size.succeeded()
-        return page
+        return self._fetch(self.page_size, request, newest_first=False)
 
-    def _fetch_newest(self, request: Request, limit: int) -> Page:
-        return self._within_cap(
-            lambda: self.page_size.capped(limit * request.widen),
-            lambda most: self._api.fetch_page(request.cursor, most, newest_first=True),
-        )
+    def _fetch_newest(self, request: Request, size: PageSize) -> Page:
+        return self._fetch(size, request, newest_first=True)
 
-    def _within_cap(self, limit: Callable[[], int], fetch: Callable[[int], Page]) -> Page:
-        """Fetch up to `limit` users; if the server gives fewer at once, learn it and ask again."""
+    def _fetch(self, size: PageSize, request: Request, *, newest_first: bool) -> Page:
+        """Fetch as many users as the server takes and bears; what it says of that is learnt."""
         while True:
-            asked = limit()
+            limit = size.limit_for(request.widen)
             try:
-                return fetch(asked)
+                page = self._api.fetch_page(request.cursor, limit, newest_first=newest_first)
             except LimitRefused as refused:
-                self.page_size.learn_cap(refused, asked)
-                log.info("page.capped", refused=asked, cap=self.page_size.cap)
+                size.learn_cap(refused, limit)
+                self.page_size.cap = min(self.page_size.cap, size.cap)
+                log.info("page.capped", refused=limit, cap=size.limit)
+            except Transient as error:
+                if error.too_much:
+                    size.shrink()
+                raise
+            else:
+                size.succeeded()
+                return page

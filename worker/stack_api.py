@@ -5,7 +5,6 @@ import ssl
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from threading import Event
 from types import TracebackType
 from typing import Self, TypeVar
@@ -28,6 +27,7 @@ from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
 from worker.model import Page, Single
 from worker.names import USUAL_NAMES, Names
 from worker.page_reader import read_page
+from worker.version import installed_version
 
 Answered = TypeVar("Answered", Page, Single)
 
@@ -194,18 +194,11 @@ def _headers(access: Access) -> dict[str, str]:
     return {
         "accept": "application/json",
         "accept-encoding": "gzip",  # no other is unpacked
-        "user-agent": f"users-sync/{_version()}",
+        "user-agent": f"users-sync/{installed_version()}",
         "x-stack-access-type": "server",
         "x-stack-project-id": access.project_id,
         "x-stack-secret-server-key": access.secret_server_key,
     }
-
-
-def _version() -> str:
-    try:
-        return version("users-sync")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"
 
 
 def _not_connected(error: httpx.ConnectError, host: str, names: Names) -> UsersSyncError:

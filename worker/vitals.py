@@ -5,9 +5,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 from typing import Literal
+
+from worker.version import installed_version
 
 State = Literal["starting", "standing by", "working", "quiet", "stopping"]
 
@@ -96,13 +97,6 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _installed_version() -> str:
-    try:
-        return version("users-sync")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"
-
-
 @dataclass(slots=True, kw_only=True)
 class Vitals:
     """Safe to be called from any thread. Moments are seconds of `monotonic`."""
@@ -113,7 +107,7 @@ class Vitals:
     sweep_share: float = 0.25
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = _utc_now
-    version: str = field(default_factory=_installed_version)
+    version: str = field(default_factory=installed_version)
 
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)
     _state: State = field(default="starting", init=False)

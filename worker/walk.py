@@ -110,7 +110,9 @@ class Walk:
         if reached is not None and self._further(self._furthest, reached) != self._furthest:
             self._furthest = reached
             self._without_progress = 0
-        if not self.ended:
+        if self.ended:
+            self.request = Request(self.request.pair, reached)
+        else:
             self.request = Request(Pair(page.places[-2], page.places[-1]), reached)
             self._ways_back = _through(page.places, self._pairs_before)
         return Span(after, None if self.ended else reached)

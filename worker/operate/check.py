@@ -12,7 +12,7 @@ from worker.errors import (
     UsersSyncError,
 )
 from worker.once import access
-from worker.operate.check_rights import require_creation, require_own_rights
+from worker.operate.check_rights import require_creation, require_own_rights, status_grant
 from worker.operate.check_table import look_at_table
 from worker.operate.check_writers import find_stale_rows
 from worker.operate.finding import Finding
@@ -21,7 +21,7 @@ from worker.retry import Retry
 from worker.settings import Settings
 from worker.source import Source
 from worker.stack_api import StackApi
-from worker.store.database import Connection, Database
+from worker.store.database import SEE_CHECK, Connection, Database
 from worker.store.schema import OWN_SCHEMA, missing_migrations
 from worker.walk import Walk
 
@@ -70,7 +70,7 @@ def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
         # Of its cause: it was asked once only, so for how long is of no interest.
         return [Finding("FAIL", subject, str(error.__cause__ or error), code)]
     except UsersSyncError as error:
-        return [Finding("FAIL", subject, str(error), 2)]
+        return [Finding("FAIL", subject, str(error).removesuffix(SEE_CHECK), 2)]
 
 
 def _check_source(settings: Settings) -> list[Finding]:
@@ -88,7 +88,7 @@ def _check_source(settings: Settings) -> list[Finding]:
                 proven = walk.take(pages[1]) is not None
         finally:
             source.close()
-    users = "has users" if len(pages[0].places) else "has no users yet"
+    users = "has users" if len(pages[0].places) or pages[0].next_cursor else "has no users yet"
     text = f"{settings.stack.api_url} answers; the project {users}; limit up to {page_size.limit:,}"
     found = [Finding("ok", "stack auth", text)]
     if not proven:
@@ -145,4 +145,8 @@ def _check_own(conn: Connection, settings: Settings) -> list[Finding]:
             " to it, or database.schema to another schema"
         )
     text = f"at work: {holder}" if live else "ready; nobody is at work"
-    return [Finding("ok", "worker", text), *find_stale_rows(conn, schema)]
+    found = [Finding("ok", "worker", text), *find_stale_rows(conn, schema)]
+    if grant := status_grant(conn):
+        text = f"the worker's role may not use `users-sync status`: let its owner run `{grant}`"
+        found.append(Finding("warn", "worker", text))
+    return found

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import structlog
 
-from worker.errors import Blocked, DataRefused, Transient
+from worker.errors import Blocked, DataRefused, Transient, UpdatesRefused
 from worker.model import Key, User, Users
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine, Rejected, refused
@@ -71,30 +71,42 @@ class Batch:
     applied: Applied = field(default_factory=Applied)
     blocked: int = 0
     _length: int = 1
+    _refusal: UpdatesRefused | None = None
 
     def apply(self, users: Users, extras: Sequence[Extra]) -> Applied:
         """Apply `users`; `extras` are committed with the last part.
 
-        Raises what Lease.commit raises, and Transient if the table as a whole is locked.
+        Raises what Lease.commit raises, and Transient if the table as a whole is locked. Before it
+        raises UpdatesRefused, because a row would have to be updated, it has inserted those who had
+        none, without the extras.
         """
         self._length = _length(users, self.statement_bytes)
         parts = _cut(users, _length(users, self.part_bytes))
         for part in parts[:-1]:
             self._apply(part, ())
         self._apply(parts[-1], extras)
+        if self._refusal is not None:
+            if any(self.applied.by(STALE)):
+                raise self._refusal
+            self._commit([], extras)
         return self.applied
 
     def _apply(self, users: Users, extras: Sequence[Extra]) -> None:
+        extras = () if self._refusal else extras
         if not users:
             self._commit([], extras)
             return
         parts = _cut(users, self._length)
-        write = self.table.insert if self.newcomers else self.table.apply
-        statements = [write(part, self.observed_at) for part in parts]
+        statements = [self._write(part) for part in parts]
         try:
             rows = self._commit(statements, extras, parts)
         except _KnownAfterAll:
             self._look_up(users, extras)
+        except UpdatesRefused as error:
+            if self._refusal is not None:
+                raise  # it is a table of ours that takes no updates
+            self._refusal = error
+            self._apply(users, ())
         except (DataRefused, Blocked) as error:
             if self.newcomers:
                 self._look_up(users, extras)
@@ -104,6 +116,12 @@ class Batch:
             self.blocked = 0
             for part, row in zip(parts, rows, strict=False):
                 self._take(part, row)
+
+    def _write(self, users: Users) -> Statement:
+        if self.newcomers:
+            return self.table.insert(users, self.observed_at)
+        write = self.table.add if self._refusal else self.table.apply
+        return write(users, self.observed_at)
 
     def _look_up(self, users: Users, extras: Sequence[Extra]) -> None:
         """Apply those of whom nobody was known to have a row, after all as any others."""

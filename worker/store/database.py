@@ -11,7 +11,14 @@ import structlog
 from psycopg.rows import RowFactory
 
 from worker.clock import Clock
-from worker.errors import Blocked, DataRefused, Misconfigured, Transient, UsersSyncError
+from worker.errors import (
+    Blocked,
+    DataRefused,
+    Misconfigured,
+    Transient,
+    UpdatesRefused,
+    UsersSyncError,
+)
 from worker.retry import Retry
 from worker.store.patience import LONGEST_SECONDS, PatientConnection, unless_stopped
 
@@ -47,8 +54,14 @@ _MADE_UP = tuple("6789IJKLMNOQRSTUVWYZ")
 # names in its source, speak of privileges and locks alone.
 _SPEAKERS = {"aclcheck_error", "DeadLockReport", "ProcessInterrupts"}
 
+# Whether subscribers could find an updated row is looked at for every update of any row.
+_REPLICATION = "CheckCmdReplicaIdentity"
+
 # `alter database … allow_connections false`, as for a restore or an upgrade.
 _CLOSED_FOR_NOW = "is not currently accepting connections"
+
+# How an error ends that the check explains; the check itself leaves it out.
+SEE_CHECK = "; `users-sync check` says why"
 
 # A database that sleeps when idle takes some seconds to wake up.
 CONNECT_SECONDS = 10
@@ -160,12 +173,14 @@ def _ours(error: psycopg.Error) -> UsersSyncError | None:
     if state[:2] in {"21", "22", "23", "44", "54", "P0"} or state.startswith(_MADE_UP):
         return DataRefused(state, error.diag.constraint_name)
     text = f"{_words(error)} ({state})"
+    replicated = error.diag.source_function == _REPLICATION
     if state in {"55P03", "57014"}:
         return Blocked(text)
-    if state[:2] in {"08", "25", "40", "53", "55", "57", "58", "XX"}:
+    if state[:2] in {"08", "25", "40", "53", "55", "57", "58", "XX"} and not replicated:
         return Transient(text)
-    if state[:2] in {"0A", "28", "3D", "3F", "42"}:
-        return Misconfigured(f"the database refuses: {text}; `users-sync check` says why")
+    if replicated or state[:2] in {"0A", "28", "3D", "3F", "42"}:
+        kind = UpdatesRefused if replicated else Misconfigured
+        return kind(f"the database refuses: {text}{SEE_CHECK}")
     # Postgres has no such errors for statements like ours, but what a trigger runs may raise any.
     return DataRefused(state, error.diag.constraint_name) if error.diag.context else None
 

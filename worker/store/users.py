@@ -1,7 +1,7 @@
 """What is done to users_sync: load the live keys, apply users, mark users deleted."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from psycopg import sql
@@ -14,6 +14,7 @@ from worker.store.shape import TABLE, Shape
 from worker.store.statement import Statement
 from worker.store.transaction import IDLE_LIMIT
 from worker.store.users_sql import (
+    ADD,
     APPLY,
     FRESH,
     INSERT,
@@ -107,6 +108,13 @@ class Table:
             "most_moved": MOST_MOVED,
         }
         return Statement(self._sql(APPLY), params)
+
+    def add(self, users: Users, observed_at: datetime) -> Statement:
+        """Write those of these users who have no row, and leave the others as they are.
+
+        Returns as `apply` does.
+        """
+        return replace(self.apply(users, observed_at), query=self._sql(ADD))
 
     def insert(self, users: Users, observed_at: datetime) -> Statement:  # noqa: ARG002
         """Write users of whom nobody is known to have a row, whenever they were seen.
