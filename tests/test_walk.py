@@ -531,6 +531,14 @@ def test_one_user_with_a_next_cursor_asks_for_twice_as_many() -> None:
     assert walk.request == Request(widen=2)
 
 
+def test_first_page_without_any_key_covers_no_user() -> None:
+    """Such a page says nothing about who is missing."""
+    walk = Walk()
+    odd = [(user_id(number), number + 0.5) for number in range(3)]
+    assert walk.take(page_of(odd, user_id(3))) is None
+    assert (walk.request, walk.ended) == (Request(widen=2), False)
+
+
 def test_widened_request_is_narrow_again_after_progress() -> None:
     walk = Walk()
     walk.take(numbered(1, 2, following=3))

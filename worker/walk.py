@@ -96,9 +96,10 @@ class Walk:
         return continues and (page.descending if self._newest_first else page.ascending)
 
     def _goes_on(self, places: Places) -> bool:
-        """Whether there is a pair to ask behind, and it is further than the one before."""
+        """Whether the page brings the walk on; else a larger one is needed."""
         pair = self.request.pair
-        return len(places) > 1 and (pair is None or places[-1] != pair.last)
+        goes_on = last_key(places) is not None if pair is None else places[-1] != pair.last
+        return len(places) > 1 and goes_on
 
     def _advance(self, page: Page) -> Span:
         after = self.request.after
