@@ -157,12 +157,13 @@ def test_closed_outputs_change_no_exit_code(
         assert "users-sync: " not in ended[1]
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(("arguments", "code"), [("--once", 0), ("plan", 7), ("check", 0)])
 def test_full_disk_is_told_in_one_line_and_changes_no_exit_code(
-    site: Site, arguments: str, code: int
+    site: Site, arguments: str, code: int, unbuffered: str
 ) -> None:
     site.project.populate(3)
-    assert sh(site, f"$worker {arguments} >{FULL}") == (
+    assert sh(site, f"$worker {arguments} >{FULL}", PYTHONUNBUFFERED=unbuffered) == (
         code,
         "",
         "users-sync: stdout could not be written: No space left on device\n",

@@ -3,26 +3,26 @@
 import errno
 import os
 import sys
-from concurrent.futures import wait
+from threading import Timer
 from typing import NoReturn
 
-from worker.aside import aside
-from worker.log import FLUSH_SECONDS, reset_logging
+from worker.log import reset_logging
 from worker.outputs import write_error
 
-# The log first, and then what commands print.
-LONGEST_ENDING_SECONDS = 2 * FLUSH_SECONDS
+# A second for the log; then what commands print, and threads that are about to end.
+LONGEST_ENDING_SECONDS = 2.0
 
 
 def leave(code: int, message: str | None = None) -> NoReturn:
     """Print `message` on stderr, write what is buffered, and end the process with this code.
 
-    A reader that stalls does not keep the process alive: what it has not read is then lost.
+    That does not last long: what a reader that stalls has not read is lost, and a thread that is
+    stuck is left behind.
     """
-    ending = aside(lambda: _write_the_rest(message))
-    if wait([ending], LONGEST_ENDING_SECONDS).not_done:
-        # The interpreter would wait for the thread that is writing.
-        os._exit(code)
+    deadline = Timer(LONGEST_ENDING_SECONDS, os._exit, (code,))
+    deadline.daemon = True
+    deadline.start()
+    _write_the_rest(message)
     sys.exit(code)
 
 

@@ -36,6 +36,7 @@ class Troubles:
 
     def failed(self, service: str, error: str) -> None:
         """Take in an attempt that failed and will be repeated."""
+        self.moved()
         self.metrics.count_retry(service)
         self.began(service, error)
 
@@ -45,7 +46,16 @@ class Troubles:
 
     def answered(self, status: str) -> None:
         """Take in how a request ended."""
+        self.moved()
         self.metrics.count_request(status)
+
+    def moved(self) -> None:
+        """Take in that a job got somewhere, be it to an error."""
+        self.vitals.moved()
+
+    def stalled(self) -> bool:
+        """Whether the worker makes no progress, and so should not keep the lease."""
+        return self.vitals.stalled()
 
     def began(self, name: str, error: str, *, fatal: bool = False) -> None:
         """Note what goes wrong, and warn if nothing did before; a person must mend the fatal."""
