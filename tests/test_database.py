@@ -1,5 +1,6 @@
 """The connection: what becomes of every error, and that a broken one is replaced."""
 
+import math
 import re
 import socket
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.store.database import Connection, Database, connect
 from worker.store.lease import Claim, Lease
-from worker.store.patience import PatientConnection, unless_stopped
+from worker.store.patience import TIDYING_SECONDS, PatientConnection, Stopping, unless_stopped
 from worker.store.schema import prepare
 from worker.store.statement import Statement
 from worker.store.users import Table
@@ -239,6 +240,15 @@ def test_stop_ends_the_wait_for_a_connection() -> None:
             assert isinstance(call.exception(PATIENCE_SECONDS), Stopped)
 
 
+def test_all_that_begins_after_a_stop_shares_one_deadline() -> None:
+    stop = Event()
+    stopping = Stopping(stop)
+    assert (stopping.patience(3), stopping.ends_at(3)) == (3, math.inf)
+    stop.set()
+    assert stopping.patience(3) == stopping.patience(0) == TIDYING_SECONDS
+    assert stopping.ends_at(TIDYING_SECONDS) == stopping.ends_at(TIDYING_SECONDS)
+
+
 def test_connection_that_comes_too_late_is_closed(database_url: str) -> None:
     stop, answer = Event(), Event()
     opened: list[PatientConnection] = []
@@ -249,7 +259,7 @@ def test_connection_that_comes_too_late_is_closed(database_url: str) -> None:
         return opened[0]
 
     with ThreadPoolExecutor() as caller:
-        call = caller.submit(unless_stopped, connect_late, stop)
+        call = caller.submit(unless_stopped, connect_late, Stopping(stop))
         stop.set()
         assert isinstance(call.exception(PATIENCE_SECONDS), Stopped)
     answer.set()

@@ -158,6 +158,45 @@ def test_lost_lease_is_waited_for_and_taken_again(world: ServiceWorld, logs: Log
     worker.stop()
 
 
+def test_worker_whose_jobs_are_stuck_is_found_out_and_replaced(
+    world: ServiceWorld, logs: Logs
+) -> None:
+    world.project.populate(30)
+    stuck, other = world.at_work(), world.start()
+    until("the other stands by", lambda: other.state == "standing by")
+    vitals = stuck.service.vitals
+    with stuck.service.memory.lock:
+        vitals.longest_step_seconds = 0.5
+        until("it is found out", lambda: vitals.not_alive)
+        created = world.project.create()
+        until("the other takes over", lambda: created in world.live())
+        until("it is told", lambda: "worker.stalled" in events(logs))
+    until("it stands by", lambda: stuck.state == "standing by")
+    until("it is alive", lambda: not vitals.not_alive)
+    assert other.state == "working"
+    other.stop()
+    stuck.stop()
+
+
+def test_worker_with_nothing_to_do_is_no_standstill(world: ServiceWorld) -> None:
+    worker = world.at_work(poll_seconds=3600, sweep_seconds=3600)
+    vitals = worker.service.vitals
+    vitals.longest_step_seconds = 3
+    until("it idles", lambda: (vitals.snapshot().seconds_since_poll or 0) > 4)
+    assert vitals.not_alive == ()
+    worker.stop()
+
+
+def test_outage_is_no_standstill(world: ServiceWorld) -> None:
+    worker = world.at_work()
+    vitals = worker.service.vitals
+    vitals.longest_step_seconds = 4
+    world.api.on_request(lambda _: server_error())
+    until("it lasts", lambda: (vitals.snapshot().trouble_seconds or 0) > 5)
+    assert vitals.not_alive == ()
+    worker.stop()
+
+
 def test_second_worker_stands_by_and_takes_over_at_once_after_a_stop(world: ServiceWorld) -> None:
     world.project.populate(30)
     first = world.at_work(lease_seconds=3600)

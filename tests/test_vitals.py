@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.worker_samples import Ticks, sample_sweep, sample_vitals
-from worker.vitals import KEPT_SWEEPS, State, Vitals
+from worker.vitals import KEPT_SWEEPS, LONGEST_STEP_SECONDS, State, Vitals
 
 
 @pytest.fixture
@@ -162,11 +162,22 @@ def test_trouble_lasts_from_its_first_sign_to_its_end(vitals: Vitals, ticks: Tic
 
 def test_silent_main_loop_is_not_alive(vitals: Vitals, ticks: Ticks) -> None:
     ticks.seconds = 30
-    assert vitals.is_alive()
+    assert list(vitals.not_alive) == []
     ticks.seconds = 31
-    assert not vitals.is_alive()
+    assert list(vitals.not_alive) == ["the main loop stands still"]
     vitals.beat()
-    assert vitals.is_alive()
+    assert list(vitals.not_alive) == []
+
+
+def test_worker_whose_jobs_do_not_move_is_not_alive(vitals: Vitals, ticks: Ticks) -> None:
+    for ticks.seconds in (30, LONGEST_STEP_SECONDS):
+        vitals.beat()
+        assert not vitals.stalled()
+    ticks.seconds = LONGEST_STEP_SECONDS + 1
+    assert vitals.stalled()
+    assert list(vitals.not_alive) == ["no job has moved for 660 s"]
+    vitals.moved()
+    assert list(vitals.not_alive) == []
 
 
 def test_snapshot_holds_what_was_set(vitals: Vitals, ticks: Ticks) -> None:

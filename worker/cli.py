@@ -24,6 +24,7 @@ from worker.command import (
     started_database,
     stopped_by_signals,
 )
+from worker.ending import leave
 from worker.errors import (
     Blocked,
     DatabaseUnavailable,
@@ -34,9 +35,10 @@ from worker.errors import (
     SweepIncomplete,
     UsersSyncError,
 )
-from worker.log import configure_logging
+from worker.log import configure_logging, flush_logging
 from worker.once import sweep_once
 from worker.operate.check import check as find_problems
+from worker.outputs import protect_outputs
 from worker.settings import Settings
 from worker.signals import Signals
 from worker.store.row_security import row_security_sql
@@ -73,18 +75,25 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line; every way out leads through here."""
+    protect_outputs()
+    leave(*_outcome())
+
+
+def _outcome() -> tuple[int, str | None]:
+    """Run the command; return its exit code, and what to complain of on stderr."""
     try:
         code = typer.main.get_command(app).main(prog_name="users-sync", standalone_mode=False)
     except typer.TyperException as error:
-        sys.exit(_complain(f"{error.format_message()} (`users-sync --help` lists what there is)"))
+        text = f"{error.format_message()} (`users-sync --help` lists what there is)"
+        return USAGE, _pasteable(text)
     except UsersSyncError as error:
-        sys.exit(_exit_code(error))
+        return _exit_code(error), _pasteable(str(error))
     except typer.Abort:
-        sys.exit(130)
+        return 130, None
     except Exception as error:
         log.exception("worker.failed")
-        sys.exit(_complain(f"a bug, please report it: {type(error).__name__}", BUG))
-    sys.exit(code or DONE)
+        return BUG, f"a bug, please report it: {type(error).__name__}"
+    return code or DONE, None
 
 
 @app.callback(invoke_without_command=True)
@@ -122,6 +131,7 @@ def run(
         # Only now: on a terminal the progress display has its hand on stdout.
         configure_logging(settings.log.level, settings.log.format, sys.stdout)
         report = sweep_once(settings, url, signals.stop, on_page)
+        flush_logging()
     if console.is_terminal:
         console.print(display.summary(report))
     return HELD if report.outcome == "held" else DONE
@@ -235,11 +245,9 @@ def demo(
 
 def _exit_code(error: UsersSyncError) -> int:
     codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-    return _complain(str(error), next(codes, BUG))
+    return next(codes, BUG)
 
 
-def _complain(message: str, code: int = USAGE) -> int:
-    # What is to be typed next can be pasted, however this program was started.
-    text = " ".join(message.split()).replace("`users-sync ", f"`{own_name()} ")
-    print(f"users-sync: {text}", file=sys.stderr)
-    return code
+def _pasteable(message: str) -> str:
+    """Put a message on one line, with commands named as this one was started."""
+    return " ".join(message.split()).replace("`users-sync ", f"`{own_name()} ")

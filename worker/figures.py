@@ -21,6 +21,7 @@ class Figures:
     clock: Clock
 
     def page_read(self, page_size: int) -> None:
+        self.vitals.moved()
         self.vitals.set_page_size(page_size)
         self.vitals.set_rows(users=len(self.memory.mirror))
 

@@ -30,12 +30,13 @@ from worker.once import (
     opened_database,
     opened_source,
 )
+from worker.retry import LONGEST_ASKED_SECONDS
 from worker.settings import Settings
 from worker.source import Source
 from worker.store import Store
 from worker.store.database import Database
 from worker.troubles import FIRST_PAUSE_SECONDS, Troubles
-from worker.vitals import State, Vitals
+from worker.vitals import LONGEST_STEP_SECONDS, State, Vitals
 from worker.web import WebServer
 
 log = structlog.stdlib.get_logger(__name__)
@@ -72,6 +73,7 @@ class Service:
     _tenure: int = 0
     _lock: Lock = field(default_factory=Lock)
     _fatal: Misconfigured | None = None
+    _stalled: bool = False
 
     def __post_init__(self) -> None:
         self.vitals = Vitals(
@@ -79,6 +81,9 @@ class Service:
             api_host=self.settings.stack.api_url.partition("://")[2],
             sweep_seconds=self.settings.schedule.sweep_seconds,
             sweep_share=self.settings.schedule.sweep_share,
+            # The API may ask for a long pause between two requests.
+            longest_step_seconds=LONGEST_STEP_SECONDS
+            + max(0.0, self.settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
         )
         self.metrics = Metrics(self.vitals.snapshot)
         self._troubles = Troubles(self.vitals, self.metrics)
@@ -98,11 +103,25 @@ class Service:
             self.jobs.start()
             self._arm("begin", partial(self._begin, inner, database), 0)
             while not self.stop.wait(BEAT_SECONDS):
-                self.vitals.beat()
-                self.jobs.mind_the_clock()
+                self._beat()
             self.vitals.enter("stopping")
+            if not self.jobs.stop():
+                log.error("jobs.abandoned", jobs=self.jobs.running())
+                opened.pop_all()  # what they hold, such as a lock, would be waited for
         if self._fatal is not None:
             raise self._fatal
+
+    def _beat(self) -> None:
+        """Look after the clock, and at whether the jobs get anywhere; once a second."""
+        self.vitals.beat()
+        self.jobs.mind_the_clock()
+        # Keeping the lease is not what the worker is there for.
+        if self.jobs.at_rest("renew"):
+            self.vitals.moved()
+        stalled = self.vitals.stalled()
+        if stalled and not self._stalled:
+            log.error("worker.stalled", jobs=self.jobs.running())
+        self._stalled = stalled
 
     def _begin(self, inner: ExitStack, database: Database) -> None:
         """Look at the table and open the API; then wait for the lease."""
@@ -169,6 +188,9 @@ class Service:
         except LeaseLost as error:
             self._stand_down(tenure, error)
             return
+        finally:
+            if name != "renew":
+                self.vitals.moved()
         if again is not None and tenure == self._tenure and not self.stop.is_set():
             self._arm(name, work, again)
 

@@ -23,17 +23,20 @@ class Troubles:
     """The troubles of all threads, by the service or the job that has them.
 
     Services are watched call by call (`failed`, `succeeded`, `answered`), jobs as a whole (`began`,
-    `ended`). It is one trouble until none of them is left.
+    `ended`). It is one trouble until none of them is left. Each name that was told of when it began
+    is told of again when it ends.
     """
 
     vitals: Vitals
     metrics: Metrics
     _present: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    _told: dict[str, None] = field(default_factory=dict)
     _failures: Counter[str] = field(default_factory=Counter)
     _lock: Lock = field(default_factory=Lock)
 
     def failed(self, service: str, error: str) -> None:
         """Take in an attempt that failed and will be repeated."""
+        self.moved()
         self.metrics.count_retry(service)
         self.began(service, error)
 
@@ -43,7 +46,16 @@ class Troubles:
 
     def answered(self, status: str) -> None:
         """Take in how a request ended."""
+        self.moved()
         self.metrics.count_request(status)
+
+    def moved(self) -> None:
+        """Take in that a job got somewhere, be it to an error."""
+        self.vitals.moved()
+
+    def stalled(self) -> bool:
+        """Whether the worker makes no progress, and so should not keep the lease."""
+        return self.vitals.stalled()
 
     def began(self, name: str, error: str, *, fatal: bool = False) -> None:
         """Note what goes wrong, and warn if nothing did before; a person must mend the fatal."""
@@ -52,6 +64,7 @@ class Troubles:
             self._present.pop(name, None)
             self._present[name] = (error, fatal)
             if self.vitals.trouble(f"{name}: {error}", fatal=fatal):
+                self._told[name] = None
                 log.warning("trouble.began", service=name, error=error)
 
     def ended(self, name: str) -> None:
@@ -65,7 +78,9 @@ class Troubles:
                 error, fatal = self._present[left]
                 self.vitals.trouble(f"{left}: {error}", fatal=fatal)
             elif (lasted := self.vitals.trouble_ended()) is not None:
-                log.info("trouble.ended", service=name, lasted_seconds=round(lasted, 1))
+                for told in self._told:
+                    log.info("trouble.ended", service=told, lasted_seconds=round(lasted, 1))
+                self._told.clear()
 
     def next_pause(self, name: str) -> float:
         """Give the seconds until the next attempt, more with each failure in a row."""

@@ -14,6 +14,8 @@ State = Literal["starting", "standing by", "working", "quiet", "stopping"]
 
 # The main loop beats once a second. A machine that swaps is slow, too, but not for this long.
 LONGEST_SILENCE_SECONDS = 30
+# The longest step of any job: reading the keys of millions of users takes up to ten minutes.
+LONGEST_STEP_SECONDS = 660
 # An outage that is over within this time is not worth waking anybody.
 LEAST_SWEEP_AGE_SECONDS = 300
 KEPT_SWEEPS = 50
@@ -105,6 +107,7 @@ class Vitals:
     api_host: str
     sweep_seconds: float
     sweep_share: float = 0.25
+    longest_step_seconds: float = LONGEST_STEP_SECONDS
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = _utc_now
     version: str = field(default_factory=installed_version)
@@ -113,6 +116,7 @@ class Vitals:
     _state: State = field(default="starting", init=False)
     _started_at: datetime = field(init=False)
     _beat_at: float = field(init=False)
+    _moved_at: float = field(init=False)
     _swept_at: float | None = field(default=None, init=False)
     _polled_at: float | None = field(default=None, init=False)
     _sweep_duration: float = field(default=0.0, init=False)
@@ -128,15 +132,30 @@ class Vitals:
 
     def __post_init__(self) -> None:
         self._started_at = self.now()
-        self._beat_at = self.monotonic()
+        self._beat_at = self._moved_at = self.monotonic()
         self._sweeps = deque(maxlen=KEPT_SWEEPS)
 
     def beat(self) -> None:
         """Tell that the main loop goes round; once a second."""
         self._beat_at = self.monotonic()
 
-    def is_alive(self) -> bool:
-        return self.monotonic() - self._beat_at <= LONGEST_SILENCE_SECONDS
+    def moved(self) -> None:
+        """Tell that a job got somewhere, or that none has anything to do."""
+        self._moved_at = self.monotonic()
+
+    def stalled(self) -> bool:
+        """Whether no job got anywhere for longer than any step of one takes."""
+        return self.monotonic() - self._moved_at > self.longest_step_seconds
+
+    @property
+    def not_alive(self) -> tuple[str, ...]:
+        """Say why only a restart can help; nothing if none is needed."""
+        reasons = []
+        if self.monotonic() - self._beat_at > LONGEST_SILENCE_SECONDS:
+            reasons.append("the main loop stands still")
+        if self.stalled():
+            reasons.append(f"no job has moved for {self.longest_step_seconds:.0f} s")
+        return tuple(reasons)
 
     def enter(self, state: State) -> None:
         with self._lock:

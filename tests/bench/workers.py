@@ -51,6 +51,11 @@ class Nobody:
 
     def answered(self, status: str) -> None: ...
 
+    def moved(self) -> None: ...
+
+    def stalled(self) -> bool:
+        return False
+
 
 def settings(api: RemoteApi, page_size: int = 1_000) -> Settings:
     return Settings.model_validate(

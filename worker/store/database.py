@@ -20,7 +20,7 @@ from worker.errors import (
     UsersSyncError,
 )
 from worker.retry import Retry
-from worker.store.patience import LONGEST_SECONDS, PatientConnection, unless_stopped
+from worker.store.patience import LONGEST_SECONDS, PatientConnection, Stopping, unless_stopped
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -100,6 +100,7 @@ class Database:
         self.lock = RLock()
         self._url = url
         self._seconds = seconds
+        self._stopping = Stopping(retry.stop)
         self._connection: PatientConnection | None = None
 
     def call(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
@@ -129,12 +130,11 @@ class Database:
                 raise
 
     def _connected(self, seconds: float) -> Connection:
-        stop = self.retry.stop
         if self._connection is not None and not self._connection.closed:
-            self._connection.limit(seconds, stop)
+            self._connection.limit(seconds, self._stopping)
             return self._connection
-        self._connection = unless_stopped(lambda: connect(self._url), stop)
-        self._connection.limit(seconds, stop)
+        self._connection = unless_stopped(lambda: connect(self._url), self._stopping)
+        self._connection.limit(seconds, self._stopping)
         row = self._connection.execute("select clock_timestamp()").fetchone()
         if row is not None:
             self.clock.learn(row[0])

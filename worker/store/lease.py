@@ -184,7 +184,13 @@ class Lease:
         self._run(_RELEASE)
 
     def renew_if_due(self) -> None:
-        """Renew the lease every third of its life. Raises LeaseLost or MirrorOutdated."""
+        """Renew the lease every third of its life. Raises LeaseLost or MirrorOutdated.
+
+        A worker that makes no progress does not, so that another one takes over.
+        """
+        watch = self._database.retry.watch
+        if watch is not None and watch.stalled():
+            return
         with self._database.lock:
             if not self.held:
                 self._rested_or_lost()
@@ -211,7 +217,10 @@ class Lease:
                 if not alone or writes != self._writes:
                     self._writes, self._true_until = None, writes if alone else None
                     raise MirrorOutdated("somebody else wrote to the table meanwhile")
-            return self._call(lambda conn: self._commit(conn, statements, sweep, closing))
+            rows = self._call(lambda conn: self._commit(conn, statements, sweep, closing))
+        if (watch := self._database.retry.watch) is not None:
+            watch.moved()
+        return rows
 
     def _take_again(self) -> None:
         """Take the lease anew, which raises the epoch by one. Raises LeaseLost."""
