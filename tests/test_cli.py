@@ -361,10 +361,10 @@ def test_signal_while_the_database_is_awaited_ends_a_command(site: Site) -> None
 
 def test_init_creates_what_is_missing_and_changes_nothing_that_is_there(site: Site) -> None:
     first = site.shell.run("init")
-    assert (first.code, first.stderr.count("\n")) == (0, 3)
+    assert (first.code, first.stderr.count("\n")) == (0, 4)
     assert first.stdout.splitlines() == [
         "neon_auth.users_sync: ready (generated)",
-        "users_sync_worker: 2 SQL files applied",
+        "users_sync_worker: 3 SQL files applied",
     ]
     schema = site.rows(CATALOG)
     again = site.shell.run("init")

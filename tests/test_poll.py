@@ -13,9 +13,12 @@ from tests.service_world import LIVE, ServiceWorld, opened_service_world, until
 from tests.sweep_world import Nobody, sign_up
 from tests.users_apis import every_server
 from worker.clock import Clock
+from worker.duty import Duty
 from worker.errors import Misconfigured, Stopped
+from worker.figures import Figures
 from worker.findings import Findings, begin
 from worker.memory import Memory
+from worker.metrics import Metrics
 from worker.once import bind_project, open_store, opened_database, opened_source, rules
 from worker.poll import Poll
 from worker.sandbox.api import Reply, Request
@@ -24,6 +27,7 @@ from worker.source import Source
 from worker.store import Store
 from worker.store.progress import Checkpoint
 from worker.sweep import Report, Sweep
+from worker.vitals import Vitals
 
 SIZE = 5
 PAGE_SIZE = 10
@@ -338,6 +342,24 @@ def test_poll_does_not_queue_behind_the_proofs_of_a_sweep(desk: Desk) -> None:
         assert not swept.done()
         go_on.set()
         assert swept.result(20).counts["deleted"] == 20
+
+
+# Manners
+
+
+def test_poll_that_took_the_server_long_waits_in_proportion(desk: Desk) -> None:
+    """At most a fifth of the time; the least pause is 0.02 s."""
+    sign_up(desk.world.project, *range(30))
+    vitals = Vitals(target="neon_auth", api_host="localhost", sweep_seconds=60)
+    figures = Figures(vitals, Metrics(vitals.snapshot), desk.memory, desk.store.database.clock)
+    duty = Duty(desk.settings, desk.source, desk.store, desk.memory, figures)
+    duty.sweep()
+
+    def work(_: Request) -> None:
+        Event().wait(0.1)
+
+    desk.world.api.on_request(work)
+    assert duty.poll() >= 4 * 0.1
 
 
 # Suspicions that an interrupted sweep leaves

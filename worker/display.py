@@ -16,7 +16,7 @@ from worker.sweep import Report
 OnPage = Callable[[Findings], None]
 
 _DONE = ("inserted", "updated", "restored", "unchanged", "deleted", "approved")
-_LEFT = ("waiting", "held", "hidden", "stale", "quarantined")
+_LEFT = ("waiting", "unasked", "held", "hidden", "stale", "quarantined")
 
 
 class _Speed(ProgressColumn):

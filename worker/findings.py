@@ -100,7 +100,7 @@ class Findings:
             del self.rejects[record]
 
     def in_state(self, *states: str) -> list[str]:
-        """Give the ids of suspects in these states, those first noticed first.
+        """Give the ids of suspects in these states: those never asked about first, then by age.
 
         A resumed sweep cannot know what its first part noticed again, so it takes all whose rows
         are live.
@@ -113,7 +113,7 @@ class Findings:
             if suspect.state in states
             and (user_id in self.noticed or not (self.whole or user_id in self.not_live))
         ]
-        return sorted(ids, key=lambda user_id: (suspects[user_id].first_noticed, user_id))
+        return sorted(ids, key=lambda user_id: (*suspects[user_id].turn, user_id))
 
     def pass_over_who_is_not_live(self) -> None:
         """Pass over suspects whose rows are marked deleted already: they count only once.

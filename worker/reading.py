@@ -45,12 +45,14 @@ class Reading:
     walk: Walk = field(init=False)
     _reached: Key | None = field(init=False)
     _checkpoint_at: float = field(init=False)
+    _api_seconds: float = field(init=False)
     _under_way: list[Asked] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._reached = self.findings.resume_at
         self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
         self._checkpoint_at = self._monotonic()
+        self._api_seconds = self.source.api_time.of("sweep")
 
     def read(self) -> None:
         """Walk to the proven end of the list.
@@ -69,6 +71,7 @@ class Reading:
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
         arrived = self.source.await_answer(asked.answer)
+        self.count_api_time()
         request = self.walk.request
         with self.findings.memory.lock:
             span = self.walk.take(arrived.outline)
@@ -80,6 +83,11 @@ class Reading:
             self._reached = self.walk.request.after
         self._forget_asked(asked)
         return ahead
+
+    def count_api_time(self) -> None:
+        """Count how long the API has worked for this sweep; a checkpoint keeps the count."""
+        before, self._api_seconds = self._api_seconds, self.source.api_time.of("sweep")
+        self.findings.counts["api_millis"] += round((self._api_seconds - before) * 1000)
 
     def save(self) -> None:
         """Write the checkpoint now: what was applied, not what was asked for since."""

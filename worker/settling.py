@@ -41,6 +41,8 @@ class Settling:
     trouble: SourceUnavailable | Misconfigured | None = None
     _gone: dict[str, datetime] = field(default_factory=dict)
     _left: int = 0
+    _asked: set[str] = field(default_factory=set)
+    _put_off: set[str] = field(default_factory=set)
 
     def settle(self) -> list[Statement]:
         """Ask about the suspects and delete what is proven and not too much.
@@ -72,7 +74,18 @@ class Settling:
                 asked_at = findings.suspects[user_id].asked_at
                 if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
                     due.append(user_id)
-            return (findings.in_state("candidate") + due)[: self.rules.guard.enough]
+            suspects = findings.in_state("candidate") + due
+        enough = self.rules.guard.enough
+        self._put_off = set(suspects[enough:])
+        return suspects[:enough]
+
+    @property
+    def unasked(self) -> int:
+        """How many suspects were left for the next sweep to ask about."""
+        suspects = self.reading.findings.suspects
+        return sum(
+            user_id in suspects and suspects[user_id].state != "held" for user_id in self._put_off
+        )
 
     def _learn_of_approvals(self) -> None:
         """Look whether somebody has approved meanwhile: that is written beside our memory."""
@@ -104,6 +117,8 @@ class Settling:
         finally:
             for _, answer in answers:
                 answer.cancel()
+        self.reading.count_api_time()
+        self._asked.update(ids)
         findings = self.reading.findings
         with findings.memory.lock:
             findings.memory.check(findings.generation)
@@ -226,10 +241,21 @@ class Settling:
         """Forget what was not noticed again; only a sweep that saw everything can say so."""
         findings, store = self.reading.findings, self.reading.store
         statements = [store.deletions.keep(findings.noticed, findings.number)]
+        if self.trouble is None:
+            statements += self._note_asked()
         if findings.whole and self.trouble is None:
             statements.append(store.deletions.forget_others(findings.noticed))
             statements.append(store.quarantine.forget_others(findings.seen))
         return statements
+
+    def _note_asked(self) -> list[Statement]:
+        """Let the next sweep ask first about those about whom this one did not."""
+        findings, store = self.reading.findings, self.reading.store
+        left = self._asked.intersection(findings.in_state("candidate"))
+        asked_at = store.database.clock.now()
+        for user_id in left:
+            findings.suspects[user_id] = replace(findings.suspects[user_id], asked_at=asked_at)
+        return [store.deletions.asked(left)] if left else []
 
 
 def _letters(rows: Sequence[Row | None]) -> str:

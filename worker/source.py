@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import Protocol, TypeVar
 
 import structlog
 
+from worker.api_time import ApiTime, Purpose
 from worker.errors import LimitRefused, SourceUnavailable, Stopped, Transient
 from worker.model import Page, Single
 from worker.outline import Arrival, Outline
@@ -57,6 +59,7 @@ class Source:
 
     def __init__(self, api: Api, retry: Retry, *, page_size: PageSize, lease: Renewed) -> None:
         self.page_size = page_size
+        self.api_time = ApiTime()
         self._api = api
         self._retry = retry
         self._lease = lease
@@ -81,7 +84,7 @@ class Source:
 
     def ask_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
-        return self._users.submit(self._retry.call, lambda: self._api.fetch_user(user_id))
+        return self._users.submit(self._retry.call, lambda: self._fetch_user(user_id))
 
     def await_answer(self, answer: Future[Answered]) -> Answered:
         """Wait for an answer. Raises what asking raised, Stopped, LeaseLost or MirrorOutdated."""
@@ -102,6 +105,7 @@ class Source:
             arrival = self._within_cap(
                 lambda: self.page_size.widened(request.widen),
                 lambda limit: self._api.fetch_arrival(request.cursor, limit),
+                "sweep",
             )
         except Transient as error:
             if error.too_much:
@@ -114,14 +118,20 @@ class Source:
         return self._within_cap(
             lambda: self.page_size.capped(limit * request.widen),
             lambda most: self._api.fetch_page(request.cursor, most, newest_first=True),
+            "poll",
         )
 
-    def _within_cap(self, limit: Callable[[], int], fetch: Callable[[int], Listed]) -> Listed:
+    def _fetch_user(self, user_id: str) -> Single:
+        return self.api_time.measured("sweep", lambda: self._api.fetch_user(user_id))
+
+    def _within_cap(
+        self, limit: Callable[[], int], fetch: Callable[[int], Listed], purpose: Purpose
+    ) -> Listed:
         """Fetch up to `limit` users; if the server gives fewer at once, learn it and ask again."""
         while True:
             asked = limit()
             try:
-                return fetch(asked)
+                return self.api_time.measured(purpose, partial(fetch, asked))
             except LimitRefused as refused:
                 self.page_size.learn_cap(refused, asked)
                 log.info("page.capped", refused=asked, cap=self.page_size.cap)
