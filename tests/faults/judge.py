@@ -205,7 +205,7 @@ class Judge:
                 self._judge_passed(user_id, started)
 
     def _judge_suspects(self) -> None:
-        """See that nobody is suspected who was seen since."""
+        """See that no user is suspected who was seen since."""
         for user_id, noticed_at in self.query(_SUSPECTS):
             if user_id in self._by_hand:
                 continue
