@@ -97,3 +97,8 @@ class UpdatesRefused(Misconfigured):
 
 class Stopped(UsersSyncError):
     """A signal asked the worker to end."""
+
+
+def told(error: Exception) -> str:
+    """Say what went wrong; of an error that is not ours only its kind, for it may quote a user."""
+    return str(error) if isinstance(error, UsersSyncError) else f"a bug: {type(error).__name__}"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from worker.clock import Clock
+from worker.errors import told
 from worker.findings import Findings
 from worker.memory import Memory
 from worker.metrics import Metrics
@@ -38,6 +39,10 @@ class Figures:
         counts = {name: count for name, count in findings.counts.items() if name != "users"}
         self.metrics.count_rows(counts)
 
+    def sweep_failed(self, error: Exception) -> None:
+        """Take in a sweep that did not come to its end."""
+        self.vitals.sweep_failed(told(error))
+
     def sweep_ended(self, report: Report) -> None:
         """Take in a sweep; one that was a poll is worth showing only if it changed something."""
         counts = {name: count for name, count in report.figures.items() if name != "candidates"}
@@ -52,6 +57,7 @@ class Figures:
                     self.clock.now(),
                     report.duration_seconds,
                     counts,
+                    report.api_seconds,
                 )
             )
         self.metrics.count_rows(counts)

@@ -23,8 +23,9 @@ class Findings:
     `known_at_start` is how many rows were live then. `whole` says that this process walks the list
     from its start, so that what it has not noticed may be forgotten. `noticed` are the suspects
     that were missing, with the key they had; `seen` are the quarantined records that were met,
-    `stale` the users whose row was newer. `beside` counts what became of users who are not on the
-    list, though the API knows them.
+    `stale` the users whose row was newer, `not_live` the suspects without a live row when a resumed
+    sweep began. `beside` counts what became of users who are not on the list, though the API knows
+    them.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Findings:
     noticed: dict[str, Key] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     stale: set[str] = field(default_factory=set)
+    not_live: set[str] = field(default_factory=set)
     beside: int = 0
     furthest: Key | None = None
     waiting: int = 0
@@ -98,25 +100,30 @@ class Findings:
             del self.rejects[record]
 
     def in_state(self, *states: str) -> list[str]:
-        """Give the ids of suspects in these states, those first noticed first.
+        """Give the ids of suspects in these states: those never asked about first, then by age.
 
-        A resumed sweep cannot know what its first part noticed again, so it takes them all.
+        A resumed sweep cannot know what its first part noticed again, so it takes all whose rows
+        are live.
         """
         # A copy: a poll beside the sweep may strike some of them out.
         suspects = self.suspects.copy()
         ids = [
             user_id
             for user_id, suspect in suspects.items()
-            if suspect.state in states and (user_id in self.noticed or not self.whole)
+            if suspect.state in states
+            and (user_id in self.noticed or not (self.whole or user_id in self.not_live))
         ]
-        return sorted(ids, key=lambda user_id: (suspects[user_id].first_noticed, user_id))
+        return sorted(ids, key=lambda user_id: (*suspects[user_id].turn, user_id))
 
-    def forget_who_is_not_live(self) -> None:
-        """Drop suspects that this very sweep has marked deleted already: they count only once."""
+    def pass_over_who_is_not_live(self) -> None:
+        """Pass over suspects whose rows are marked deleted already: they count only once.
+
+        They stay in memory, as in the database, so that the next answer that shows them strikes
+        them out of both.
+        """
         if self.suspects:
             keys = self.mirror.keys()
-            live = {user_id for _, user_id in keys}
-            self.memory.suspects = {id_: s for id_, s in self.suspects.items() if id_ in live}
+            self.not_live = self.suspects.keys() - {user_id for _, user_id in keys}
 
     def carry_on(self, before: "Findings") -> None:
         """Be the same sweep as `before`, whose mirror had to be thrown away.
@@ -132,7 +139,7 @@ class Findings:
         self.beside = before.beside
         for name in before.counts.keys() - {"pages", "users"}:
             self.counts[name] = max(self.counts[name], before.counts[name])
-        self.forget_who_is_not_live()
+        self.pass_over_who_is_not_live()
 
     def checkpoint(self, key: Key, outcomes: Sequence[Outcome] = ()) -> Checkpoint:
         """Say how far the sweep has come once what `outcomes` tell of a batch is counted, too."""
@@ -167,7 +174,7 @@ def begin(
         findings.resume_at = findings.furthest = checkpoint.key
         findings.whole = False
         findings.counts = Counter(checkpoint.counts)
-        findings.forget_who_is_not_live()
+        findings.pass_over_who_is_not_live()
     findings.known_at_start = len(findings.mirror)
     store.lease.sweep = max(store.lease.sweep, findings.number)
     return findings

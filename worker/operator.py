@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from worker import display
 from worker.command import (
@@ -245,8 +246,8 @@ def purge(
         raise Misconfigured(
             "--older-than: should be 1h or more, so that no late answer brings a purged user back"
         )
-    with _desk(settings) as desk:
-        purged = Purge(desk, seconds, dry_run).run()
+    with _desk(settings) as desk, display.asking(Console(stderr=True)) as on_asked:
+        purged = Purge(desk, seconds, dry_run, on_asked).run()
     for line in _told_of_purge(purged, dry_run=dry_run):
         print(line)
     return DONE

@@ -46,6 +46,7 @@ class Reading:
     walk: Walk = field(init=False)
     _reached: Key | None = field(init=False)
     _checkpoint_at: float = field(init=False)
+    _api_seconds: float = field(init=False)
     _under_way: list[Asked] = field(default_factory=list)
     _refusal: UpdatesRefused | None = None
 
@@ -54,6 +55,7 @@ class Reading:
         with self.findings.memory.lock:
             self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
         self._checkpoint_at = self._monotonic()
+        self._api_seconds = self.source.api_time.of("sweep")
 
     def read(self) -> None:
         """Walk to the proven end of the list.
@@ -74,6 +76,7 @@ class Reading:
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
         page = self.source.await_answer(asked.answer)
+        self.count_api_time()
         with self.findings.memory.lock:
             span = self.walk.take(page)
         if span is None:
@@ -93,6 +96,11 @@ class Reading:
             self._refusal = error
         if self._refusal is None:
             self._reached = self.walk.request.after
+
+    def count_api_time(self) -> None:
+        """Count how long the API has worked for this sweep; a checkpoint keeps the count."""
+        before, self._api_seconds = self._api_seconds, self.source.api_time.of("sweep")
+        self.findings.counts["api_millis"] += round((self._api_seconds - before) * 1000)
 
     def save(self) -> None:
         """Write the checkpoint now: what was applied, not what was asked for since."""

@@ -17,6 +17,7 @@ from worker.errors import (
     Stopped,
     SweepIncomplete,
     UsersSyncError,
+    told,
 )
 from worker.figures import Figures
 from worker.jobs import Jobs
@@ -86,7 +87,7 @@ class Service:
             + max(0.0, self.settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
         )
         self.metrics = Metrics(self.vitals.snapshot)
-        self._troubles = Troubles(self.vitals, self.metrics)
+        self._troubles = Troubles(self.vitals, self.metrics, self._recovered)
         self._figures = Figures(self.vitals, self.metrics, self.memory, self.clock)
 
     def run(self) -> None:
@@ -163,6 +164,7 @@ class Service:
             if tenure != self._tenure:
                 return
             self._tenure += 1
+            self._duty = None
         log.warning("lease.lost", error=str(error))
         self.vitals.set_lease(False)
         # Whoever holds the lease now has them to tell.
@@ -172,6 +174,13 @@ class Service:
         for name in HOLDERS_JOBS:
             self._troubles.ended(name)
         self._arm("stand by", self._stand_by, LOOK_SECONDS)
+
+    def _recovered(self) -> None:
+        """Sweep at once after an outage: what changed meanwhile has waited long enough."""
+        with self._lock:
+            if self._duty is not None:
+                self._duty.pace.hurry()
+                self._arm("sweep", self._duty.sweep, self._duty.pace.rest)
 
     def _enter(self, state: State) -> None:
         if self.vitals.snapshot().state != state:
@@ -237,10 +246,11 @@ class Service:
 
     def _failed(self, name: str, error: Exception, *, fatal: bool = False) -> float:
         """Tell of it once, and give the pause before the next attempt, which grows."""
-        known = isinstance(error, UsersSyncError)
-        text = str(error) if known else f"a bug: {type(error).__name__}"
-        self._troubles.began(name, text, fatal=fatal)
-        pause = self._troubles.next_pause(name)
-        if isinstance(error, SweepIncomplete) and self._duty is not None:
-            return max(pause, self._duty.pause)
-        return pause
+        self._troubles.began(name, told(error), fatal=fatal)
+        pause, duty = self._troubles.next_pause(name), self._duty
+        if duty is None:
+            return pause
+        if isinstance(error, SweepIncomplete):
+            return max(pause, duty.pace.pause)
+        # However it failed, it was work for the API's server.
+        return max(pause, duty.pace.rest) if name == "sweep" else pause

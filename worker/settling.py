@@ -12,7 +12,7 @@ from worker.model import Single, Unreadable, User, Users
 from worker.reading import Reading
 from worker.store.batch import MOST_BLOCKED
 from worker.store.quarantine import unreadable
-from worker.store.statement import Statement
+from worker.store.statement import Row, Statement
 from worker.store.users import DELETED, WAITING
 
 log = structlog.stdlib.get_logger(__name__)
@@ -40,8 +40,9 @@ class Settling:
     list_was_empty: bool
     trouble: SourceUnavailable | Misconfigured | None = None
     _gone: dict[str, datetime] = field(default_factory=dict)
-    _struck: list[str] = field(default_factory=list)
     _left: int = 0
+    _asked: set[str] = field(default_factory=set)
+    _put_off: set[str] = field(default_factory=set)
 
     def settle(self) -> list[Statement]:
         """Ask about the suspects and delete what is proven and not too much.
@@ -73,7 +74,18 @@ class Settling:
                 asked_at = findings.suspects[user_id].asked_at
                 if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
                     due.append(user_id)
-            return (findings.in_state("candidate") + due)[: self.rules.guard.enough]
+            suspects = findings.in_state("candidate") + due
+        enough = self.rules.guard.enough
+        self._put_off = set(suspects[enough:])
+        return suspects[:enough]
+
+    @property
+    def unasked(self) -> int:
+        """How many suspects were left for the next sweep to ask about."""
+        suspects = self.reading.findings.suspects
+        return sum(
+            user_id in suspects and suspects[user_id].state != "held" for user_id in self._put_off
+        )
 
     def _learn_of_approvals(self) -> None:
         """Look whether somebody has approved meanwhile: that is written beside our memory."""
@@ -105,6 +117,8 @@ class Settling:
         finally:
             for _, answer in answers:
                 answer.cancel()
+        self.reading.count_api_time()
+        self._asked.update(ids)
         findings = self.reading.findings
         with findings.memory.lock:
             findings.memory.check(findings.generation)
@@ -179,12 +193,19 @@ class Settling:
         record = store.progress.record(findings.row())
         proofs = [(user_id, self._gone[user_id]) for user_id in ids]
         statement = store.table.soft_delete(proofs, findings.number, approved=approved)
+
+        def closing(rows: Sequence[Row | None]) -> list[Statement]:
+            # In the same transaction: a suspicion must not outlive its reason.
+            letters = _letters(rows)
+            settled = [i for i, each in zip(ids, letters, strict=True) if each != WAITING]
+            return [store.deletions.strike(settled)]
+
         try:
-            _, row = store.lease.commit([record, statement], findings.number)
+            rows = store.lease.commit([record, statement], findings.number, closing)
         except (Blocked, DataRefused) as error:
             self._mark_halves(ids, error, approved=approved)
         else:
-            self._take(ids, row[0] if row else "", approved=approved)
+            self._take(ids, _letters(rows), approved=approved)
 
     def _mark_halves(
         self, ids: Sequence[str], error: Blocked | DataRefused, *, approved: bool
@@ -207,7 +228,6 @@ class Settling:
                 continue
             key = findings.noticed.pop(user_id, None)
             del findings.suspects[user_id]
-            self._struck.append(user_id)
             findings.mirror.remove([key] if key else [])
             if letter == DELETED:
                 findings.counts["approved" if approved else "deleted"] += 1
@@ -220,9 +240,25 @@ class Settling:
     def _closing_statements(self) -> list[Statement]:
         """Forget what was not noticed again; only a sweep that saw everything can say so."""
         findings, store = self.reading.findings, self.reading.store
-        statements = [store.deletions.strike(self._struck)] if self._struck else []
-        statements.append(store.deletions.keep(findings.noticed, findings.number))
+        statements = [store.deletions.keep(findings.noticed, findings.number)]
+        if self.trouble is None:
+            statements += self._note_asked()
         if findings.whole and self.trouble is None:
             statements.append(store.deletions.forget_others(findings.noticed))
             statements.append(store.quarantine.forget_others(findings.seen))
         return statements
+
+    def _note_asked(self) -> list[Statement]:
+        """Let the next sweep ask first about those about whom this one did not."""
+        findings, store = self.reading.findings, self.reading.store
+        left = self._asked.intersection(findings.in_state("candidate"))
+        asked_at = store.database.clock.now()
+        for user_id in left:
+            findings.suspects[user_id] = replace(findings.suspects[user_id], asked_at=asked_at)
+        return [store.deletions.asked(left)] if left else []
+
+
+def _letters(rows: Sequence[Row | None]) -> str:
+    """Give what `Table.soft_delete` told; it is the second statement, after the sweep's row."""
+    row = rows[1]
+    return str(row[0]) if row else ""

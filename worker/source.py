@@ -1,11 +1,13 @@
 """Asks the API in the background, and keeps the lease alive while an answer is awaited."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from threading import Event
 from typing import Protocol, TypeVar
 
 import structlog
 
+from worker.api_time import ApiTime, Purpose
 from worker.errors import LimitRefused, Stopped, Transient
 from worker.model import Page, Single
 from worker.page_size import PageSize
@@ -43,6 +45,7 @@ class Source:
 
     def __init__(self, api: Api, retry: Retry, *, page_size: PageSize, lease: Renewed) -> None:
         self.page_size = page_size
+        self.api_time = ApiTime()
         self._api = api
         self._retry = retry
         self._lease = lease
@@ -70,7 +73,7 @@ class Source:
 
     def ask_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
-        return self._users.submit(self._retry.call, lambda: self._api.fetch_user(user_id))
+        return self._users.submit(self._retry.call, lambda: self._fetch_user(user_id))
 
     def await_answer(self, answer: Future[Answered]) -> Answered:
         """Wait for an answer. Raises what asking raised, Stopped, LeaseLost or MirrorOutdated."""
@@ -87,17 +90,22 @@ class Source:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _fetch_page(self, request: Request) -> Page:
-        return self._fetch(self.page_size, request, newest_first=False)
+        return self._fetch(self.page_size, request, "sweep")
 
     def _fetch_newest(self, request: Request, size: PageSize) -> Page:
-        return self._fetch(size, request, newest_first=True)
+        return self._fetch(size, request, "poll")
 
-    def _fetch(self, size: PageSize, request: Request, *, newest_first: bool) -> Page:
+    def _fetch_user(self, user_id: str) -> Single:
+        return self.api_time.measured("sweep", lambda: self._api.fetch_user(user_id))
+
+    def _fetch(self, size: PageSize, request: Request, purpose: Purpose) -> Page:
         """Fetch as many users as the server takes and bears; what it says of that is learnt."""
         while True:
             limit = size.limit_for(request.widen)
             try:
-                page = self._api.fetch_page(request.cursor, limit, newest_first=newest_first)
+                page = self.api_time.measured(
+                    purpose, partial(self._fetch_once, request.cursor, limit, purpose)
+                )
             except LimitRefused as refused:
                 size.learn_cap(refused, limit)
                 self.page_size.cap = min(self.page_size.cap, size.cap)
@@ -109,3 +117,6 @@ class Source:
             else:
                 size.succeeded()
                 return page
+
+    def _fetch_once(self, cursor: str | None, limit: int, purpose: Purpose) -> Page:
+        return self._api.fetch_page(cursor, limit, newest_first=purpose == "poll")

@@ -37,7 +37,7 @@ class Report:
     """What a sweep did, as it is logged: counts as in the `sweep` table, and what is beside it.
 
     `waiting` deletions are proven and wait for the grace period, or for a newer proof; `candidates`
-    are not settled.
+    are not settled. `api_seconds` is how long the API worked for it: an outage is no work.
     """
 
     sweep: int
@@ -49,6 +49,7 @@ class Report:
     candidates: int
     duration_seconds: float
     changed_something: bool
+    api_seconds: float
     error: str | None = None
 
     @property
@@ -128,6 +129,7 @@ class Sweep:
         if settling.trouble is not None:
             self._end(reading, "incomplete", settling.trouble, began, closing)
             raise settling.trouble
+        reading.findings.counts["unasked"] = settling.unasked
         return self._complete(reading, closing, began)
 
     def _complete(self, reading: Reading, closing: list[Statement], began: float) -> Report:
@@ -187,6 +189,7 @@ class Sweep:
             candidates=len(findings.in_state("candidate")),
             duration_seconds=round(seconds, 3),
             changed_something=findings.changed_something,
+            api_seconds=findings.row().api_seconds,
             error=str(error) if error else None,
         )
         tell = self._loudness(findings, outcome)
@@ -197,6 +200,7 @@ class Sweep:
             outcome=outcome,
             **report.figures,
             duration_seconds=report.duration_seconds,
+            api_seconds=report.api_seconds,
             **({"error": report.error} if report.error else {}),
         )
         return report

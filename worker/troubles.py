@@ -1,6 +1,7 @@
 """What goes wrong at present: told when it begins and when it ends, and tried ever more rarely."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -14,6 +15,8 @@ log = structlog.stdlib.get_logger(__name__)
 FIRST_PAUSE_SECONDS = 1.0
 # What only a person can mend need not be asked for more often.
 LONGEST_PAUSE_SECONDS = 60.0
+# One failed attempt is a slip, and what is tried again at once loses no time.
+LEAST_FAILURES_OF_OUTAGE = 2
 # Doubled so often a pause is longer than the longest by far.
 MOST_DOUBLINGS = 10
 
@@ -24,25 +27,33 @@ class Troubles:
 
     Services are watched call by call (`failed`, `succeeded`, `answered`), jobs as a whole (`began`,
     `ended`). It is one trouble until none of them is left. Each name that was told of when it began
-    is told of again when it ends.
+    is told of again when it ends. After an outage of a service, `recovered` is called.
     """
 
     vitals: Vitals
     metrics: Metrics
+    recovered: Callable[[], None] = lambda: None
     _present: dict[str, tuple[str, bool]] = field(default_factory=dict)
     _told: dict[str, None] = field(default_factory=dict)
     _failures: Counter[str] = field(default_factory=Counter)
+    _attempts: Counter[str] = field(default_factory=Counter)
     _lock: Lock = field(default_factory=Lock)
 
     def failed(self, service: str, error: str) -> None:
         """Take in an attempt that failed and will be repeated."""
         self.moved()
         self.metrics.count_retry(service)
+        with self._lock:
+            self._attempts[service] += 1
         self.began(service, error)
 
     def succeeded(self, service: str) -> None:
         """Take in a call that succeeded."""
+        with self._lock:
+            outage = self._attempts.pop(service, 0) >= LEAST_FAILURES_OF_OUTAGE
         self.ended(service)
+        if outage:
+            self.recovered()
 
     def answered(self, status: str) -> None:
         """Take in how a request ended."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import Literal
 
+from worker.pace import longest_sweep_age
 from worker.version import installed_version
 
 State = Literal["starting", "standing by", "working", "quiet", "stopping"]
@@ -16,8 +17,8 @@ State = Literal["starting", "standing by", "working", "quiet", "stopping"]
 LONGEST_SILENCE_SECONDS = 30
 # The longest step of any job: reading the keys of millions of users takes up to ten minutes.
 LONGEST_STEP_SECONDS = 660
-# An outage that is over within this time is not worth waking anybody.
-LEAST_SWEEP_AGE_SECONDS = 300
+# One failed sweep is followed by another one soon; a second failure is no accident.
+MOST_FAILED_SWEEPS = 1
 KEPT_SWEEPS = 50
 # A sweep with held deletions has seen the whole list, too.
 WHOLE = {"complete", "held"}
@@ -25,7 +26,10 @@ WHOLE = {"complete", "held"}
 
 @dataclass(frozen=True, slots=True)
 class SweepSummary:
-    """What one sweep did: counts as in the `sweep` table, and `unchanged` and `waiting`."""
+    """What one sweep did: counts as in the `sweep` table, and `unchanged` and `waiting`.
+
+    `api_seconds` is how long the API worked for it.
+    """
 
     number: int
     kind: str
@@ -33,6 +37,7 @@ class SweepSummary:
     finished_at: datetime
     duration_seconds: float
     counts: Mapping[str, int]
+    api_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class Snapshot:
     seconds_since_sweep: float | None
     seconds_since_poll: float | None
     longest_sweep_age: float
+    failed_sweeps: int
+    last_error: str
     users: int | None
     held: int
     candidates: int
@@ -69,7 +76,7 @@ class Snapshot:
         """
         reasons = [self.trouble] if self.trouble_is_fatal else []
         if self.state != "standing by":
-            reasons += [self._too_old(), self._held()]
+            reasons += [self._too_old(), self._failing(), self._held()]
         return tuple(reason for reason in reasons if reason)
 
     def _too_old(self) -> str | None:
@@ -79,6 +86,11 @@ class Snapshot:
         if age <= limit:
             return None
         return f"the last complete sweep ended {age:.0f} s ago (longer than {limit:.0f} s)"
+
+    def _failing(self) -> str | None:
+        if self.failed_sweeps <= MOST_FAILED_SWEEPS:
+            return None
+        return f"the last {self.failed_sweeps} sweeps failed: {self.last_error}"
 
     def _held(self) -> str | None:
         if not self.held:
@@ -119,7 +131,9 @@ class Vitals:
     _moved_at: float = field(init=False)
     _swept_at: float | None = field(default=None, init=False)
     _polled_at: float | None = field(default=None, init=False)
-    _sweep_duration: float = field(default=0.0, init=False)
+    _api_seconds: float = field(default=0.0, init=False)
+    _failed_sweeps: int = field(default=0, init=False)
+    _last_error: str = field(default="", init=False)
     _users: int | None = field(default=None, init=False)
     _held: int = field(default=0, init=False)
     _candidates: int = field(default=0, init=False)
@@ -167,7 +181,14 @@ class Vitals:
             self._sweeps.appendleft(summary)
             if summary.outcome in WHOLE:
                 self._swept_at = self.monotonic()
-                self._sweep_duration = summary.duration_seconds
+                self._api_seconds = summary.api_seconds
+                self._failed_sweeps = 0
+
+    def sweep_failed(self, error: str) -> None:
+        """Remember that a sweep did not come to its end, and why."""
+        with self._lock:
+            self._failed_sweeps += 1
+            self._last_error = error
 
     def poll_finished(self, *, whole_list: bool = False) -> None:
         """Remember a poll; one that saw the whole list is as good as a sweep."""
@@ -175,6 +196,7 @@ class Vitals:
             self._polled_at = self.monotonic()
             if whole_list:
                 self._swept_at = self._polled_at
+                self._failed_sweeps = 0
 
     def set_rows(self, *, users: int) -> None:
         with self._lock:
@@ -233,7 +255,11 @@ class Vitals:
             version=self.version,
             seconds_since_sweep=self._since(self._swept_at),
             seconds_since_poll=self._since(self._polled_at),
-            longest_sweep_age=self._longest_sweep_age(),
+            longest_sweep_age=longest_sweep_age(
+                self._api_seconds, self.sweep_share, self.sweep_seconds
+            ),
+            failed_sweeps=self._failed_sweeps,
+            last_error=self._last_error,
             users=self._users,
             held=self._held,
             candidates=self._candidates,
@@ -249,9 +275,3 @@ class Vitals:
 
     def _since(self, moment: float | None) -> float | None:
         return None if moment is None else max(0.0, self.monotonic() - moment)
-
-    def _longest_sweep_age(self) -> float:
-        """Allow for three pauses and a sweep; the pause after a long sweep is long, too."""
-        duration = self._sweep_duration
-        pause = max(self.sweep_seconds, duration * (1 / self.sweep_share - 1))
-        return max(LEAST_SWEEP_AGE_SECONDS, 3 * pause + duration)

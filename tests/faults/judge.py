@@ -65,7 +65,6 @@ class Judge:
     rows: dict[str, Row] = field(default_factory=dict)
     _floors: dict[str, int] = field(default_factory=dict)
     _by_hand: dict[str, datetime] = field(default_factory=dict)
-    _marked: dict[str, datetime] = field(default_factory=dict)
     _lease: tuple[int, int] = (0, 0)
     _records: list[int] = field(default_factory=lambda: [0, 0])
     _holder: object = None
@@ -135,9 +134,6 @@ class Judge:
             if row != before:
                 self._judge(user_id, before, row)
                 self._left_so.discard(user_id)
-                self._marked[user_id] = max(
-                    row.deleted_at or NEVER, self._marked.get(user_id, NEVER)
-                )
                 self._floors[user_id] = max(row.version or 0, self._floors.get(user_id, 0))
         self.rows = rows
         self._judge_sweeps()
@@ -210,15 +206,11 @@ class Judge:
                 self._judge_passed(user_id, started)
 
     def _judge_suspects(self) -> None:
-        """See that nobody is suspected who stood still, or was seen since.
-
-        Who has been marked deleted since is done with for a sweep that goes on; should the user be
-        back, the suspicion stays until the next sweep, and proves nothing.
-        """
+        """See that no user is suspected who stood still, or was seen since."""
         for user_id, noticed_at in self.query(_SUSPECTS):
             still = noticed_at > self._misled_at and self._stood_still(user_id, noticed_at)
             assert not still, f"{user_id} is suspected, though on the list all the time"
-            if user_id in self._by_hand or self._marked.get(user_id, NEVER) > noticed_at - DRIFT:
+            if user_id in self._by_hand:
                 continue
             seen_at = self._accepted.get((self._holder, user_id), NEVER)
             assert noticed_at + DRIFT > seen_at, f"{user_id} is suspected, though seen since"

@@ -120,6 +120,11 @@ class Desk:
     def sync(self, user_id: str, single: Single | None = None) -> Outcome:
         """Bring one user's row into line with `single`, or with what the API says now."""
         single = single or self.ask(user_id)
+        outcome = self._sync(user_id, single)
+        # A worker that wrote the row at the same moment may have written just this.
+        return self._sync(user_id, single) if outcome.became == "stale" else outcome
+
+    def _sync(self, user_id: str, single: Single) -> Outcome:
         match single.found:
             case None:
                 return self._delete(user_id, single)

@@ -33,6 +33,9 @@ _FACTS = (
     "too_old",
     "other_reasons",
     "verdict",
+    "failures",
+    "failing_since",
+    "last_error",
 )
 
 _DURATIONS = {"last_complete_age", "longest_age"}
@@ -115,6 +118,7 @@ def lines(status: Status) -> list[str]:
         "target": f"{facts['target']}.users_sync, project {facts['project'] or 'not known yet'}",
         "worker": _worker(status),
         "last sweep": _freshness(facts),
+        **_failing(status),
         "users": _users(facts),
         "deletions": deletions,
         "quarantine": f"{facts['quarantined']:,}",
@@ -152,6 +156,16 @@ def _freshness(facts: dict[str, Any]) -> str:
         return "none was completed yet"
     limit = f" (limit {_whole(facts['longest_age'])})" if facts["longest_age"] else ""
     return f"completed {_whole(facts['last_complete_age'])} ago{limit}"
+
+
+def _failing(status: Status) -> dict[str, str]:
+    """Say what keeps sweeps from their end since the last complete one."""
+    facts = status.facts
+    if not facts["failures"]:
+        return {}
+    since = _whole(status.now - facts["failing_since"])
+    times = "once" if facts["failures"] == 1 else f"{facts['failures']:,} times"
+    return {"last error": f"{facts['last_error']} (failed {times}, first {since} ago)"}
 
 
 def _users(facts: dict[str, Any]) -> str:
