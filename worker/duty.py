@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
+import structlog
+
+from worker.errors import Blocked
 from worker.figures import Figures
 from worker.memory import Memory
 from worker.model import User
@@ -14,7 +17,10 @@ from worker.source import Source
 from worker.store import Store
 from worker.sweep import Sweep
 
+log = structlog.stdlib.get_logger(__name__)
+
 SECONDS_PER_HOUR = 3600.0
+SECONDS_PER_MINUTE = 60.0
 
 
 @dataclass(slots=True)
@@ -32,11 +38,12 @@ class Duty:
     figures: Figures
     warm: bool = False
     _audited_at: float = 0.0
+    _counted_at: float = 0.0
     _swept_for: float = 0.0
     _sweeping: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
-        self._audited_at = self._monotonic()
+        self._audited_at = self._counted_at = self._monotonic()
         self.memory.on_inserted = self._inserted
 
     def poll(self) -> float:
@@ -54,6 +61,7 @@ class Duty:
             self.figures.poll_ended(poll.run())
         seconds = self._monotonic() - began
         self.figures.metrics.observe_poll(seconds)
+        self._recount()
         return max(0.0, self.settings.schedule.poll_seconds - seconds)
 
     def sweep(self) -> float:
@@ -66,6 +74,7 @@ class Duty:
             self._swept_for = self._monotonic() - began
         self.warm = True
         self.figures.sweep_ended(report)
+        self._recount()
         return self.pause
 
     def renew(self) -> float:
@@ -87,6 +96,17 @@ class Duty:
         self._audited_at = now
         self.memory.load(self.store)
         return "audit"
+
+    def _recount(self) -> None:
+        """Look now and then whether others changed rows, where the database is awake anyway."""
+        now, minutes = self._monotonic(), self.settings.schedule.census_minutes
+        if not self.store.lease.held or now - self._counted_at < minutes * SECONDS_PER_MINUTE:
+            return
+        self._counted_at = now
+        try:
+            self.memory.recount(self.store)
+        except Blocked as error:
+            log.warning("census.skipped", error=str(error))
 
     def _sweep(self, kind: str) -> Sweep:
         return Sweep(
