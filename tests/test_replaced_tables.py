@@ -1,5 +1,6 @@
 """What others do to the table while a worker is at work, and how it becomes right again."""
 
+import itertools
 from collections.abc import Callable, Iterator, MutableMapping
 from threading import Event
 from typing import Any
@@ -10,7 +11,10 @@ from structlog.testing import capture_logs
 
 from tests.service_world import ServiceWorld, Worker, opened_service_world, until
 from tests.sweep_world import PLAIN
+from worker.errors import Misconfigured
+from worker.once import sweep_once
 from worker.operate.desk import opened_desk
+from worker.sandbox.api import Request
 from worker.store.schema import creation_sql
 from worker.store.touched import MOST_TOUCHED
 
@@ -18,13 +22,25 @@ Logs = list[MutableMapping[str, Any]]
 
 USERS = 60
 TABLE = "neon_auth.users_sync"
-DROPPED = f"drop table {TABLE}"
+OLDEST = "where id in (select id from neon_auth.users_sync order by created_at limit 5)"
+DROPPED = "drop table neon_auth.users_sync"
 # Nothing finds it by chance.
 RENEWS_ONLY = {"poll_seconds": 3600, "sweep_seconds": 3600}
 COUNTS_OFTEN = {"census_minutes": 0}
 
-FORGE = f'update {TABLE} set raw_json = raw_json || \'{{"display_name": "Forged"}}\''
-NAMES = f"select id::text, name, raw_json->>'display_name' from {TABLE} where deleted_at is null"  # noqa: S608
+PARTITIONED = """
+drop table neon_auth.users_sync;
+create table neon_auth.users_sync (
+    id text primary key, raw_json jsonb, name text, email text, created_at timestamptz,
+    deleted_at timestamptz, updated_at timestamptz
+) partition by range (id);
+create table neon_auth.low partition of neon_auth.users_sync for values from (minvalue) to ('8');
+create table neon_auth.high partition of neon_auth.users_sync for values from ('8') to (maxvalue)
+"""
+FORGE = 'update neon_auth.users_sync set raw_json = raw_json || \'{"display_name": "Forged"}\''
+NAMES = """
+select id::text, name, raw_json->>'display_name' from neon_auth.users_sync where deleted_at is null
+"""
 
 
 @pytest.fixture(params=["generated", "plain", "plain, id uuid"])
@@ -71,6 +87,11 @@ def init(world: ServiceWorld) -> None:
     psycopg.Cursor(world.conn).execute(creation_sql("neon_auth").encode())
 
 
+def dropped_and_made_again(world: ServiceWorld, what: str) -> None:
+    world.query(f"drop {what}")
+    init(world)
+
+
 def names(world: ServiceWorld) -> dict[str, tuple[str, str]]:
     try:
         return {row[0]: row[1:] for row in world.query(NAMES)}
@@ -83,10 +104,11 @@ def is_right(world: ServiceWorld) -> bool:
     return names(world) == {i: (user["display_name"], user["display_name"]) for i, user in users}
 
 
-def replaced(world: ServiceWorld, *statements: str) -> None:
+def emptied_as_by_a_crash(world: ServiceWorld) -> None:
+    """Do what a crash of the server does to an unlogged table."""
     with world.conn.transaction():
-        for statement in statements:
-            world.query(statement)
+        world.query("delete from neon_auth.users_sync")
+        world.query("alter table neon_auth.users_sync set unlogged")
 
 
 def copied(world: ServiceWorld, *schemas: str) -> dict[str, str]:
@@ -98,7 +120,7 @@ def copied(world: ServiceWorld, *schemas: str) -> dict[str, str]:
     )
     copies = {table: f"copy_{number}" for number, (table,) in enumerate(tables)}
     for table, copy in copies.items():
-        world.query(f"create table {copy} as select * from {table}")
+        world.query(f"create table {copy} as table {table}")
     return copies
 
 
@@ -109,22 +131,19 @@ def put_back(world: ServiceWorld, copies: dict[str, str]) -> None:
         for table, copy in copies.items():
             columns = "raw_json, updated_at, deleted_at" if table == TABLE else "*"
             names = f"({columns})" if columns != "*" else ""
-            world.query(f"insert into {table} {names} select {columns} from {copy}")
+            world.query(f"insert into {table} {names} select {columns} from {copy}")  # noqa: S608
 
 
 @pytest.mark.parametrize(
     "act",
     [
-        lambda world: world.query(f"truncate {TABLE}"),
-        lambda world: replaced(world, f"delete from {TABLE}", f"alter table {TABLE} set unlogged"),
-        lambda world: (world.query(DROPPED), init(world)),
-        lambda world: (world.query("drop schema neon_auth cascade"), init(world)),
-        lambda world: (
-            world.query("drop schema neon_auth, users_sync_worker cascade"),
-            init(world),
-        ),
+        lambda world: world.query("truncate neon_auth.users_sync"),
+        emptied_as_by_a_crash,
+        lambda world: dropped_and_made_again(world, "table neon_auth.users_sync"),
+        lambda world: dropped_and_made_again(world, "schema neon_auth cascade"),
+        lambda world: dropped_and_made_again(world, "schema neon_auth, users_sync_worker cascade"),
     ],
-    ids=["truncated", "emptied and rewritten", "dropped", "schema dropped", "all dropped"],
+    ids=["truncated", "emptied by a crash", "dropped", "schema dropped", "all dropped"],
 )
 def test_table_that_was_emptied_or_replaced_is_filled_again(
     any_shape: ServiceWorld, act: Callable[[ServiceWorld], object]
@@ -140,11 +159,10 @@ def test_table_that_was_emptied_or_replaced_is_filled_again(
 @pytest.mark.parametrize(
     "statement",
     [
-        f"delete from {TABLE} where id in (select id from {TABLE} order by created_at limit 7)",
-        f"delete from {TABLE}",
-        f"update {TABLE} set deleted_at = now() where id in"
-        f" (select id from {TABLE} order by created_at limit 3)",
-        f"{FORGE} where id in (select id from {TABLE} order by created_at limit 5)",
+        f"delete from neon_auth.users_sync {OLDEST}",  # noqa: S608  both are written above
+        "delete from neon_auth.users_sync",
+        f"update neon_auth.users_sync set deleted_at = now() {OLDEST}",  # noqa: S608
+        f"{FORGE} {OLDEST}",
         FORGE,
     ],
     ids=["some removed", "all removed", "some deleted", "some changed", "all changed"],
@@ -183,7 +201,7 @@ def test_own_writes_are_not_taken_for_those_of_others(world: ServiceWorld, logs:
 
 def test_rows_without_an_id_of_stack_auth_change_nothing(world: ServiceWorld, logs: Logs) -> None:
     worker = world.at_work(**COUNTS_OFTEN)
-    world.query(f'insert into {TABLE} (raw_json) values (\'{{"id": "strange"}}\')')
+    world.query('insert into neon_auth.users_sync (raw_json) values (\'{"id": "strange"}\')')
     sweeps = newest(worker)
     until("it has counted since", lambda: newest(worker) > sweeps + 3)
     assert events(logs).count("mirror.discarded") <= 1
@@ -194,7 +212,7 @@ def test_rows_without_an_id_of_stack_auth_change_nothing(world: ServiceWorld, lo
 def test_quiet_worker_counts_when_it_writes_anyway(world: ServiceWorld) -> None:
     worker = world.at_work(quiet=True, **COUNTS_OFTEN)
     [(victim,)] = world.query(
-        f"delete from {TABLE} where id = %s returning id", world.project.ids()[3]
+        "delete from neon_auth.users_sync where id = %s returning id", world.project.ids()[3]
     )
     sweeps = newest(worker)
     until("it sweeps", lambda: newest(worker) > sweeps + 3)
@@ -207,7 +225,7 @@ def test_quiet_worker_counts_when_it_writes_anyway(world: ServiceWorld) -> None:
 
 def test_quiet_worker_finds_another_table_when_it_writes(world: ServiceWorld) -> None:
     worker = world.at_work(quiet=True)
-    world.query(f"truncate {TABLE}")
+    world.query("truncate neon_auth.users_sync")
     world.project.create()
     until("the table is right", lambda: is_right(world))
     worker.stop()
@@ -235,4 +253,165 @@ def test_table_that_was_set_back_is_brought_up_to_date(
     put_back(world, copies)
     assert not is_right(world)
     until("the table is right", lambda: is_right(world))
+    worker.stop()
+
+
+def test_dropped_table_makes_the_worker_unready_until_it_is_back(world: ServiceWorld) -> None:
+    worker = world.at_work(**RENEWS_ONLY)
+    world.query(DROPPED)
+    until("it is not ready", lambda: worker.not_ready)
+    assert "neon_auth.users_sync does not exist" in worker.not_ready[0]
+    init(world)
+    until("the table is right", lambda: is_right(world))
+    until("it is ready", lambda: worker.not_ready == ())
+    worker.stop()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_dropped_table_is_told_by_a_worker_that_polls(world: ServiceWorld, *, quiet: bool) -> None:
+    worker = world.at_work(quiet=quiet)
+    world.query(DROPPED)
+    if quiet:  # it has to have something to write
+        world.project.create()
+    until("it is not ready", lambda: worker.not_ready)
+    assert "neon_auth.users_sync does not exist" in worker.not_ready[0]
+    init(world)
+    until("the table is right", lambda: is_right(world))
+    until("it is ready", lambda: worker.not_ready == ())
+    worker.stop()
+
+
+def test_table_that_cannot_be_used_makes_the_worker_unready(world: ServiceWorld) -> None:
+    worker = world.at_work(**RENEWS_ONLY)
+    world.query("alter table neon_auth.users_sync add column tenant int not null default 1")
+    world.query("alter table neon_auth.users_sync alter column tenant drop default")
+    until("it is not ready", lambda: worker.not_ready)
+    assert "column tenant is not ours" in worker.not_ready[0]
+    world.query("alter table neon_auth.users_sync drop column tenant")
+    until("it is ready", lambda: worker.not_ready == ())
+    worker.stop()
+
+
+@pytest.mark.parametrize("id_type", ["text", "uuid"])
+@pytest.mark.parametrize("settings", [RENEWS_ONLY, {}], ids=["only renews", "polls and sweeps"])
+def test_table_of_another_shape_is_filled_in_its_shape(
+    world: ServiceWorld, id_type: str, settings: dict[str, Any]
+) -> None:
+    worker = world.at_work(**settings)
+    with world.conn.transaction():
+        world.query("drop schema neon_auth cascade")
+        make_plain(world.conn, id_type)
+        world.query("alter table neon_auth.users_sync alter raw_json set not null")
+        world.query("alter table neon_auth.users_sync alter created_at set not null")
+        world.project.create()
+    until("the table is right", lambda: is_right(world))
+    assert world.query("select * from users_sync_worker.quarantine") == []
+    until("it is ready", lambda: worker.not_ready == ())
+    worker.stop()
+
+
+def test_worker_that_stood_by_finds_the_table_as_it_is_then(world: ServiceWorld) -> None:
+    first = world.at_work()
+    second = world.start()
+    until("it stands by", lambda: second.state == "standing by")
+    with world.conn.transaction():
+        world.query("drop schema neon_auth cascade")
+        make_plain(world.conn, "text")
+    until("the table is right", lambda: is_right(world))
+    first.stop()
+    world.project.create()
+    until("the table is right", lambda: is_right(world))
+    until("it is ready", lambda: second.not_ready == ())
+    second.stop()
+
+
+def test_sweep_begins_again_when_the_table_is_emptied_in_the_middle(world: ServiceWorld) -> None:
+    """What was read before would else be compared with a table that is no more."""
+    pages = itertools.count(1)
+
+    def empty(request: Request) -> None:
+        if request.query.get("desc") == "false" and next(pages) == 4:
+            world.query("truncate neon_auth.users_sync")
+
+    world.api.on_request(empty)
+    chosen = world.settings(page_size=10)
+    report = sweep_once(chosen, world.url, Event(), lambda _: None)
+    assert (report.outcome, is_right(world)) == ("complete", True)
+
+
+def test_one_sweep_ends_when_the_table_is_dropped_in_the_middle(world: ServiceWorld) -> None:
+    pages = itertools.count(1)
+
+    def drop(request: Request) -> None:
+        if request.query.get("desc") == "false" and next(pages) == 4:
+            world.query(DROPPED)
+
+    world.api.on_request(drop)
+    chosen = world.settings(page_size=10)
+    with pytest.raises(Misconfigured, match="does not exist any more: run `users-sync init`"):
+        sweep_once(chosen, world.url, Event(), lambda _: None)
+
+
+def test_identity_is_looked_at_while_others_lock_the_table(world: ServiceWorld) -> None:
+    worker = world.at_work(**RENEWS_ONLY)
+    before = world.lease("expires_at")
+    with psycopg.connect(world.url) as other:
+        other.execute(b"lock table neon_auth.users_sync")
+        until("the lease is renewed", lambda: world.lease("expires_at") > before)
+    assert worker.not_ready == ()
+    worker.stop()
+
+
+def test_census_that_has_to_wait_is_left_for_later(world: ServiceWorld, logs: Logs) -> None:
+    worker = world.at_work(**COUNTS_OFTEN)
+    world.query("delete from neon_auth.users_sync where id = %s", world.project.ids()[3])
+    with psycopg.connect(world.url) as other:
+        other.execute(b"lock table neon_auth.users_sync")
+        until("a census was skipped", lambda: "census.skipped" in events(logs))
+        assert worker.state == "working"
+    until("the table is right", lambda: is_right(world))
+    worker.stop()
+
+
+def test_census_works_behind_a_pooler(world: ServiceWorld, pgbouncer_url: str) -> None:
+    world.url = pgbouncer_url
+    worker = world.at_work(**COUNTS_OFTEN)
+    world.query("delete from neon_auth.users_sync where id = %s", world.project.ids()[3])
+    until("the table is right", lambda: is_right(world))
+    world.query("truncate neon_auth.users_sync")
+    until("the table is right", lambda: is_right(world))
+    worker.stop()
+
+
+def test_partitions_are_counted_with_the_table(
+    database_url: str, connection: psycopg.Connection
+) -> None:
+    make_plain(connection, "text")
+    connection.execute(PARTITIONED.encode())
+    with opened_service_world(database_url, connection) as world:
+        world.project.populate(USERS)
+        worker = world.at_work(**COUNTS_OFTEN)
+        world.query("delete from neon_auth.users_sync where id = %s", world.project.ids()[3])
+        until("the table is right", lambda: is_right(world))
+        world.query("truncate neon_auth.low")
+        until("the table is right", lambda: is_right(world))
+        worker.stop()
+
+
+def test_worker_is_unready_until_a_replaced_table_was_swept(world: ServiceWorld) -> None:
+    worker = world.at_work(**RENEWS_ONLY)
+    asked, go_on = Event(), Event()
+
+    def wait(_: Request) -> None:
+        asked.set()
+        go_on.wait(10)
+
+    world.api.on_request(wait)
+    world.query("truncate neon_auth.users_sync")
+    until("the list is asked for", asked.is_set)
+    [reason] = worker.not_ready
+    assert reason == "no sweep was completed since the table was replaced, or lost rows"
+    go_on.set()
+    until("it is ready", lambda: worker.not_ready == ())
+    assert is_right(world)
     worker.stop()

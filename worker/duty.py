@@ -45,6 +45,7 @@ class Duty:
     def __post_init__(self) -> None:
         self._audited_at = self._counted_at = self._monotonic()
         self.memory.on_inserted = self._inserted
+        self.memory.on_replaced = self.figures.vitals.table_replaced
 
     def poll(self) -> float:
         """Look at the newest users, or at all of them where that is no more."""

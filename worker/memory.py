@@ -39,9 +39,12 @@ class Memory:
     generation: int = 0
     census: Census | None = None
     on_inserted: Callable[[Sequence[User]], None] = lambda _users: None
+    on_replaced: Callable[[], None] = lambda: None
     lock: RLock = field(default_factory=RLock)
     _under_way: list[datetime] = field(default_factory=list)
     _accepted_at: dict[str, datetime] = field(default_factory=dict)
+    # How often the table was replaced, as far as the mirror knows.
+    _replaced: int = 0
     # Live rows whose ids are not Stack Auth's.
     _strange: int = 0
 
@@ -93,6 +96,9 @@ class Memory:
             self.load(store)
         else:
             self._load_users(store, ids)
+        if store.lease.replaced != self._replaced:
+            self._replaced = store.lease.replaced
+            self.on_replaced()
 
     def recount(self, store: Store) -> None:
         """Look whether others wrote the table, and forget what was known of the rows they wrote.

@@ -56,6 +56,7 @@ class Snapshot:
     trouble_seconds: float | None
     trouble_is_fatal: bool
     sweeps: tuple[SweepSummary, ...]  # newest first
+    table_replaced: bool = False
 
     @property
     def not_ready(self) -> tuple[str, ...]:
@@ -71,6 +72,8 @@ class Snapshot:
 
     def _too_old(self) -> str | None:
         age, limit = self.seconds_since_sweep, self.longest_sweep_age
+        if self.table_replaced:
+            return "no sweep was completed since the table was replaced, or lost rows"
         if age is None:
             return None if self.state == "quiet" else "no sweep was completed yet"
         if age <= limit:
@@ -120,6 +123,7 @@ class Vitals:
     _started_at: datetime = field(init=False)
     _beat_at: float = field(init=False)
     _swept_at: float | None = field(default=None, init=False)
+    _table_replaced: bool = field(default=False, init=False)
     _polled_at: float | None = field(default=None, init=False)
     _sweep_duration: float = field(default=0.0, init=False)
     _users: int | None = field(default=None, init=False)
@@ -153,6 +157,7 @@ class Vitals:
         with self._lock:
             self._sweeps.appendleft(summary)
             if summary.outcome in WHOLE:
+                self._table_replaced = False
                 self._swept_at = self.monotonic()
                 self._sweep_duration = summary.duration_seconds
 
@@ -161,7 +166,13 @@ class Vitals:
         with self._lock:
             self._polled_at = self.monotonic()
             if whole_list:
+                self._table_replaced = False
                 self._swept_at = self._polled_at
+
+    def table_replaced(self) -> None:
+        """Note that sweeps until now say nothing about the table as it is."""
+        with self._lock:
+            self._table_replaced = True
 
     def set_rows(self, *, users: int) -> None:
         with self._lock:
@@ -232,6 +243,7 @@ class Vitals:
             trouble_seconds=self._since(trouble.since) if trouble else None,
             trouble_is_fatal=trouble is not None and trouble.fatal,
             sweeps=tuple(self._sweeps),
+            table_replaced=self._table_replaced,
         )
 
     def _since(self, moment: float | None) -> float | None:

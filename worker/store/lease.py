@@ -204,13 +204,12 @@ class Lease:
     def renew_if_due(self) -> None:
         """Renew the lease every third of its life. Raises LeaseLost or MirrorOutdated."""
         with self._database.lock:
-            if self._writes is None:
-                raise MirrorOutdated("the mirror is yet to be loaded again")
             if not self.held:
                 self._rested_or_lost()
-                return
-            if self._database.clock.monotonic() - self._touched_at >= self.seconds / 3:
+            elif self._database.clock.monotonic() - self._touched_at >= self.seconds / 3:
                 self._check(self._run(_RENEW), self._writes)
+            if self._writes is None:
+                raise MirrorOutdated("the mirror is yet to be loaded again")
 
     def commit(
         self, statements: Sequence[Statement], sweep: int, closing: Closing | None = None
