@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.store_target import Target, people, person
+from tests.store_target import PLAIN_COLUMNS, Target, people, person
 from worker.errors import Misconfigured
 from worker.operate.check import judge_way
 from worker.operate.check_rights import require_own_rights, require_table_rights
@@ -16,6 +16,7 @@ from worker.operate.check_table import (
     find_foreign_keys,
     find_index_troubles,
     find_purge_rights,
+    find_unlogged,
     look_at_table,
 )
 from worker.operate.check_writers import find_sessions, find_stale_rows, find_writers
@@ -122,6 +123,27 @@ def test_foreign_keys_of_other_schemas_and_to_other_tables(
     )
     [line] = lines(find_foreign_keys(conn, generated.schema))
     assert line.startswith(f'note {other}."To do"."User": ')
+
+
+def test_unlogged_table_is_told_with_its_cure(target: Target, conn: Connection) -> None:
+    assert find_unlogged(conn, target.schema) == []
+    target.query("alter table users_sync set unlogged")
+    [line] = lines(find_unlogged(conn, target.schema))
+    assert line.startswith("warn unlogged: a crash of the server empties it")
+    target.query(fixes(line)[0])
+    assert find_unlogged(conn, target.schema) == []
+
+
+def test_unlogged_partition_is_told_by_its_name(generated: Target, conn: Connection) -> None:
+    generated.query(
+        f"drop table users_sync; create table users_sync ({PLAIN_COLUMNS.format(id_type='text')})"
+        " partition by hash (id);"
+        'create unlogged table "A part" partition of users_sync'
+        " for values with (modulus 1, remainder 0)"
+    )
+    [line] = lines(find_unlogged(conn, generated.schema))
+    generated.query(fixes(line)[0])
+    assert find_unlogged(conn, generated.schema) == []
 
 
 def test_without_foreign_keys_nothing_is_said_of_them(target: Target, conn: Connection) -> None:

@@ -253,7 +253,40 @@ def test_application_may_read_the_view_without_seeing_users_or_records(
         swept.conn.execute(sql.SQL("drop owned by {}").format(role))
 
 
-def test_view_outlives_a_table_that_is_gone(world: World) -> None:
+@pytest.mark.parametrize("gone", ["table neon_auth.users_sync", "schema neon_auth cascade"])
+def test_without_a_table_it_is_not_healthy(world: World, gone: str) -> None:
     world.sweep()
-    world.query("drop table neon_auth.users_sync")
+    world.query(f"drop {gone}")
     assert world.query("select users_live from users_sync_worker.status") == [(None,)]
+    assert verdict(world) == "neon_auth.users_sync does not exist: users-sync init"
+    assert "users       cannot be counted" in lines(status(world))
+    assert not status(world, timedelta(hours=1)).healthy
+    lease(world, quiet=True)
+    assert not status(world).healthy
+
+
+def test_table_that_lacks_a_column_is_not_healthy(world: World) -> None:
+    world.sweep()
+    world.query("alter table {users_sync} drop column deleted_at")
+    assert verdict(world) == "neon_auth.users_sync lacks a column: users-sync check"
+
+
+def test_role_that_may_not_read_the_table_is_told_so(
+    swept: World, connection: psycopg.Connection, plain_role: str
+) -> None:
+    role = sql.Identifier(plain_role)
+    grant = sql.SQL(
+        "grant usage on schema users_sync_worker to {0};"
+        "grant select on all tables in schema users_sync_worker to {0}"
+    )
+    swept.conn.execute(grant.format(role))
+    try:
+        swept.conn.execute(sql.SQL("set role {}").format(role))
+        found = status(swept)
+    finally:
+        swept.conn.execute("reset role")
+        swept.conn.execute(sql.SQL("drop owned by {}").format(role))
+    assert not found.healthy
+    reason = "this role may not read neon_auth.users_sync: users-sync check"
+    assert found.facts["verdict"] == reason
+    assert "users       cannot be counted" in lines(found)

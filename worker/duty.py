@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 
+import structlog
+
 from worker.api_time import Purpose
-from worker.errors import LeaseLost, Stopped
+from worker.errors import Blocked, LeaseLost, Stopped
 from worker.figures import Figures
 from worker.memory import Memory
 from worker.model import Users
@@ -17,7 +19,10 @@ from worker.source import Source
 from worker.store import Store
 from worker.sweep import Report, Sweep
 
+log = structlog.stdlib.get_logger(__name__)
+
 SECONDS_PER_HOUR = 3600.0
+SECONDS_PER_MINUTE = 60.0
 
 
 @dataclass(slots=True)
@@ -38,13 +43,15 @@ class Duty:
     # A sweep failed, and perhaps left a row that says so: the next one leaves its row, too.
     _failed: bool = True
     _audited_at: float = 0.0
+    _counted_at: float = 0.0
     _sweeping: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         schedule = self.settings.schedule
         self.pace = Pace(schedule.sweep_seconds, schedule.sweep_share, self._monotonic)
-        self._audited_at = self._monotonic()
+        self._audited_at = self._counted_at = self._monotonic()
         self.memory.on_inserted = self._inserted
+        self.memory.on_replaced = self.figures.vitals.table_replaced
 
     def poll(self) -> float:
         """Look at the newest users, or at all of them where that is no more."""
@@ -60,6 +67,7 @@ class Duty:
             worked = self._worked("poll", self._poll_newest)
         seconds = self._monotonic() - began
         self.figures.metrics.observe_poll(seconds)
+        self._recount()
         rest = min(rest_after(worked, schedule.poll_share), LONGEST_POLL_REST_SECONDS)
         return max(schedule.poll_seconds - seconds, rest)
 
@@ -73,6 +81,7 @@ class Duty:
                 complete = self._swept(self._kind()).api_seconds
             finally:
                 self.pace.end(self.source.api_time.of("sweep") - before, complete)
+        self._recount()
         return self.pace.pause
 
     def renew(self) -> float:
@@ -114,6 +123,17 @@ class Duty:
         self._audited_at = now
         self.memory.load(self.store)
         return "audit"
+
+    def _recount(self) -> None:
+        """Look now and then whether others changed rows, where the database is awake anyway."""
+        now, minutes = self._monotonic(), self.settings.schedule.census_minutes
+        if not self.store.lease.held or now - self._counted_at < minutes * SECONDS_PER_MINUTE:
+            return
+        self._counted_at = now
+        try:
+            self.memory.recount(self.store)
+        except Blocked as error:
+            log.warning("census.skipped", error=str(error))
 
     def _sweep(self, kind: str) -> Sweep:
         return Sweep(

@@ -127,6 +127,8 @@ class ScheduleSettings(BaseModel):
     """Share of the time that sweeps may take, to spare the API."""
     audit_hours: Annotated[float, Field(gt=0)] = 24
     """How often the table itself is read again and hidden users asked for."""
+    census_minutes: Minutes = 5
+    """How often rows that others wrote or removed are looked for."""
     resume_minutes: Minutes = 60
     """How old an unfinished sweep may be and still go on where it stopped."""
 

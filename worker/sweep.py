@@ -28,6 +28,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 # A table that somebody else writes to all the time cannot be compared with anything.
 MOST_RESTARTS = 20
+# Nor would a sweep ever end that begins at the start of the list each time.
+MOST_FROM_START = 3
 # A sweep that lost its mirror goes on from its own checkpoint, however it was told to begin.
 RESTART_MINUTES = 5.0
 
@@ -88,17 +90,31 @@ class Sweep:
         """
         began = self.store.database.clock.monotonic()
         reading = self._begin(self.resume_minutes)
-        for _ in range(MOST_RESTARTS):
+        for restart in range(MOST_RESTARTS):
+            replaced = self.store.lease.replaced
             try:
                 return self._attempt(reading, began)
             except MirrorOutdated:
-                before = reading.findings
-                self.memory.reload(self.store, before.generation)
-                reading = self._begin(self.resume_minutes or RESTART_MINUTES)
-                reading.findings.carry_on(before)
+                anew = self.store.lease.replaced != replaced and restart < MOST_FROM_START
+                reading = self._go_on(reading.findings, began, from_start=anew)
         error = SweepIncomplete(f"the table was written by somebody else {MOST_RESTARTS} times")
         self._end(reading, "incomplete", error, began)
         raise error
+
+    def _go_on(self, before: Findings, began: float, *, from_start: bool) -> Reading:
+        """Load the mirror again, and read on behind the checkpoint.
+
+        What was read before is read again if the table is not the one that it was compared with.
+        """
+        try:
+            self.memory.reload(self.store, before.generation)
+        except (DatabaseUnavailable, LeaseLost, Misconfigured) as error:
+            self._tell(before, "failed", error, began)
+            raise
+        minutes = None if from_start else self.resume_minutes or RESTART_MINUTES
+        reading = self._begin(minutes)
+        reading.findings.carry_on(before)
+        return reading
 
     def _begin(self, resume_minutes: float | None) -> Reading:
         store, now = self.store, self.store.database.clock.now()

@@ -66,6 +66,7 @@ class Snapshot:
     trouble_seconds: float | None
     trouble_is_fatal: bool
     sweeps: tuple[SweepSummary, ...]  # newest first
+    table_replaced: bool = False
 
     @property
     def not_ready(self) -> tuple[str, ...]:
@@ -81,6 +82,8 @@ class Snapshot:
 
     def _too_old(self) -> str | None:
         age, limit = self.seconds_since_sweep, self.longest_sweep_age
+        if self.table_replaced:
+            return "no sweep was completed since the table was replaced, or lost rows"
         if age is None:
             return None if self.state == "quiet" else "no sweep was completed yet"
         if age <= limit:
@@ -130,6 +133,7 @@ class Vitals:
     _beat_at: float = field(init=False)
     _moved_at: float = field(init=False)
     _swept_at: float | None = field(default=None, init=False)
+    _table_replaced: bool = field(default=False, init=False)
     _polled_at: float | None = field(default=None, init=False)
     _api_seconds: float = field(default=0.0, init=False)
     _failed_sweeps: int = field(default=0, init=False)
@@ -180,6 +184,7 @@ class Vitals:
         with self._lock:
             self._sweeps.appendleft(summary)
             if summary.outcome in WHOLE:
+                self._table_replaced = False
                 self._swept_at = self.monotonic()
                 self._api_seconds = summary.api_seconds
                 self._failed_sweeps = 0
@@ -195,8 +200,14 @@ class Vitals:
         with self._lock:
             self._polled_at = self.monotonic()
             if whole_list:
+                self._table_replaced = False
                 self._swept_at = self._polled_at
                 self._failed_sweeps = 0
+
+    def table_replaced(self) -> None:
+        """Note that sweeps until now say nothing about the table as it is."""
+        with self._lock:
+            self._table_replaced = True
 
     def set_rows(self, *, users: int) -> None:
         with self._lock:
@@ -271,6 +282,7 @@ class Vitals:
             trouble_seconds=self._since(trouble.since) if trouble else None,
             trouble_is_fatal=trouble is not None and trouble.fatal,
             sweeps=tuple(self._sweeps),
+            table_replaced=self._table_replaced,
         )
 
     def _since(self, moment: float | None) -> float | None:

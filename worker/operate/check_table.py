@@ -5,6 +5,7 @@ from worker.operate.check_rights import purge_grant, require_table_rights
 from worker.operate.check_writers import find_writers
 from worker.operate.finding import Finding, alike
 from worker.store.database import Connection
+from worker.store.identity import TREE
 from worker.store.shape import detect_shape
 
 _INDEXES = """
@@ -44,6 +45,12 @@ order by c.relname
 """
 
 _LIVE_ONLY = "(deleted_at IS NULL)"
+_UNLOGGED = f"""
+{TREE}
+select format('alter table %%I.%%I set logged', n.nspname, c.relname)
+from tree join pg_class c using (oid) join pg_namespace n on n.oid = c.relnamespace
+where c.relpersistence = 'u' order by c.oid
+"""  # noqa: S608  our own statements
 
 # A partition's foreign keys and indexes are its parent's. Those that are not enforced, which came
 # with PostgreSQL 18, do nothing. A partial index finds rows by a foreign key if it leaves out null.
@@ -81,12 +88,22 @@ def look_at_table(conn: Connection, schema: str) -> list[Finding]:
         return [Finding("ok", "table", text)]
     return [
         Finding("ok", "table", f"{schema}.users_sync can be adopted: {shape.value}"),
+        *find_unlogged(conn, schema),
         *find_index_troubles(conn, schema),
         *find_purge_rights(conn, schema),
         *find_foreign_keys(conn, schema),
         *find_writers(conn, schema),
         *find_refusals(conn, schema, shape),
     ]
+
+
+def find_unlogged(conn: Connection, schema: str) -> list[Finding]:
+    """Say that a crash of the server empties the table."""
+    unlogged = [
+        f"unlogged: a crash of the server empties it; run `{fix}`"
+        for (fix,) in conn.execute(_UNLOGGED, {"target": schema})
+    ]
+    return alike("warn", "table", unlogged)
 
 
 def find_index_troubles(conn: Connection, schema: str) -> list[Finding]:

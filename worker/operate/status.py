@@ -44,6 +44,13 @@ _STATUS = f"""
 select {", ".join(_FACTS)}, clock_timestamp() from users_sync_worker.status where target = %s
 """  # noqa: S608  names of columns
 
+# The view says nothing of the rights to the table, which not every monitor has.
+_MAY_READ = """
+select has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = 'users_sync' and c.relkind in ('r', 'p')
+"""
+
 _SWEEPS = f"""
 select number, kind, started, finished, outcome, error, {", ".join(COUNTS)}
 from users_sync_worker.sweep where target = %s order by number desc limit %s
@@ -79,8 +86,19 @@ def read_status(conn: Connection, target: str, longest_age: timedelta | None) ->
         dict(zip(names, sweep, strict=True))
         for sweep in conn.execute(_SWEEPS, (target, LAST_SWEEPS))
     ]
-    status = Status(dict(zip(_FACTS, row, strict=False)), sweeps, row[-1])
+    facts = dict(zip(_FACTS, row, strict=False))
+    if conn.execute(_MAY_READ, (target,)).fetchone() == (False,):
+        facts = _unreadable(facts)
+    status = Status(facts, sweeps, row[-1])
     return status if longest_age is None else _judged(status, longest_age)
+
+
+def _unreadable(facts: dict[str, Any]) -> dict[str, Any]:
+    """Say that our role may not read the table: nor may a worker with the same settings."""
+    reason = f"this role may not read {facts['target']}.users_sync: users-sync check"
+    others = [reason, *facts["other_reasons"]]
+    verdict = "; ".join([facts["too_old"], *others] if facts["too_old"] else others)
+    return {**facts, "other_reasons": others, "healthy": False, "verdict": verdict}
 
 
 def _judged(status: Status, longest_age: timedelta) -> Status:
@@ -170,7 +188,7 @@ def _failing(status: Status) -> dict[str, str]:
 
 def _users(facts: dict[str, Any]) -> str:
     if facts["users_live"] is None:
-        return "this role may not read the table"
+        return "cannot be counted"
     return f"{facts['users_live']:,} live, {facts['users_deleted']:,} deleted"
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Self
 
 from psycopg import sql
 
 from worker.model import Users
+from worker.store.census import Census
 from worker.store.database import Connection, Database
 from worker.store.deletions import Deletions, Suspect
 from worker.store.lease import Claim, Closing, Lease
@@ -106,6 +107,18 @@ class UnwrittenTable(Table):
     @property
     def relation(self) -> sql.SQL:
         return quoted(self.schema) if self.exists else sql.SQL(_NO_ROWS)
+
+    def as_found(self, conn: Connection) -> Self:  # noqa: ARG002
+        """Stay as it was described: it may not be there."""
+        return self
+
+    def census(
+        self,
+        conn: Connection,
+        before: Census | None = None,
+        own: Sequence[str] = (),
+    ) -> None:
+        """Count nothing: what is read once need not be compared later."""
 
     def apply(self, users: Users, observed_at: datetime) -> Question:
         """Ask what applying these users would do."""

@@ -3,14 +3,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Self
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from worker.mirror import NO_MILLIS
 from worker.model import Users
+from worker.store.census import COUNT, LIST, MOVES, Census
 from worker.store.database import Connection
-from worker.store.shape import TABLE, Shape
+from worker.store.identity import no_table
+from worker.store.shape import TABLE, Shape, detect_shape
 from worker.store.statement import Statement
 from worker.store.transaction import IDLE_LIMIT
 from worker.store.users_sql import (
@@ -71,6 +74,32 @@ class Table:
     def own_values(self) -> dict[str, str]:
         """Give the columns that we write beside the record, each with what it must hold."""
         return {} if self.shape is Shape.GENERATED else PLAIN_VALUES
+
+    def as_found(self, conn: Connection) -> Self:
+        """Give the table as it is now. Raises Misconfigured if it is gone, or of no known shape."""
+        shape = detect_shape(conn, self.schema)
+        if shape is None:
+            raise no_table(self.schema)
+        return replace(self, shape=shape)
+
+    def census(
+        self, conn: Connection, before: Census | None = None, own: Sequence[str] = ()
+    ) -> Census | None:
+        """Count the live rows, and those that were written since, but not by our transactions.
+
+        None if Postgres says that nobody wrote anything since.
+        """
+        [(moves,)] = conn.execute(MOVES, {"target": self.schema}).fetchall()
+        if before is not None and moves is not None and moves == before.moves:
+            return None
+        params = {"since": before and before.snapshot, "own": list(own)}
+        [(snapshot, live, by_others)] = conn.execute(self._sql(COUNT), params).fetchall()
+        return Census(moves, snapshot, live, by_others)
+
+    def written_by_others(self, conn: Connection, before: Census, own: Sequence[str]) -> list[str]:
+        """Give the ids of the rows that were written since, but not by our transactions."""
+        params = {"since": before.snapshot, "own": list(own)}
+        return [row[0] for row in conn.execute(self._sql(LIST), params)]
 
     def load_keys(self, conn: Connection) -> Iterator[tuple[int, bytes]]:
         """Give (millis, 16-byte id) of every live row in the order of the list, in one pass."""

@@ -65,6 +65,12 @@ from (
           and s.finished > coalesce(c.finished, '-infinity')
     ) e on true
 ) f
+left join lateral (
+    -- By the catalog: to name a table takes the right to use its schema.
+    select has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select') as readable
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = f.target and c.relname = 'users_sync' and c.relkind in ('r', 'p')
+) t on true
 cross join lateral (
     select case when f.last_complete is null and not f.quiet then 'no sweep was completed yet'
                 when f.last_complete_age > f.longest_age
@@ -72,6 +78,10 @@ cross join lateral (
                             date_trunc('second', f.last_complete_age),
                             date_trunc('second', f.longest_age)) end as too_old,
            array_remove(array[
+               case when t.readable is null
+                    then format('%I.users_sync does not exist: users-sync init', f.target)
+                    when t.readable and f.users_live is null
+                    then format('%I.users_sync lacks a column: users-sync check', f.target) end,
                case when f.failures > 1 then format('the last %s sweeps failed, since %s: %s',
                    f.failures, date_trunc('second', f.failing_since), f.last_error) end,
                case when f.held > 0 then format('%s held: users-sync deletions',
