@@ -131,7 +131,8 @@ class Duty:
             return
         self._counted_at = now
         try:
-            self.memory.recount(self.store)
+            # In quiet mode there may be no second look for days, and the counters lag.
+            self.memory.recount(self.store, trust_counters=not self.settings.database.quiet)
         except Blocked as error:
             log.warning("census.skipped", error=str(error))
 

@@ -1,7 +1,7 @@
 """What the worker remembers between sweeps and polls, and which of two answers is the newer one."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from threading import RLock
 from typing import TypeVar
@@ -100,9 +100,10 @@ class Memory:
             self._replaced = store.lease.replaced
             self.on_replaced()
 
-    def recount(self, store: Store) -> None:
+    def recount(self, store: Store, *, trust_counters: bool = True) -> None:
         """Look whether others wrote the table, and forget what was known of the rows they wrote.
 
+        With `trust_counters` the table is read only if Postgres counted a write since.
         Raises MirrorOutdated if they removed rows, or wrote too many, and Blocked if the table is
         locked, or takes too long to read.
         """
@@ -110,7 +111,8 @@ class Memory:
             own, before = store.lease.own_transactions, self.census
             if before is None:
                 return
-            found = _counted(store, lambda conn: store.table.census(conn, before, own))
+            since = before if trust_counters else replace(before, moves=None)
+            found = _counted(store, lambda conn: store.table.census(conn, since, own))
             if found is None:
                 return
             if 0 < found.by_others <= MOST_TOUCHED:
