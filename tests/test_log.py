@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 import structlog
 
-from worker.log import configure_logging, flush_logging, keep_out_of_logs, reset_logging
+from worker.log import (
+    close_logging,
+    configure_logging,
+    flush_logging,
+    keep_out_of_logs,
+    reset_logging,
+)
 from worker.log_queue import MOST_LINES, losses
 
 # Made before any test configures logging, as the modules of the worker do.
@@ -71,7 +77,7 @@ def test_json_is_one_event_per_line(stream: io.StringIO) -> None:
 def test_what_a_library_says_is_an_event_of_one_name(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     logging.getLogger("psycopg.pool").warning("error connecting in %r", "pool-1")
-    logging.getLogger("somebody").warning("sweep.finished")
+    logging.getLogger("library").warning("sweep.finished")
     log.warning("own")
     foreign, mimic, own = records(stream)
     assert foreign["message"] == "error connecting in 'pool-1'"
@@ -279,6 +285,17 @@ def test_stalled_reader_does_not_keep_a_log_open() -> None:
     stalled.resumed.set()
 
 
+def test_closed_log_is_silent_about_what_threads_still_say(
+    stream: io.StringIO, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "json", stream)
+    log.info("before")
+    assert close_logging()
+    log.info("after")
+    assert [record["event"] for record in records(stream)] == ["before"]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_was_logged_is_written_before_a_log_is_closed(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     for _ in range(500):
@@ -308,10 +325,10 @@ def test_record_that_cannot_be_rendered_is_told_of_without_what_it_holds(
     with no_other_handlers():
         configure_logging("info", "json", stream)
         keep_out_of_logs([SECRET])
-        logging.getLogger("somebody").error("sent %s", *arguments)
+        logging.getLogger("library").error("sent %s", *arguments)
         log.info("own", value=Secretive())
         told = [(record["event"], record["source"]) for record in records(stream)]
-    assert told == [("log.failed", "somebody"), ("log.failed", "worker.early")]
+    assert told == [("log.failed", "library"), ("log.failed", "worker.early")]
     assert "hush" not in stream.getvalue() + "".join(capfd.readouterr())
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.processes import PATIENCE_SECONDS, Site, command, opened_site, until
 from tests.test_service_process import live, unused_port
+from worker.store.schema import creation_sql
 
 FULL = Path("/dev/full")
 NAME = "Žofie 李"
@@ -55,7 +56,7 @@ def started(site: Site, stdout: int, **variables: str) -> Iterator[subprocess.Po
 
 @contextmanager
 def full_pipe() -> Iterator[tuple[IO[bytes], int]]:
-    """Give both ends of a pipe that takes nothing until somebody reads."""
+    """Give both ends of a pipe that takes nothing until it is read."""
     reading, writing = os.pipe()
     fcntl(writing, F_SETPIPE_SZ, 4096)
     os.write(writing, b"\n" * 4096)
@@ -96,6 +97,24 @@ def test_one_sweep_ends_although_nobody_reads_its_log(site: Site) -> None:
             check=False,
         )
     assert (ended.returncode, live(site)) == (0, set(site.project.ids()))
+
+
+def test_output_of_a_command_waits_for_its_reader(site: Site) -> None:
+    with (
+        full_pipe() as (reader, stdout),
+        subprocess.Popen(
+            command("init", "--print-sql"),
+            cwd=site.shell.folder,
+            env=site.shell.environ(),
+            stdout=stdout,
+        ) as process,
+    ):
+        os.close(stdout)
+        with pytest.raises(subprocess.TimeoutExpired):  # much longer than any other end takes
+            process.wait(6)
+        text = reader.read().decode().strip()
+        assert process.wait(PATIENCE_SECONDS) == 0
+    assert text.endswith(creation_sql("neon_auth").strip())
 
 
 def test_error_ends_the_command_although_nobody_reads_it(site: Site) -> None:

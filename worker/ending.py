@@ -6,31 +6,31 @@ import sys
 from threading import Timer
 from typing import NoReturn
 
-from worker.log import reset_logging
+from worker.log import close_logging
 from worker.outputs import write_error
 
-# A second for the log; then what commands print, and threads that are about to end.
-LONGEST_ENDING_SECONDS = 2.0
+# For the last words on stderr, and for threads that are about to end.
+LONGEST_ENDING_SECONDS = 1.5
 
 
 def leave(code: int, message: str | None = None) -> NoReturn:
-    """Print `message` on stderr, write what is buffered, and end the process with this code.
+    """Write what is buffered, print `message` on stderr, and end the process with this code.
 
-    That does not last long: what a reader that stalls has not read is lost, and a thread that is
-    stuck is left behind.
+    A pager may take its time to read what a command printed. A log that is not read, or a
+    thread that is stuck, does not keep the process alive.
     """
+    if close_logging():
+        sys.stdout.flush()
     deadline = Timer(LONGEST_ENDING_SECONDS, os._exit, (code,))
     deadline.daemon = True
     deadline.start()
-    _write_the_rest(message)
+    _say_last(message)
     sys.exit(code)
 
 
-def _write_the_rest(message: str | None) -> None:
-    reset_logging(forget_secrets=False)
+def _say_last(message: str | None) -> None:
     if message:
         _say(message)
-    sys.stdout.flush()
     error = write_error(sys.stdout)
     if error and error.errno != errno.EPIPE:  # a reader that wants no more, such as `head`
         _say(f"stdout could not be written: {error.strerror}")

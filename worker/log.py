@@ -38,7 +38,7 @@ _writers: list[LineWriter] = []
 def configure_logging(level: str, log_format: Format, stream: TextIO) -> None:
     """Log to `stream` from now on, records of libraries and warnings included.
 
-    A thread of its own writes the lines, so that logging never waits for whoever reads them.
+    A thread of its own writes the lines, so that logging never waits for their reader.
     Called again, it replaces what it did before. Loggers that were made earlier follow.
     """
     reset_logging(forget_secrets=False)
@@ -67,20 +67,26 @@ def configure_logging(level: str, log_format: Format, stream: TextIO) -> None:
 
 
 def reset_logging(*, forget_secrets: bool = True) -> None:
-    """Undo `configure_logging`, and `keep_out_of_logs` as well unless told otherwise.
-
-    What was logged is written first, or lost where that takes too long.
-    """
+    """Undo `configure_logging`, and `keep_out_of_logs` as well unless told otherwise."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if handler.name == HANDLER_NAME]:
         root.removeHandler(handler)
-    while _writers:
-        wait([aside(_writers.pop().stop)], FLUSH_SECONDS)
+    close_logging()
     _set_levels(logging.WARNING, logging.NOTSET)
     logging.captureWarnings(capture=False)
     structlog.reset_defaults()
     if forget_secrets:
         _secrets.clear()
+
+
+def close_logging() -> bool:
+    """Write what was logged, and nothing that is logged from now on.
+
+    Returns False if that took too long, and lines are lost.
+    """
+    ending = [aside(writer.stop) for writer in _writers]
+    _writers.clear()
+    return not wait(ending, FLUSH_SECONDS).not_done
 
 
 def flush_logging() -> None:

@@ -4,10 +4,7 @@ import io
 import os
 import select
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any, TextIO
 
 
 class _Output(io.RawIOBase):
@@ -34,7 +31,7 @@ class _Output(io.RawIOBase):
     def isatty(self) -> bool:
         return self._raw.isatty()
 
-    def write(self, data: "ReadableBuffer") -> int:
+    def write(self, data: Any) -> int:
         try:
             while (written := self._raw.write(data)) is None:
                 # Another process that has the same file made it non-blocking.
