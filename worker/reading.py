@@ -11,6 +11,7 @@ import structlog
 from worker.findings import Findings
 from worker.mirror import Delta, Span
 from worker.model import Key, Page, User, are_readable, ids_of, last_key
+from worker.rejecting import Rejecting
 from worker.source import Arrived, Source, read
 from worker.store import Store
 from worker.store.batch import Applied, Batch, Extra
@@ -24,6 +25,11 @@ log = structlog.stdlib.get_logger(__name__)
 
 # Pages that change nothing write no checkpoint of their own more often than this.
 CHECKPOINT_SECONDS = 30.0
+
+STORED = (INSERTED, UPDATED, RESTORED, UNCHANGED)
+
+# So many refused users are held in memory until the end of the list; more are tried before it.
+MOST_ASIDE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Reading:
     findings: Findings
     on_page: Callable[[Findings], None]
     walk: Walk = field(init=False)
+    rejecting: Rejecting = field(init=False)
     _reached: Key | None = field(init=False)
     _checkpoint_at: float = field(init=False)
     _under_way: list[Asked] = field(default_factory=list)
@@ -50,10 +57,11 @@ class Reading:
     def __post_init__(self) -> None:
         self._reached = self.findings.resume_at
         self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
+        self.rejecting = Rejecting(self.store, self.findings)
         self._checkpoint_at = self._monotonic()
 
     def read(self) -> None:
-        """Walk to the proven end of the list.
+        """Walk to the proven end of the list; then try again whom the database refused before.
 
         One page is fetched ahead while one is applied. Raises SweepIncomplete, and whatever asking
         and writing raise.
@@ -65,6 +73,7 @@ class Reading:
         finally:
             # What is still under way is not waited for: nothing has to be remembered for it.
             self._forget_asked()
+        self._try_again()
 
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
@@ -126,8 +135,10 @@ class Reading:
         findings.wrote = True
         memory, mirror = findings.memory, findings.mirror
         memory.accepted((i for users, _ in applied.outcomes for i in ids_of(users)), observed_at)
+        if findings.rejects:
+            memory.stored({i for users in applied.by(*STORED) for i in ids_of(users)})
         mirror.remove(applied.moved)
-        for known in applied.by(INSERTED, UPDATED, RESTORED, UNCHANGED):
+        for known in applied.by(*STORED):
             mirror.accept(known)
         for stale in applied.by(STALE):
             for user in stale:
@@ -136,18 +147,8 @@ class Reading:
             mirror.note_inserted(inserted, self._monotonic(), store.table.grace_seconds)
             memory.on_inserted(inserted)
         for rejected in applied.rejected:
-            self._remember(rejected)
+            self.rejecting.remember(rejected)
         return applied
-
-    def reject(self, records: Sequence[Rejected]) -> list[Statement]:
-        """Give the statements that quarantine these records; those known as they are need none."""
-        known = self.findings.rejects
-        new = [each for each in records if known.get(each.record) != each.digest]
-        for rejected in new:
-            log.warning("record.quarantined", user=rejected.user_id, error=rejected.error)
-        for rejected in records:
-            self._remember(rejected)
-        return [self.store.quarantine.put(new)] if new else []
 
     def take(self, page: Page, span: Span | None) -> None:
         """Bring the table into line with a page; without a span it says nothing of who is missing.
@@ -164,7 +165,9 @@ class Reading:
             rejected = [unreadable(record) for record in page.unreadable]
             self._count(page, rejected, span)
             extras = self._records(page, rejected, delta)
-            changed = self._not_known_as_refused(delta.changed)
+            changed = self.rejecting.leave(delta.changed, page.observed_at)
+            if len(findings.aside) >= MOST_ASIDE:
+                self._try_again()
             if changed or extras or (span and self._checkpoint_is_due()):
                 self._checkpoint_at = self._monotonic()
                 checkpoint = self._checkpoint(self.walk.request.after) if span else []
@@ -195,7 +198,7 @@ class Reading:
 
     def _records(self, page: Page, rejected: Sequence[Rejected], delta: Delta) -> list[Statement]:
         """Give the statements for unreadable records, suspects seen again, and new suspects."""
-        statements = self.reject(rejected)
+        statements = self.rejecting.reject(rejected)
         if struck := self._struck(page):
             statements.append(self.store.deletions.strike(struck))
         return statements + self._suspect(delta, page)
@@ -237,24 +240,17 @@ class Reading:
         findings.noticed.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
         return [self.store.deletions.notice(new, findings.number, page.observed_at)] if new else []
 
-    def _not_known_as_refused(self, users: Sequence[User]) -> Sequence[User]:
-        """Leave out users that the database refused for what they still hold."""
+    def _try_again(self) -> None:
+        """Try whom the database refused before: together, and after everybody else."""
         findings = self.findings
-        rejects = findings.rejects
-        if not rejects:
-            return users
-        known = [u.id for u in users if u.id in rejects and rejects[u.id] == u.digest.hex()]
-        findings.counts["quarantined"] += len(set(known) - findings.seen)
-        findings.seen.update(known)
-        return [user for user in users if user.id not in set(known)]
-
-    def _remember(self, rejected: Rejected) -> None:
-        findings = self.findings
-        if rejected.record not in findings.seen:
-            findings.counts["quarantined"] += 1
-        findings.seen.add(rejected.record)
-        if rejected.permanent:
-            findings.rejects[rejected.record] = rejected.digest
+        with findings.memory.lock:
+            findings.memory.check(findings.generation)
+            users, observed_at = self.rejecting.take_aside()
+            if not users:
+                return
+            size = sum(len(user.json) for user in users)
+            if any(self.apply(users, observed_at, [], size=size).by(*STORED)):
+                findings.memory.refusals.hasten()
 
     def _checkpoint(self, key: Key | None) -> list[Extra]:
         """Give what moves the checkpoint with a batch; at the start of the list there is none."""

@@ -29,8 +29,7 @@ OLDEST_SERVER = 140000
 
 _SERVER = """
 select current_setting('server_version_num')::int, current_setting('server_version'),
-       current_setting('server_encoding'), pg_is_in_recovery(),
-       current_setting('default_transaction_read_only')::boolean
+       pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean
 """
 
 _LEASE = """
@@ -110,11 +109,9 @@ def _check_server(conn: Connection) -> list[Finding]:
     row = conn.execute(_SERVER).fetchone()
     if row is None:
         raise Misconfigured("the server does not describe itself")
-    number, version, encoding, standby, read_only = row
+    number, version, standby, read_only = row
     if number < OLDEST_SERVER:
         raise Misconfigured(f"PostgreSQL {version} is too old: 14 is the oldest that will do")
-    if encoding != "UTF8":
-        raise Misconfigured(f"the database's encoding is {encoding}: create one with UTF8")
     if standby or read_only:
         raise Misconfigured("the database takes no writes: set database.url to the primary")
     finding = Finding("ok", "database", f"PostgreSQL {version}, takes writes")

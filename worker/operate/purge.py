@@ -117,7 +117,7 @@ class Purge:
 def _reason(error: DataRefused | Blocked) -> str:
     if isinstance(error, DataRefused) and error.sqlstate == FOREIGN_KEY_VIOLATION:
         return _kept_by(error.constraint or "")
-    return f"the database refuses: {error}"
+    return f"the database refuses: {error.code if isinstance(error, DataRefused) else error}"
 
 
 def _kept_by(constraint: str) -> str:
