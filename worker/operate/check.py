@@ -1,6 +1,7 @@
 """Looks at everything a sweep needs; says, a line each, what is right and how to mend it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import Event
 
 from worker.clock import Clock
@@ -11,11 +12,14 @@ from worker.errors import (
     SourceUnavailable,
     UsersSyncError,
 )
+from worker.model import Page, User, ids_of
 from worker.once import access
+from worker.operate.check_refused import find_refusable, find_refused
 from worker.operate.check_rights import require_creation, require_own_rights
 from worker.operate.check_table import look_at_table
 from worker.operate.check_writers import find_stale_rows
 from worker.operate.finding import Finding
+from worker.outline import Outline
 from worker.page_size import PageSize
 from worker.retry import Retry
 from worker.settings import Settings
@@ -41,23 +45,28 @@ where target = %s
 def check(settings: Settings, url: str) -> Iterator[Finding]:
     """Give the findings as they are made. Nothing is written anywhere."""
     yield Finding("ok", "configuration", "read, and complete")
-    yield from _guarded("stack auth", lambda: _check_source(settings))
+    users: list[User] = []
+    yield from _guarded("stack auth", lambda: _check_source(settings, users))
     clock = Clock()
     retry = Retry("the database", 0, Event(), DatabaseUnavailable)
     database = Database(url, clock, retry)
     try:
-        yield from _check_database(database, settings)
+        yield from _check_database(database, settings, users)
     finally:
         database.close()
 
 
-def _check_database(database: Database, settings: Settings) -> Iterator[Finding]:
+def _check_database(
+    database: Database, settings: Settings, users: Sequence[User]
+) -> Iterator[Finding]:
     server = _guarded("database", lambda: database.call(_check_server))
     yield from server
     if any(finding.exit_code for finding in server):
         return  # the others could only say the same again
     schema = settings.database.schema_name
     yield from _guarded("table", lambda: database.call(lambda conn: look_at_table(conn, schema)))
+    refusable = partial(find_refusable, schema=schema, users=users)
+    yield from _guarded("table", lambda: database.call(refusable))
     yield from _guarded("worker", lambda: database.call(lambda conn: _check_own(conn, settings)))
 
 
@@ -72,23 +81,26 @@ def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
         return [Finding("FAIL", subject, str(error), 2)]
 
 
-def _check_source(settings: Settings) -> list[Finding]:
-    """Ask for pages as a sweep does, and see that the second one continues the first."""
+def _check_source(settings: Settings, users: list[User]) -> list[Finding]:
+    """Ask for pages as a sweep does, and see that the second one continues the first.
+
+    The users on them are added to `users`.
+    """
     stop = Event()
     retry = Retry("Stack Auth", 0, stop, SourceUnavailable)
     page_size, walk = PageSize(settings.stack.page_size), Walk()
     with StackApi(access(settings), clock=Clock(), stop=stop) as api:
         source = Source(api, retry, page_size=page_size, lease=_NoLease())
         try:
-            pages = [source.await_answer(source.ask_page(walk.request)).outline]
+            pages = [_ask_page(source, walk, users)]
             proven = walk.take(pages[0]) is not None
             if proven and not walk.ended:
-                pages.append(source.await_answer(source.ask_page(walk.request)).outline)
+                pages.append(_ask_page(source, walk, users))
                 proven = walk.take(pages[1]) is not None
         finally:
             source.close()
-    users = "has users" if len(pages[0].places) else "has no users yet"
-    text = f"{settings.stack.api_url} answers; the project {users}; limit up to {page_size.limit:,}"
+    has = "has users" if len(pages[0].places) else "has no users yet"
+    text = f"{settings.stack.api_url} answers; the project {has}; limit up to {page_size.limit:,}"
     found = [Finding("ok", "stack auth", text)]
     if not proven:
         text = (
@@ -97,6 +109,15 @@ def _check_source(settings: Settings) -> list[Finding]:
         )
         found.append(Finding("warn", "stack auth", text))
     return found
+
+
+def _ask_page(source: Source, walk: Walk, users: list[User]) -> Outline | Page:
+    """Ask for the next page, and add the users to `users` that were not on the one before."""
+    arrived = source.await_answer(source.ask_page(walk.request))
+    known = set(ids_of(users))
+    page = source.await_answer(arrived.page)
+    users += [user for user in page.users if user.id not in known]
+    return arrived.outline
 
 
 class _NoLease:
@@ -142,4 +163,5 @@ def _check_own(conn: Connection, settings: Settings) -> list[Finding]:
             " to it, or database.schema to another schema"
         )
     text = f"at work: {holder}" if live else "ready; nobody is at work"
-    return [Finding("ok", "worker", text), *find_stale_rows(conn, schema)]
+    ready = Finding("ok", "worker", text)
+    return [ready, *find_stale_rows(conn, schema), *find_refused(conn, schema)]
