@@ -216,19 +216,37 @@ def test_several_refused_records_stand_apart(generated: Target) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "permanent"),
+    "state",
     [
-        ("P0001", False),
-        ("P0002", False),
-        ("23000", False),
-        ("44000", False),
-        ("U0001", False),
-        ("22023", True),
-        ("54001", True),
+        "P0001",
+        "P0002",
+        "23000",
+        "44000",
+        "U0001",
+        "22023",
+        "54001",
+        "42601",
+        "42501",
+        "3F000",
+        "28000",
+        "0A000",
+        "55000",
+        "58030",
+        "08001",
+        "53400",
+        "25006",
+        "XX000",
+        "40001",
+        "40P01",
+        "55P03",
+        "57014",
+        "57P01",
+        "HV000",
+        "20000",
     ],
 )
 def test_record_that_a_trigger_refuses_is_quarantined_without_the_triggers_words(
-    generated: Target, state: str, *, permanent: bool
+    generated: Target, state: str
 ) -> None:
     generated.query(RAISING.format(state=state))
     users = [person(1), person(2, display_name="Odd"), person(3)]
@@ -236,7 +254,44 @@ def test_record_that_a_trigger_refuses_is_quarantined_without_the_triggers_words
     applied = apply(generated, users)
 
     assert letters(applied) == inserted([users[0], users[2]])
-    assert quarantined(generated) == [(users[1].id, f"refused by the database: {state}", permanent)]
+    assert quarantined(generated) == [(users[1].id, f"refused by the database: {state}", False)]
+    assert logged(generated) == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("work", "state"),
+    [
+        ("perform 1 / (length(new.name) - 3)", "22012"),
+        ("if new.name = 'Odd' then insert into no_such_table values (1); end if", "42P01"),
+        ("if new.name = 'Odd' then set local role no_such_role; end if", "22023"),
+        ("if new.name = 'Odd' then perform lastval(); end if", "55000"),
+        ("if new.name = 'Odd' then execute 'nonsense'; end if", "42601"),
+    ],
+)
+def test_record_at_which_a_triggers_work_fails_is_quarantined(
+    plain: Target, work: str, state: str
+) -> None:
+    plain.query(f"""
+    create function fail() returns trigger language plpgsql as $$ begin {work}; return new; end $$;
+    create trigger fail before insert or update on users_sync for each row execute function fail()
+    """)
+    users = [person(1), person(2, display_name="Odd"), person(3)]
+    applied = batch(plain).apply(Users.of(users), [])
+    assert letters(applied) == inserted([users[0], users[2]])
+    assert quarantined(plain) == [(users[1].id, f"refused by the database: {state}", False)]
+
+
+def test_those_who_are_refused_cost_no_connection_and_are_recorded_together(
+    generated: Target,
+) -> None:
+    generated.query("alter table users_sync add check (name <> 'Odd')")
+    database = generated.database()
+    lease = generated.held_lease(database)
+    pid = database.call(lambda conn: conn.info.backend_pid)
+    applied = batch(generated, lease).apply(Users.of(people(*range(8), display_name="Odd")), [])
+    assert (len(applied.rejected), len(quarantined(generated))) == (8, 8)
+    assert database.call(lambda conn: conn.info.backend_pid) == pid
+    assert generated.lease_row("writes") == 1
 
 
 @pytest.mark.parametrize(
@@ -249,7 +304,7 @@ def test_record_that_would_break_the_whole_statement_is_quarantined(
     users = [person(1), person(2, signed_up_at_millis=millis), person(3)]
     applied = batch(target).apply(Users.of(users), [])
     assert letters(applied) == inserted([users[0], users[2]])
-    assert quarantined(target) == [(users[1].id, f"refused by the database: {state}", True)]
+    assert quarantined(target) == [(users[1].id, f"refused by the database: {state}", False)]
 
 
 def test_addresses_that_must_be_unique_refuse_the_second(plain: Target) -> None:

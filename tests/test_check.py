@@ -9,8 +9,9 @@ import pytest
 from psycopg import sql
 
 from tests.store_target import PLAIN_COLUMNS, Target, people, person
-from worker.errors import Misconfigured
+from worker.errors import DataRefused, Misconfigured
 from worker.operate.check import judge_way
+from worker.operate.check_refused import find_refusable, find_refused
 from worker.operate.check_rights import require_own_rights, require_table_rights
 from worker.operate.check_table import (
     find_foreign_keys,
@@ -22,6 +23,7 @@ from worker.operate.check_table import (
 from worker.operate.check_writers import find_sessions, find_stale_rows, find_writers
 from worker.operate.finding import Finding
 from worker.store.database import Connection, connect
+from worker.store.quarantine import Quarantine, Rejected, refused
 from worker.store.schema import creation_sql, missing_migrations
 from worker.store.shape import Shape
 
@@ -261,6 +263,48 @@ def test_unique_email_comes_with_an_index_of_live_users_alone(
         generated.apply(
             [person(3, primary_email="1@example.com", display_name="User 2")],
         )
+
+
+# Users whom the table refuses
+
+
+@pytest.mark.parametrize(
+    ("constraint", "named"),
+    [
+        ("add constraint \"po%lite\" check (email like '%@%' and email is not null)", '"po%lite"'),
+        ("alter email set not null", "not null of column email"),
+        ("add check (name <> 'Odd')", "users_sync_name_check"),
+        ("add check (1 / (length(name) - 3) > 9)", None),
+        ("add column plan text default 'free', add check (plan = 'free')", None),
+        ("add check (id is not null)", None),
+    ],
+)
+def test_users_whom_a_constraint_would_refuse_are_counted(
+    target: Target, conn: Connection, constraint: str, named: str | None
+) -> None:
+    target.query(f"alter table users_sync {constraint}")
+    odd = people(1, 2, display_name="Odd", primary_email=None)
+    text = f"2 of the first 5 users would be refused by {named}"
+    found = lines(find_refusable(conn, target.schema, [*odd, *people(3, 4, 5)]))
+    assert [line.partition(":")[0] for line in found] == [f"warn {text}"] * bool(named)
+    assert find_refusable(conn, target.schema, []) == []
+
+
+def test_users_whom_the_database_refuses_are_counted_by_reason(
+    generated: Target, conn: Connection
+) -> None:
+    generated.held_lease()
+    assert find_refused(conn, generated.schema) == []
+    quarantine = Quarantine(generated.schema)
+    for number, error in enumerate(["23502", "23514 polite", "23514 polite"]):
+        put = quarantine.put([refused(person(number), DataRefused("", *error.split()))])
+        generated.conn.execute(put.query, put.params)
+    put = quarantine.put([Rejected("odd", "d", "{}", "unreadable")])
+    generated.conn.execute(put.query, put.params)
+    assert lines(find_refused(conn, generated.schema)) == [
+        "warn 2 users refused by the database: 23514 polite; `users-sync quarantine` lists them",
+        "warn 1 user refused by the database: 23502; `users-sync quarantine` lists them",
+    ]
 
 
 # Privileges

@@ -707,3 +707,57 @@ def test_terminal_shows_logs_as_text(site: Site) -> None:
     assert code == 0
     assert "sweep.finished" in shown
     assert '{"event"' not in shown
+
+
+EVENT_TRIGGER = """
+create function public.forbid() returns event_trigger language plpgsql as $$ begin
+    raise exception 'no table for ada@example.com' using errcode = '{state}';
+end $$;
+create event trigger forbid on ddl_command_start execute function public.forbid()
+"""
+
+
+@pytest.mark.parametrize("state", ["P0001", "22012", "55000", "40001"])
+def test_tables_that_an_event_trigger_forbids_are_told_in_words(site: Site, state: str) -> None:
+    site.execute(EVENT_TRIGGER.format(state=state))
+    for arguments in [("init",), ("--once",), ("run",)]:
+        ended = site.shell.having(USERS_SYNC_HTTP__PORT="0").run(*arguments)
+        assert ended.code == 2
+        [line] = ended.stderr.splitlines()
+        assert line.startswith("users-sync: the database refuses: ")
+        assert f"({state}); see its log" in line
+        assert "example.com" not in ended.stdout + ended.stderr
+
+
+def test_database_of_another_encoding_is_refused_before_anything_is_written(
+    site: Site, postgres_url: str
+) -> None:
+    name = f"latin_{uuid4().hex}"
+    options = "encoding 'LATIN1' locale 'C' template template0"
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        conn.execute(f"create database {name} {options}".encode())
+        shell = site.shell.having(DATABASE_URL=make_conninfo(postgres_url, dbname=name))
+        for arguments in [("init",), ("--once",), ("run",), ("status",)]:
+            ended = shell.run(*arguments)
+            assert ended.code == 2
+            assert "the database's encoding is LATIN1" in complaint(ended)
+        assert ("FAIL", "database") in findings(shell.run("check"))
+        conn.execute(f"drop database {name} with (force)".encode())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("deletions", "approve", "0"),
+        ("deletions", "approve", "9" * 20),
+        ("purge", "--older-than", "999999w"),
+        ("status", "--max-age", "999999w"),
+        ("sync-user", "11111111-1111-4111-8111-111111111111", "--wait", "1e300"),
+    ],
+)
+def test_numbers_out_of_bounds_are_a_mistake_and_no_bug(
+    site: Site, arguments: tuple[str, ...]
+) -> None:
+    ended = site.shell.run(*arguments)
+    assert ended.code == 2
+    assert "bug" not in complaint(ended)

@@ -228,6 +228,12 @@ def test_age_is_a_number_and_a_unit(text: str, seconds: int) -> None:
     assert seconds_of(text, "--older-than") == seconds
 
 
+@pytest.mark.parametrize("text", ["36501d", "999999w"])
+def test_age_of_more_than_a_century_is_refused(text: str) -> None:
+    with pytest.raises(Misconfigured, match="--older-than: should be at most 36500d"):
+        seconds_of(text, "--older-than")
+
+
 @pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1.5h", "1y", "30d;", "9999999d"])
 def test_other_ages_are_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match="--older-than: should be a number with s, m, h, d"):

@@ -7,9 +7,9 @@ UsersSyncError
 ├── SweepIncomplete      the list could not be walked to its end; nothing was deleted
 ├── LeaseLost            another worker may write now: stop at once
 ├── MirrorOutdated       somebody else wrote: load the mirror again, go on from the checkpoint
-├── DataRefused          the database refuses a record for what is in it: find it, quarantine it
 ├── Blocked              a lock or statement time-out: try with fewer rows
 ├── Misconfigured        a person must act; the message says what, where, and the fix
+│   ├── DataRefused      the database refuses some row: find it, quarantine it; else a person acts
 │   ├── LimitRefused     the users API gives fewer users at once: ask for less, and remember
 │   └── UpdatesRefused   the table takes new rows alone: insert them, then fail
 └── Stopped              somebody asked the worker to stop
@@ -55,29 +55,29 @@ class MirrorOutdated(UsersSyncError):
     """The table was written by somebody else since the mirror was loaded."""
 
 
-class DataRefused(UsersSyncError):
-    """A record that the database does not take.
-
-    Only the SQLSTATE and the name of a constraint are kept: the server's own text may hold emails.
-    """
-
-    def __init__(self, sqlstate: str, constraint: str | None = None) -> None:
-        super().__init__(f"{sqlstate} {constraint}" if constraint else sqlstate)
-        self.sqlstate = sqlstate
-        self.constraint = constraint
-
-    @property
-    def permanent(self) -> bool:
-        """Whether the same record is sure to fail again; a constraint's cause may go."""
-        return self.sqlstate[:2] in {"22", "54"}
-
-
 class Blocked(UsersSyncError):
     """Somebody else holds a row for longer than we wait, or the statement took too long."""
 
 
 class Misconfigured(UsersSyncError):
     """A person must act."""
+
+
+class DataRefused(Misconfigured):
+    """A statement that the database refuses for some row, or that code of the database's refuses.
+
+    `code` is the SQLSTATE and the name of a constraint, all that may be kept of it: the server's
+    own text may hold emails. Where no row is to blame, a person must act.
+    """
+
+    def __init__(self, message: str, sqlstate: str, constraint: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.constraint = constraint
+
+    @property
+    def code(self) -> str:
+        return f"{self.sqlstate} {self.constraint}" if self.constraint else self.sqlstate
 
 
 class LimitRefused(Misconfigured):

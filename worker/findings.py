@@ -7,7 +7,7 @@ from datetime import datetime
 
 from worker.memory import Memory
 from worker.mirror import Mirror
-from worker.model import Key
+from worker.model import Key, User
 from worker.store import Store
 from worker.store.deletions import Suspect
 from worker.store.progress import Checkpoint, SweepRow
@@ -24,8 +24,9 @@ class Findings:
     from its start, so that what it has not noticed may be forgotten. `noticed` are the suspects
     that were missing, with the key they had; `seen` are the quarantined records that were met,
     `stale` the users whose row was newer, `not_live` the suspects without a live row when a resumed
-    sweep began. `beside` counts what became of users who are not on the list, though the API knows
-    them.
+    sweep began. `aside` are users whom the database refused before, to be tried again when all
+    others are stored, and when they were observed. `beside` counts what became of users who are not
+    on the list, though the API knows them.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Findings:
     seen: set[str] = field(default_factory=set)
     stale: set[str] = field(default_factory=set)
     not_live: set[str] = field(default_factory=set)
+    aside: dict[str, tuple[User, datetime]] = field(default_factory=dict)
     beside: int = 0
     furthest: Key | None = None
     waiting: int = 0
@@ -78,6 +80,15 @@ class Findings:
     @property
     def unchanged(self) -> int:
         return max(0, self.counts["users"] + self.beside - self.touched)
+
+    @property
+    def refused_all(self) -> str | None:
+        """Why the database refused some user, if nobody at all could be stored; else None."""
+        # A resumed sweep has counted some of them twice.
+        nobody = self.whole and self.counts["users"] + self.beside <= self.counts["quarantined"]
+        if len(self.mirror) and not nobody:
+            return None
+        return self.memory.refusals.error(self.seen)
 
     @property
     def settled(self) -> bool:
@@ -135,10 +146,13 @@ class Findings:
         self.whole = before.whole or self.resume_at is None
         self.noticed.update(before.noticed)
         self.seen.update(before.seen)
+        # Those set aside wait for the next sweep: what was asked for before counts for nothing.
+        self.seen.update(before.aside)
         self.stale.update(before.stale)
         self.beside = before.beside
         for name in before.counts.keys() - {"pages", "users"}:
             self.counts[name] = max(self.counts[name], before.counts[name])
+        self.counts["quarantined"] += len(before.aside)
         self.pass_over_who_is_not_live()
 
     def checkpoint(self, key: Key, outcomes: Sequence[Outcome] = ()) -> Checkpoint:

@@ -1,6 +1,7 @@
 """What the worker remembers between sweeps and polls, and which of two answers is the newer one."""
 
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from threading import RLock
@@ -11,6 +12,7 @@ import structlog
 from worker.errors import MirrorOutdated
 from worker.mirror import Delta, Mirror
 from worker.model import Users
+from worker.refusals import Refusals
 from worker.store import Store
 from worker.store.census import Census
 from worker.store.database import Connection
@@ -29,13 +31,17 @@ class Memory:
     """The mirror with what belongs to it, true for as long as nobody else writes.
 
     `lock` is held from comparing an answer through applying to accepting it; answers are fetched
-    outside. `suspects` and `rejects` are what is recorded in the database. `generation` rises when
-    all of it is loaded anew: answers that were asked for before count for nothing.
+    outside. `suspects` and `rejects` are what is recorded in the database: the digest of each
+    record in quarantine, or none if its user was stored since. `refusals` are the users among them
+    whom the database refused; `unmarked` those whom it refuses to mark deleted. `generation` rises
+    when all of it is loaded anew: answers that were asked for before count for nothing.
     """
 
     mirror: Mirror = field(default_factory=Mirror)
     suspects: dict[str, Suspect] = field(default_factory=dict)
     rejects: dict[str, str] = field(default_factory=dict)
+    refusals: Refusals = field(default_factory=Refusals)
+    unmarked: set[str] = field(default_factory=set)
     generation: int = 0
     census: Census | None = None
     on_inserted: Callable[[Users], None] = lambda _users: None
@@ -67,7 +73,9 @@ class Memory:
 
     def _load_records(self, store: Store) -> None:
         self.suspects = store.database.call(store.deletions.load)
-        self.rejects = store.database.call(store.quarantine.load)
+        known = store.database.call(store.quarantine.load)
+        self.rejects = {record: each.digest for record, each in known.items()}
+        self.refusals.load({i: each.error for i, each in known.items() if not each.permanent})
         self._accepted_at.clear()
         self.generation += 1
 
@@ -162,6 +170,12 @@ class Memory:
                 known = self._accepted_at.get(user_id)
                 if known is None or known < observed_at:
                     self._accepted_at[user_id] = observed_at
+
+    def stored(self, ids: AbstractSet[str]) -> None:
+        """Note that these users are refused no longer; a sweep takes them out of quarantine."""
+        known = self.rejects.keys() & ids
+        self.rejects.update(dict.fromkeys(known, ""))
+        self.refusals.forget(known)
 
     @property
     def remembered(self) -> int:

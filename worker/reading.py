@@ -12,6 +12,7 @@ from worker.errors import UpdatesRefused
 from worker.findings import Findings
 from worker.mirror import Delta, Span
 from worker.model import Key, Page, Users, last_key
+from worker.rejecting import Rejecting
 from worker.source import Source
 from worker.store import Store
 from worker.store.batch import Applied, Batch, Extra
@@ -25,6 +26,11 @@ log = structlog.stdlib.get_logger(__name__)
 
 # Pages that change nothing write no checkpoint of their own more often than this.
 CHECKPOINT_SECONDS = 30.0
+
+STORED = (INSERTED, UPDATED, RESTORED, UNCHANGED)
+
+# So many refused users are held in memory until the end of the list; more are tried before it.
+MOST_ASIDE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class Reading:
     findings: Findings
     on_page: Callable[[Findings], None]
     walk: Walk = field(init=False)
+    rejecting: Rejecting = field(init=False)
     _reached: Key | None = field(init=False)
     _checkpoint_at: float = field(init=False)
     _api_seconds: float = field(init=False)
@@ -54,11 +61,12 @@ class Reading:
         self._reached = self.findings.resume_at
         with self.findings.memory.lock:
             self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
+        self.rejecting = Rejecting(self.store, self.findings)
         self._checkpoint_at = self._monotonic()
         self._api_seconds = self.source.api_time.of("sweep")
 
     def read(self) -> None:
-        """Walk to the proven end of the list.
+        """Walk to the proven end of the list; then try again whom the database refused before.
 
         One page is fetched ahead while one is applied. Raises SweepIncomplete, and whatever asking
         and writing raise.
@@ -72,6 +80,7 @@ class Reading:
             self._forget_asked()
         if self._refusal is not None:
             raise self._refusal
+        self._try_again()
 
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
@@ -146,8 +155,10 @@ class Reading:
         findings.wrote = True
         memory, mirror = findings.memory, findings.mirror
         memory.accepted((i for users, _ in applied.outcomes for i in users.ids), observed_at)
+        if findings.rejects:
+            memory.stored({i for users in applied.by(*STORED) for i in users.ids})
         mirror.remove(applied.moved)
-        for known in applied.by(INSERTED, UPDATED, RESTORED, UNCHANGED):
+        for known in applied.by(*STORED):
             mirror.accept(known)
         for stale in applied.by(STALE):
             for user in stale:
@@ -156,18 +167,8 @@ class Reading:
             mirror.note_inserted(inserted, self._monotonic(), store.table.grace_seconds)
             memory.on_inserted(inserted)
         for rejected in applied.rejected:
-            self._remember(rejected)
+            self.rejecting.remember(rejected)
         return applied
-
-    def reject(self, records: Sequence[Rejected]) -> list[Statement]:
-        """Give the statements that quarantine these records; those known as they are need none."""
-        known = self.findings.rejects
-        new = [each for each in records if known.get(each.record) != each.digest]
-        for rejected in new:
-            log.warning("record.quarantined", user=rejected.user_id, error=rejected.error)
-        for rejected in records:
-            self._remember(rejected)
-        return [self.store.quarantine.put(new)] if new else []
 
     def take(self, page: Page, span: Span | None) -> None:
         """Bring the table into line with a page; without a span it says nothing of who is missing.
@@ -182,7 +183,9 @@ class Reading:
             rejected = [unreadable(each) for each in (*page.unreadable, *found.unreadable)]
             self._count(page, span)
             extras = self._records(page, rejected, delta)
-            changed = self._not_known_as_refused(found.users)
+            changed = self.rejecting.leave(found.users, page.observed_at)
+            if len(findings.aside) >= MOST_ASIDE:
+                self._try_again()
             # The next sweep must not go on behind a page whose updates were refused.
             advances = span is not None and self._refusal is None
             if changed or extras or (advances and self._checkpoint_is_due()):
@@ -213,7 +216,7 @@ class Reading:
 
     def _records(self, page: Page, rejected: Sequence[Rejected], delta: Delta) -> list[Statement]:
         """Give the statements for unreadable records, suspects seen again, and new suspects."""
-        statements = self.reject(rejected)
+        statements = self.rejecting.reject(rejected)
         if struck := self._struck(page):
             statements.append(self.store.deletions.strike(struck))
         return statements + self._suspect(delta, page)
@@ -254,24 +257,16 @@ class Reading:
         findings.noticed.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
         return [self.store.deletions.notice(new, findings.number, page.observed_at)] if new else []
 
-    def _not_known_as_refused(self, users: Users) -> Users:
-        """Leave out users that the database refused for what they still hold."""
+    def _try_again(self) -> None:
+        """Try whom the database refused before: together, and after everybody else."""
         findings = self.findings
-        rejects = findings.rejects
-        if not rejects:
-            return users
-        known = {u.id for u in users if rejects.get(u.id) == u.fingerprint.hex()}
-        findings.counts["quarantined"] += len(known - findings.seen)
-        findings.seen.update(known)
-        return users.without(known) if known else users
-
-    def _remember(self, rejected: Rejected) -> None:
-        findings = self.findings
-        if rejected.record not in findings.seen:
-            findings.counts["quarantined"] += 1
-        findings.seen.add(rejected.record)
-        if rejected.permanent:
-            findings.rejects[rejected.record] = rejected.digest
+        with findings.memory.lock:
+            findings.memory.check(findings.generation)
+            users, observed_at = self.rejecting.take_aside()
+            if not users:
+                return
+            if any(self.apply(users, observed_at, []).by(*STORED)):
+                findings.memory.refusals.hasten()
 
     def _checkpoint(self, key: Key | None) -> list[Extra]:
         """Give what moves the checkpoint with a batch; at the start of the list there is none."""

@@ -153,5 +153,8 @@ any_case = BeforeValidator(_lower)
 # Longer waits than a day are mistakes, and overflow the millisecond time-outs of Postgres.
 DAY_SECONDS = 86_400
 Seconds = Annotated[float, Field(gt=0, le=DAY_SECONDS)]
-Minutes = Annotated[float, Field(ge=0)]
+# Nor is anything awaited for longer than a year; Postgres counts intervals in 64 bits.
+YEAR_HOURS = 8_760
+Hours = Annotated[float, Field(gt=0, le=YEAR_HOURS)]
+Minutes = Annotated[float, Field(ge=0, le=YEAR_HOURS * 60)]
 PageSize = Annotated[int, Field(ge=SMALLEST, le=LARGEST)]

@@ -43,12 +43,15 @@ class Settling:
     _left: int = 0
     _asked: set[str] = field(default_factory=set)
     _put_off: set[str] = field(default_factory=set)
+    _refused: list[str] = field(default_factory=list)
+    _marked: int = 0
 
     def settle(self) -> list[Statement]:
         """Ask about the suspects and delete what is proven and not too much.
 
         Returns the statements that the transaction which ends the sweep must run. If the API
-        could not answer for every suspect, `trouble` says why, and nobody is deleted.
+        could not answer for every suspect, `trouble` says why, and nobody is deleted; or why the
+        database refused every deletion.
         """
         if self.rules.enabled:
             self._ask(self._suspects())
@@ -61,6 +64,7 @@ class Settling:
             self._gone = {i: at for i, at in self._gone.items() if i in findings.suspects}
             if self._gone and self.trouble is None:
                 self._judge()
+                self._require_some_marked()
             return self._closing_statements()
 
     def _suspects(self) -> list[str]:
@@ -144,7 +148,7 @@ class Settling:
         statements = [
             reading.store.deletions.hide(hidden),
             reading.store.deletions.strike(found.keys() - set(hidden)),
-            *reading.reject(bad),
+            *reading.rejecting.reject(bad),
         ]
         # The earliest moment is true of all of them.
         observed_at = min(single.observed_at for single in found.values())
@@ -212,13 +216,33 @@ class Settling:
     ) -> None:
         middle = len(ids) // 2
         if not middle:
-            self._left += 1
-            log.warning("deletion.blocked", user=ids[0], error=str(error))
+            self._leave(ids[0], error)
             return
         for half in (ids[:middle], ids[middle:]):
             # So many in a row are not a lock on some rows but one on the table: the next sweep.
             if self._left < MOST_BLOCKED:
                 self._mark(half, approved=approved)
+
+    def _leave(self, user_id: str, error: Blocked | DataRefused) -> None:
+        """Leave a user a candidate; a deletion that the database refuses is told only once."""
+        if isinstance(error, Blocked):
+            self._left += 1
+            log.warning("deletion.blocked", user=user_id, error=str(error))
+            return
+        self._refused.append(error.code)
+        known = self.reading.findings.memory.unmarked
+        if user_id not in known:
+            log.warning("deletion.blocked", user=user_id, error=error.code)
+            known.add(user_id)
+
+    def _require_some_marked(self) -> None:
+        """Note it as the sweep's trouble if every deletion is refused: no user is to blame then."""
+        if len(self._refused) > 1 and not self._marked:
+            self.trouble = Misconfigured(
+                f"none of {len(self._refused)} users who are gone could be marked deleted, the last"
+                f" was refused by the database: {self._refused[-1]}; see the triggers and"
+                " constraints of the table, and the log of the database"
+            )
 
     def _take(self, ids: Sequence[str], letters: str, *, approved: bool) -> None:
         findings = self.reading.findings
@@ -228,6 +252,8 @@ class Settling:
                 continue
             key = findings.noticed.pop(user_id, None)
             del findings.suspects[user_id]
+            findings.memory.unmarked.discard(user_id)
+            self._marked += 1
             findings.mirror.remove([key] if key else [])
             if letter == DELETED:
                 findings.counts["approved" if approved else "deleted"] += 1

@@ -130,7 +130,8 @@ class Sweep:
         try:
             reading.read()
             settling = Settling(reading, self.rules, self._list_was_empty(reading.findings))
-            closing = settling.settle()
+            refused = self._refused_all(reading.findings)
+            closing = settling.settle() if refused is None else []
         except Stopped as error:
             reading.save()
             self._end(reading, "stopped", error, began)
@@ -142,6 +143,10 @@ class Sweep:
         except (DatabaseUnavailable, LeaseLost) as error:
             self._tell(reading.findings, "failed", error, began)
             raise
+        if refused is not None:
+            # The list was read to its end: the next sweep begins at its start.
+            self._end(reading, "failed", refused, began, [self.store.progress.clear()])
+            raise refused
         if settling.trouble is not None:
             self._end(reading, "incomplete", settling.trouble, began, closing)
             raise settling.trouble
@@ -160,6 +165,16 @@ class Sweep:
             if findings.whole:
                 findings.forget()
             return report
+
+    def _refused_all(self, findings: Findings) -> Misconfigured | None:
+        """Say why nobody could be stored, if the database refuses all users: no record is odd."""
+        reason = findings.refused_all
+        if reason is None or self.kind == "plan":
+            return None
+        return Misconfigured(
+            f"no user could be stored, the last was {reason}; see the triggers and constraints of"
+            " the table, and the log of the database"
+        )
 
     @staticmethod
     def _list_was_empty(findings: Findings) -> bool:

@@ -19,12 +19,17 @@ ASKED_AT_ONCE = 20
 # So old that no answer which is still under way can bring a purged user back.
 LEAST_SECONDS = 3600
 
+DAY_SECONDS = 86_400
+
+# Moments before year 1 are beyond what Postgres and Python can write.
+LONGEST_AGE_SECONDS = 36_500 * DAY_SECONDS
+
 FOREIGN_KEY_VIOLATION = "23503"
 
 OnAsked = Callable[[int, int], None]
 
 _AGE = re.compile(r"(\d{1,6})\s*([smhdw])")
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": DAY_SECONDS, "w": 604_800}
 _BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
 
 
@@ -48,7 +53,10 @@ def seconds_of(text: str, option: str) -> int:
     found = _AGE.fullmatch(text.strip().lower())
     if found is None:
         raise Misconfigured(f"{option}: should be a number with s, m, h, d or w, such as 30d")
-    return int(found[1]) * _UNIT_SECONDS[found[2]]
+    seconds = int(found[1]) * _UNIT_SECONDS[found[2]]
+    if seconds > LONGEST_AGE_SECONDS:
+        raise Misconfigured(f"{option}: should be at most {LONGEST_AGE_SECONDS // DAY_SECONDS}d")
+    return seconds
 
 
 @dataclass(slots=True)
@@ -142,7 +150,7 @@ class Purge:
 def _reason(error: DataRefused | Blocked) -> str:
     if isinstance(error, DataRefused) and error.sqlstate == FOREIGN_KEY_VIOLATION:
         return _kept_by(error.constraint or "")
-    return f"the database refuses: {error}"
+    return f"the database refuses: {error.code if isinstance(error, DataRefused) else error}"
 
 
 def _kept_by(constraint: str) -> str:

@@ -72,6 +72,7 @@ class Batch:
     blocked: int = 0
     _length: int = 1
     _refusal: UpdatesRefused | None = None
+    _recorded: int = 0
 
     def apply(self, users: Users, extras: Sequence[Extra]) -> Applied:
         """Apply `users`; `extras` are committed with the last part.
@@ -85,10 +86,12 @@ class Batch:
         for part in parts[:-1]:
             self._apply(part, ())
         self._apply(parts[-1], extras)
+        if self._refusal is not None and any(self.applied.by(STALE)):
+            self._commit_rejected()
+            raise self._refusal
         if self._refusal is not None:
-            if any(self.applied.by(STALE)):
-                raise self._refusal
             self._commit([], extras)
+        self._commit_rejected()
         return self.applied
 
     def _apply(self, users: Users, extras: Sequence[Extra]) -> None:
@@ -158,10 +161,8 @@ class Batch:
         log.warning("row.blocked", user=user.id)
 
     def _reject(self, user: User, error: DataRefused, extras: Sequence[Extra]) -> None:
-        rejected = refused(user, error)
-        self._commit([self.quarantine.put([rejected])], extras)
-        self.applied.rejected.append(rejected)
-        log.warning("record.quarantined", user=user.id, error=rejected.error)
+        self.applied.rejected.append(refused(user, error))
+        self._commit([], extras)
 
     def _leave(self, user: User, error: Blocked, extras: Sequence[Extra]) -> None:
         """Leave a user at whom the database keeps waiting for the next sweep."""
@@ -179,6 +180,7 @@ class Batch:
     ) -> list[Row | None]:
         """Commit statements, the first of which apply these parts, and the extras."""
         known = [extra for extra in extras if isinstance(extra, Statement)]
+        known += self._record() if extras else []
         later = [extra for extra in extras if not isinstance(extra, Statement)]
         if not (first or extras):
             return []
@@ -192,7 +194,19 @@ class Batch:
                 outcomes.append((part, letters))
             return [build(outcomes) for build in later]
 
-        return self.lease.commit([*first, *known], self.sweep, closing)
+        rows = self.lease.commit([*first, *known], self.sweep, closing)
+        self._recorded = len(self.applied.rejected) if extras else self._recorded
+        return rows
+
+    def _commit_rejected(self) -> None:
+        """Quarantine who was refused and is not recorded yet."""
+        if unrecorded := self._record():
+            self.lease.commit(unrecorded, self.sweep)
+
+    def _record(self) -> list[Statement]:
+        """Give the statement that quarantines who was refused: all of them together, at the end."""
+        new = self.applied.rejected[self._recorded :]
+        return [self.quarantine.put(new)] if new else []
 
     def _told(self, row: Row | None) -> Row:
         """Give letters, positions and millis as `Table.apply` returns them."""

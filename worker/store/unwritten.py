@@ -14,7 +14,7 @@ from worker.store.database import Connection, Database
 from worker.store.deletions import Deletions, Suspect
 from worker.store.lease import Claim, Closing, Lease
 from worker.store.progress import Progress
-from worker.store.quarantine import Quarantine, Rejected
+from worker.store.quarantine import Known, Quarantine, Rejected
 from worker.store.statement import Row, Statement
 from worker.store.transaction import LIMITS, limits, push, transaction
 from worker.store.users import INSERTED, Table, quoted
@@ -218,7 +218,7 @@ class UnwrittenQuarantine(Quarantine):
     exists: bool
     told: Told
 
-    def load(self, conn: Connection) -> dict[str, str]:
+    def load(self, conn: Connection) -> dict[str, Known]:
         return Quarantine.load(self, conn) if self.exists else {}
 
     def put(self, rejected: Sequence[Rejected]) -> Statement:
