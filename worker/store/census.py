@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from worker.store.identity import TREE
 
-# What Postgres counts anyway: as long as it stands still, nobody wrote. Null if it does not count.
+# What Postgres counts anyway: while it stands still, there was no write. Null if it does not count.
 # Sessions report with up to a minute's delay. A crash sets it back, and this time with it.
 MOVES = f"""
 {TREE}
