@@ -2,7 +2,8 @@
 
 from worker.errors import Misconfigured
 
-# By the catalog alone, and without a lock: `pg_get_expr` would wait for a session that alters the table.
+# By the catalog alone, and without a lock: `pg_get_expr` would wait for a session that alters the
+# table.
 # `truncate` and a restore change the file node, or the oid; a crash, which empties an unlogged
 # table, changes neither. A table may have partitions, or tables that inherit from it, whose rows
 # are its rows, too.
