@@ -104,8 +104,7 @@ def is_right(world: ServiceWorld) -> bool:
     return names(world) == {i: (user["display_name"], user["display_name"]) for i, user in users}
 
 
-def emptied_as_by_a_crash(world: ServiceWorld) -> None:
-    """Do what a crash of the server does to an unlogged table."""
+def emptied_and_rewritten(world: ServiceWorld) -> None:
     with world.conn.transaction():
         world.query("delete from neon_auth.users_sync")
         world.query("alter table neon_auth.users_sync set unlogged")
@@ -138,12 +137,12 @@ def put_back(world: ServiceWorld, copies: dict[str, str]) -> None:
     "act",
     [
         lambda world: world.query("truncate neon_auth.users_sync"),
-        emptied_as_by_a_crash,
+        emptied_and_rewritten,
         lambda world: dropped_and_made_again(world, "table neon_auth.users_sync"),
         lambda world: dropped_and_made_again(world, "schema neon_auth cascade"),
         lambda world: dropped_and_made_again(world, "schema neon_auth, users_sync_worker cascade"),
     ],
-    ids=["truncated", "emptied by a crash", "dropped", "schema dropped", "all dropped"],
+    ids=["truncated", "emptied and rewritten", "dropped", "schema dropped", "all dropped"],
 )
 def test_table_that_was_emptied_or_replaced_is_filled_again(
     any_shape: ServiceWorld, act: Callable[[ServiceWorld], object]

@@ -90,7 +90,7 @@ class Memory:
             try:
                 self._reload(store)
             except BaseException:
-                # Whoever comes next finds it outdated still.
+                # The next job finds the mirror still outdated.
                 store.lease.distrust()
                 raise
 

@@ -95,8 +95,8 @@ class Sweep:
             try:
                 return self._attempt(reading, began)
             except MirrorOutdated:
-                anew = self.store.lease.replaced != replaced and restart < MOST_FROM_START
-                reading = self._go_on(reading.findings, began, from_start=anew)
+                from_start = self.store.lease.replaced != replaced and restart < MOST_FROM_START
+                reading = self._go_on(reading.findings, began, from_start=from_start)
         error = SweepIncomplete(f"the table was written by somebody else {MOST_RESTARTS} times")
         self._end(reading, "incomplete", error, began)
         raise error

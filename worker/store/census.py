@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from worker.store.identity import TREE
 
-# What Postgres counts anyway: as long as it stands still, nobody wrote. Null if it does not count.
-# Sessions report with up to a minute's delay, and a crash sets it back.
+# What Postgres counts anyway: while it stands still, there was no write. Null if it does not count.
+# Sessions report with up to a minute's delay. A crash sets it back, and this time with it.
 MOVES = f"""
 {TREE}
-select pg_postmaster_start_time()::text || ' ' || sum(
+select pg_stat_get_bgwriter_stat_reset_time()::text || ' ' || sum(
     pg_stat_get_tuples_inserted(oid) + pg_stat_get_tuples_updated(oid)
     + pg_stat_get_tuples_deleted(oid))::text
 from tree where current_setting('track_counts') = 'on'

@@ -2,9 +2,11 @@
 
 from worker.errors import Misconfigured
 
-# By the catalog alone, and without a lock: `pg_get_expr` would wait for whoever alters the table.
-# `truncate`, a restore and a crash of an unlogged table change the file node, or the oid. A table
-# may have partitions, or tables that inherit from it, whose rows are its rows, too.
+# By the catalog alone, and without a lock: `pg_get_expr` would wait for a session that alters the
+# table.
+# `truncate` and a restore change the file node, or the oid; a crash, which empties an unlogged
+# table, changes neither. A table may have partitions, or tables that inherit from it, whose rows
+# are its rows, too.
 TREE = """
 with recursive tree as (
     select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace

@@ -87,7 +87,7 @@ class Table:
     ) -> Census | None:
         """Count the live rows, and those that were written since, but not by our transactions.
 
-        None if Postgres says that nobody wrote anything since.
+        None if Postgres counted no write since.
         """
         [(moves,)] = conn.execute(MOVES, {"target": self.schema}).fetchall()
         if before is not None and moves is not None and moves == before.moves:
