@@ -67,13 +67,22 @@ class DataRefused(Misconfigured):
     """A statement that the database refuses for some row, or that code of the database's refuses.
 
     `code` is the SQLSTATE and the name of a constraint, all that may be kept of it: the server's
-    own text may hold emails. Where no row is to blame, a person must act.
+    own text may hold emails. Where no row is to blame, a person must act. `in_code` says that it
+    arose in code such as a trigger, whose author may raise any SQLSTATE.
     """
 
-    def __init__(self, message: str, sqlstate: str, constraint: str | None = None) -> None:
+    def __init__(
+        self, message: str, sqlstate: str, constraint: str | None = None, *, in_code: bool = False
+    ) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
         self.constraint = constraint
+        self.in_code = in_code
+
+    @property
+    def blames_data(self) -> bool:
+        """Whether the record itself is odd, as far as one can tell: a class of the data alone."""
+        return self.sqlstate[:2] in {"22", "54"} and not self.in_code
 
     @property
     def code(self) -> str:

@@ -83,12 +83,12 @@ class Findings:
 
     @property
     def refused_all(self) -> str | None:
-        """Why the database refused some user, if nobody at all could be stored; else None."""
+        """Why the database refuses users whose records are fine, if nobody at all is stored."""
         # A resumed sweep has counted some of them twice.
         nobody = self.whole and self.counts["users"] + self.beside <= self.counts["quarantined"]
         if len(self.mirror) and not nobody:
             return None
-        return self.memory.refusals.error(self.seen)
+        return self.memory.refusals.reason(self.seen)
 
     @property
     def settled(self) -> bool:

@@ -75,7 +75,7 @@ class Memory:
         self.suspects = store.database.call(store.deletions.load)
         known = store.database.call(store.quarantine.load)
         self.rejects = {record: each.digest for record, each in known.items()}
-        self.refusals.load({i: each.error for i, each in known.items() if not each.permanent})
+        self.refusals.load([record for record, each in known.items() if not each.permanent])
         self._accepted_at.clear()
         self.generation += 1
 

@@ -45,7 +45,8 @@ class Rejecting:
         if rejected.permanent:
             findings.memory.refusals.forget([record])
         else:
-            findings.memory.refusals.note(record, rejected.error, self._monotonic())
+            culprit = None if rejected.blames_data else rejected.error
+            findings.memory.refusals.note(record, culprit, self._monotonic())
 
     def leave(self, users: Users, observed_at: datetime) -> Users:
         """Leave out users who are in quarantine as they are; who is due is set aside."""

@@ -195,7 +195,8 @@ def _ours(error: psycopg.Error) -> UsersSyncError | None:
     replicated = error.diag.source_function == _REPLICATION
     if not replicated and _is_about_a_row(error, state):
         message = f"the database refuses: {text}; see its log, and the triggers and constraints"
-        return DataRefused(message, state, error.diag.constraint_name)
+        constraint, in_code = error.diag.constraint_name, _is_in_code(error)
+        return DataRefused(message, state, constraint, in_code=in_code)
     if state in {"55P03", "57014"}:
         return Blocked(text)
     if state[:2] in {"08", "25", "40", "53", "55", "57", "58", "XX"} and not replicated:
@@ -215,10 +216,14 @@ def _is_about_a_row(error: psycopg.Error, state: str) -> bool:
     if state[:2] in _ABOUT_ROWS or state.startswith(_MADE_UP):
         return True
     diag = error.diag
-    if diag.severity_nonlocalized != "ERROR" or not _IN_CODE.search(diag.context or ""):
+    if diag.severity_nonlocalized != "ERROR" or not _is_in_code(error):
         return False
     passing = state in {"55P03", "57014"} or state.startswith("40")
     return not passing or diag.source_function in _RAISERS
+
+
+def _is_in_code(error: psycopg.Error) -> bool:
+    return bool(_IN_CODE.search(error.diag.context or ""))
 
 
 def _words(error: psycopg.Error) -> str:

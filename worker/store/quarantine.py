@@ -48,8 +48,9 @@ delete from users_sync_worker.quarantine where target = %(target)s and record <>
 class Rejected:
     """A record and why it is not in the table; `permanent` if it fails for as long as it is so.
 
-    That is sure only of what we refuse ourselves. The database may have changed its mind: an error
-    may come from a trigger, a constraint or an index, whatever its SQLSTATE.
+    That is sure only of what we refuse ourselves: an error of the database may come from a trigger,
+    a constraint or an index, whatever its SQLSTATE. `blames_data` says that the record itself looks
+    odd, and not what refused it.
     """
 
     user_id: str | None
@@ -57,6 +58,7 @@ class Rejected:
     payload: str
     error: str
     permanent: bool = True
+    blames_data: bool = True
 
     @property
     def record(self) -> str:
@@ -124,6 +126,7 @@ def refused(user: User, error: DataRefused) -> Rejected:
         payload=user.json.decode(),
         error=f"refused by the database: {error.code}",
         permanent=False,
+        blames_data=error.blames_data,
     )
 
 
