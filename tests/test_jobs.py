@@ -199,3 +199,18 @@ def test_error_that_nobody_caught_is_logged(jobs: Jobs, caplog: pytest.LogCaptur
     jobs.arm("one", work, 0)
     assert happened(after)
     assert [r.levelno for r in caplog.records if r.exc_info] == [logging.ERROR]
+
+
+@pytest.mark.parametrize("zone", ["GMT-3", "UTC0", "EST5EDT,M3.2.0,M11.1.0", '"UTC"', "Nowhere"])
+def test_local_time_zone_has_no_part_in_the_schedule(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler's library refuses some values of TZ that the C library takes."""
+    monkeypatch.setenv("TZ", zone)
+    jobs, ran = Jobs(), Event()
+    jobs.start()
+    try:
+        jobs.arm("job", ran.set, 0)
+        assert ran.wait(10)
+    finally:
+        jobs.stop()

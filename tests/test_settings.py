@@ -496,7 +496,7 @@ def test_plain_http_is_taken_when_allowed(here: Path) -> None:
         ("DATABASE_URL", "host=db password='hush"),
         ("STACK_SECRET_SERVER_KEY", "hush\nhush"),
         ("STACK_SECRET_SERVER_KEY", "hüsh hush"),
-        ("STACK_SECRET_SERVER_KEY", " hush"),
+        ("STACK_SECRET_SERVER_KEY", "hu sh"),
         ("USERS_SYNC_HTTP__PORT", KEY),
         ("USERS_SYNC_LOG__LEVEL", KEY),
         ("USERS_SYNC_STACK__INCLUDE_ANONYMOUS", KEY),
@@ -597,3 +597,41 @@ def test_example_explains_every_setting_as_settings_do() -> None:
         for name, field in type(section).model_fields.items()
     ]
     assert explained == expected
+
+
+# What slips in around a value
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " ", "\t\n"])
+def test_white_space_around_a_value_is_no_part_of_it(here: Path, end: str) -> None:
+    url = "postgresql://u:p@db/app"
+    settings = load(here, {"DATABASE_URL": f" {url}{end}", "STACK_PROJECT_ID": f"p1{end}"})
+    assert settings.require_database().get_secret_value() == url
+    assert settings.stack.project_id == "p1"
+    (here / "secrets").mkdir(exist_ok=True)
+    (here / "secrets" / "DATABASE_URL").write_text(f"{url}{end}")
+    from_file = load_settings(
+        config=None, overrides={}, environ={}, secrets_dir=here / "secrets", working_dir=here
+    )
+    assert from_file.require_database().get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "variable", ["DATABASE_URL", "STACK_PROJECT_ID", "STACK_SECRET_SERVER_KEY"]
+)
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotes_around_a_whole_value_are_named(here: Path, variable: str, quote: str) -> None:
+    value = {"DATABASE_URL": "postgresql://u:p@db/app"}.get(variable, "abc")
+    with pytest.raises(Misconfigured, match="no quotes around it") as error:
+        load(here, {variable: f"{quote}{value}{quote}"})
+    assert value not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [("pck_abc", "publishable client key"), ("sak_abc", "super secret admin key")],
+)
+def test_key_of_another_kind_is_told_by_its_prefix(here: Path, key: str, kind: str) -> None:
+    with pytest.raises(Misconfigured, match=kind) as error:
+        load(here, {"STACK_SECRET_SERVER_KEY": key})
+    assert key not in str(error.value)

@@ -136,7 +136,9 @@ class Jobs:
         armed = self._armed[name]
         seconds = max(0.0, armed.due - self._monotonic())
         at = datetime.fromtimestamp(self._wall() + seconds, UTC)
-        armed.job = self._scheduler.add_job(self._run, DateTrigger(at), (name, armed), name=name)
+        armed.job = self._scheduler.add_job(
+            self._run, DateTrigger(at, UTC), (name, armed), name=name
+        )
 
     def _run(self, name: str, armed: _Armed) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ from worker.page_size import LARGEST, SMALLEST
 EMBEDDED = "embedded"
 # A change of these must reach the table: its columns are made of them.
 NEVER_IGNORED = {"id", "signed_up_at_millis", "display_name", "primary_email"}
+OTHER_KEYS = {"pck_": "publishable client key", "sak_": "super secret admin key"}
 # Postgres cuts longer identifiers off silently.
 LONGEST_IDENTIFIER_BYTES = 63
 
@@ -78,19 +79,28 @@ def _comparable_url(text: str) -> object:
 
 def _header_value(text: str) -> str:
     """Refuse what cannot stand in a header, before a library quotes it in its error."""
+    if text[:1] in {'"', "'"} and text[:1] == text[-1:]:
+        raise ValueError("should have no quotes around it: `docker --env-file` takes them as given")
     if not (text and text.isascii() and text.isprintable() and " " not in text):
         raise ValueError("should be letters, digits and punctuation without spaces")
     return text
 
 
-def _secret_header_value(secret: SecretStr) -> SecretStr:
-    _header_value(secret.get_secret_value())
+def _secret_server_key(secret: SecretStr) -> SecretStr:
+    """Refuse a key of another kind, which its prefix tells."""
+    key = _header_value(secret.get_secret_value())
+    for prefix, kind in OTHER_KEYS.items():
+        if key.startswith(prefix):
+            raise ValueError(f"should be a secret server key (ssk_…), but this is a {kind}")
     return secret
 
 
 def _database_url(secret: SecretStr) -> SecretStr:
     """Let libpq read it, and drop libpq's own message, which quotes what it stumbled over."""
-    if secret.get_secret_value() != EMBEDDED and not _is_conninfo(secret.get_secret_value()):
+    text = secret.get_secret_value()
+    if text[:1] in {'"', "'"} and text[:1] == text[-1:]:
+        raise ValueError("should have no quotes around it: `docker --env-file` takes them as given")
+    if text != EMBEDDED and not _is_conninfo(text):
         raise ValueError(
             "should be postgresql://user:password@host:5432/database (special characters of the"
             f" password percent-encoded, parameters known to libpq only), or {EMBEDDED}"
@@ -144,7 +154,7 @@ def _lower(value: Any) -> Any:
 
 ApiUrl = Annotated[str, AfterValidator(_api_url)]
 HeaderValue = Annotated[str, AfterValidator(_header_value)]
-SecretHeaderValue = Annotated[SecretStr, AfterValidator(_secret_header_value)]
+SecretHeaderValue = Annotated[SecretStr, AfterValidator(_secret_server_key)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 Identifier = Annotated[str, AfterValidator(_identifier)]
 IgnoredFields = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_ignorable)]

@@ -62,7 +62,7 @@ def from_flags(flags: Mapping[str, Mapping[str, Any]]) -> Layer:
 def from_environment(environ: Mapping[str, str], known: Known) -> Layer:
     # Compose files, shells and scaffolds set variables to nothing when they mean not to set them.
     found = {
-        variable: Given(value, "variable", (variable,))
+        variable: Given(value.strip(), "variable", (variable,))
         for variable, value in environ.items()
         if value.strip() and _is_ours(variable)
     }
@@ -75,11 +75,10 @@ def from_secret_files(folder: Path, known: Known) -> Layer:
         files = {file.name.upper(): file for file in sorted(folder.iterdir())}
     except OSError:
         return {}
-    texts = {file: _text(file).rstrip("\r\n") for name, file in files.items() if _is_ours(name)}
+    # Editors and Kubernetes' secrets leave a line break at the end.
+    texts = {file: _text(file).strip() for name, file in files.items() if _is_ours(name)}
     found = {
-        file.name.upper(): Given(text, "file", (str(file),))
-        for file, text in texts.items()
-        if text.strip()
+        file.name.upper(): Given(text, "file", (str(file),)) for file, text in texts.items() if text
     }
     return _by_setting(found, known)
 
