@@ -513,6 +513,15 @@ def test_check_tells_each_trouble_from_the_others(site: Site) -> None:
         assert " 0 minutes" not in ended.stdout
 
 
+def test_commands_at_a_terminal_try_a_database_that_is_down_once(site: Site) -> None:
+    nowhere = site.shell.having(DATABASE_URL=f"postgresql://{NOWHERE}/x")
+    for name in ("status", "init", "deletions", "quarantine"):
+        ended = nowhere.run(name)
+        assert ended.code == 4
+        assert "no connection to the database: " in complaint(ended)
+        assert "minutes" not in ended.stderr
+
+
 def test_check_needs_settings_first(empty_shell: Shell) -> None:
     ended = empty_shell.run("check")
     assert (ended.code, ended.stdout) == (2, "")

@@ -14,7 +14,14 @@ import pytest
 
 from tests.connection_faults import Behaviour, FaultyServer, hang, send, serving, trickle
 from worker.clock import Clock
-from worker.deadline import LONGEST_WAIT_SECONDS, Backend, choose_proxy, is_loopback, within
+from worker.deadline import (
+    LONGEST_WAIT_SECONDS,
+    Backend,
+    Network,
+    choose_proxy,
+    is_loopback,
+    within,
+)
 from worker.errors import Misconfigured, Stopped, Transient
 from worker.model import Page
 from worker.stack_api import Access, StackApi
@@ -326,3 +333,20 @@ def test_proxy_of_another_kind_is_refused_and_not_quoted(address: str) -> None:
 def test_public_addresses_are_no_loopback() -> None:
     hosts = ["10.0.0.1", "localhost.example.com", "example.com", "::2"]
     assert [host for host in hosts if is_loopback(host)] == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SSL_CERT_FILE", "/nowhere/ca.pem"),
+        ("SSL_CERT_FILE", "/dev/null"),
+        ("SSLKEYLOGFILE", "/nowhere/keys"),
+    ],
+)
+def test_variable_that_names_unusable_certificates_is_named(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(Misconfigured, match=variable):
+        Network(None)
+    Network(None, https=False).close()

@@ -87,7 +87,12 @@ def started_database(settings: Settings) -> Iterator[str]:
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Database]:
-    """Open the database until the command ends, by itself or by a signal."""
+    """Open the database until the command ends, by itself or by a signal.
+
+    It is tried once: a person waits, and is told at once what is wrong.
+    """
+    once = settings.database.model_copy(update={"retry_minutes": 0})
+    settings = settings.model_copy(update={"database": once})
     with (
         stopped_by_signals() as signals,
         started_database(settings) as url,

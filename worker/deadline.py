@@ -1,5 +1,6 @@
 """The network under the API client: one time-out for a whole request, an early end, proxies."""
 
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,9 @@ import httpx
 
 from worker.aside import aside, leave_behind
 from worker.errors import Misconfigured, Stopped
+
+# By these ssl is told what to trust, and where to write the keys of connections.
+TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 # Nothing wakes a thread that waits for a socket, so it looks at the stop this often.
 LONGEST_WAIT_SECONDS = 0.5
@@ -63,8 +67,9 @@ class Network(httpx.HTTPTransport):
     httpcore's public interface. `_pool` is the one private name of httpx that this relies on.
     """
 
-    def __init__(self, proxy: httpx.Proxy | None) -> None:
-        tls = httpx.create_ssl_context()
+    def __init__(self, proxy: httpx.Proxy | None, *, https: bool = True) -> None:
+        # Over plain http nothing of it is used, so nothing of it can be wrong.
+        tls = _trusted() if https or (proxy and proxy.url.scheme == "https") else None
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,
             proxy=_core_proxy(proxy, tls) if proxy else None,
@@ -73,7 +78,22 @@ class Network(httpx.HTTPTransport):
         )
 
 
-def _core_proxy(proxy: httpx.Proxy, tls: ssl.SSLContext) -> httpcore.Proxy:
+def _trusted() -> ssl.SSLContext:
+    """Load the certificates of authorities, the machine's own or those that variables name.
+
+    Raises Misconfigured where a variable names what cannot be used.
+    """
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:  # ssl.SSLError is one
+        names = [name for name in TLS_VARIABLES if os.environ.get(name)]
+        raise Misconfigured(
+            f"{' or '.join(names) or 'the certificates of this machine'} cannot be used"
+            f" ({error.strerror or 'no certificate in it'}): correct it, or unset it"
+        ) from error
+
+
+def _core_proxy(proxy: httpx.Proxy, tls: ssl.SSLContext | None) -> httpcore.Proxy:
     own_tls = tls if proxy.url.scheme == "https" else None
     return httpcore.Proxy(str(proxy.url), auth=proxy.raw_auth, ssl_context=own_tls)
 

@@ -76,7 +76,7 @@ class StackApi:
             base_url=f"{str(url).rstrip('/')}/api/v1",
             headers=_headers(access),
             timeout=access.timeout_seconds,
-            transport=transport or Network(proxy),
+            transport=transport or Network(proxy, https=url.scheme == "https"),
             trust_env=False,  # the proxy is chosen above, and ~/.netrc is no business of ours
         )
 
