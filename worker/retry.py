@@ -74,8 +74,8 @@ class Retry:
         try:
             retrying(lambda: results.append(attempt()))
         except Transient as error:
-            tried = f"{self.service} could not be used for {self.minutes:g} minutes: "
-            raise self.exhausted(f"{tried if self.minutes else ''}{error}") from error
+            time = f" for {self.minutes:g} minutes" if self.minutes else ""
+            raise self.exhausted(f"{self.service} could not be used{time}: {error}") from error
         if self.watch is not None:
             self.watch.succeeded(self.service)
         return results.pop()

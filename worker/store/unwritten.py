@@ -80,8 +80,12 @@ class Told(Protocol):
     A batch may be tried again: what is told twice is the same.
     """
 
-    def compared(self, users: Users, letters: str, old: Sequence[str]) -> None:
-        """Take a letter for each user; `old` are the rows, as JSON, of those with u or s."""
+    def compared(self, users: Users, letters: str, old: Sequence[str]) -> str:
+        """Take a letter for each user; `old` are the rows, as JSON, of those with u or s.
+
+        Returns the letters that writing would give: who was written with an earlier page is
+        unchanged.
+        """
 
     def proven(self, proofs: Sequence[Proof], letters: str, *, approved: bool) -> None: ...
 
@@ -140,8 +144,7 @@ class UnwrittenTable(Table):
         return Question(self._sql(_PROVE), params, answered=answered)
 
     def _compared(self, users: Users, row: Row) -> Row:
-        self.told.compared(users, row[0], row[-1])
-        return row[:-1]
+        return (self.told.compared(users, row[0], row[-1]), *row[1:-1])
 
     def _proven(self, proofs: Sequence[Proof], approved: bool, row: Row) -> Row:  # noqa: FBT001
         self.told.proven(proofs, row[0], approved=approved)
