@@ -27,6 +27,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "sweep_seconds": 0.1,
         "sweep_share": 1,
         "audit_hours": 24,
+        "census_minutes": 5,
     },
     "deletions": {"max_count": 500, "max_fraction": 1, "grace_seconds": 0},
     "http": {"port": 0},
@@ -150,7 +151,7 @@ class ServiceWorld:
         return sum(request.query.get("desc") == "true" for request in self.lists())
 
 
-LIVE = "select id from neon_auth.users_sync where deleted_at is null"
+LIVE = "select id::text from neon_auth.users_sync where deleted_at is null"
 CONNECTIONS = """
 select count(*) from pg_stat_activity
 where datname = current_database() and application_name = 'users-sync'

@@ -12,10 +12,11 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from worker.canonical import canonical, digest, dump
+from worker.canonical_json import canonical, dump
 from worker.clock import Clock
 from worker.errors import DatabaseUnavailable
-from worker.model import User
+from worker.fingerprint import fingerprint
+from worker.model import User, Users, is_sign_up
 from worker.retry import Retry
 from worker.sandbox.records import blank
 from worker.store.database import Database
@@ -90,7 +91,9 @@ class Target:
     ) -> str:
         """Apply users as of now, or of another moment, and give the letters."""
         observed_at = observed_at or self.now()
-        letters: str = self.run(self.table(grace_seconds).apply(users, observed_at), conn)[0]
+        letters: str = self.run(
+            self.table(grace_seconds).apply(Users.of(users), observed_at), conn
+        )[0]
         return letters
 
     def connect(self, *, lock_timeout: str = "0") -> psycopg.Connection:
@@ -169,8 +172,9 @@ def person(number: int, **changes: Any) -> User:
         "primary_email": f"{number}@example.com",
         **changes,
     }
-    short = digest(canonical(record, (IGNORED,)))
-    return User(record["id"], record["signed_up_at_millis"], short, dump(record))
+    short = fingerprint(canonical(record, (IGNORED,)))
+    millis = record["signed_up_at_millis"]
+    return User(record["id"], millis if is_sign_up(millis) else 0, short, dump(record))
 
 
 def people(*numbers: int, **changes: Any) -> list[User]:

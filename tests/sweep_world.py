@@ -85,6 +85,11 @@ class Nobody:
 
     def answered(self, status: str) -> None: ...
 
+    def moved(self) -> None: ...
+
+    def stalled(self) -> bool:
+        return False
+
 
 @dataclass
 class World:

@@ -9,8 +9,8 @@ from psycopg import sql
 
 from tests.store_target import IGNORED, Target, people, person
 from worker.errors import DatabaseUnavailable, LeaseLost, Transient
-from worker.model import User
-from worker.store.batch import PART_BYTES, STATEMENT_BYTES, Applied, Batch
+from worker.model import User, Users
+from worker.store.batch import Applied, Batch
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
 from worker.store.statement import Statement
@@ -45,15 +45,20 @@ def generated(generated: Target) -> Target:
     return generated
 
 
-def batch(target: Target, lease: Lease | None = None, *, newcomers: bool = False) -> Batch:
+def batch(target: Target, lease: Lease | None = None, **options: Any) -> Batch:
     return Batch(
         target.table(),
         lease or target.held_lease(),
         Quarantine(target.schema),
         SWEEP,
         target.now(),
-        newcomers,
+        **options,
     )
+
+
+def part_of(users: Sequence[User], parts: int) -> int:
+    """Say how many bytes cut users into so many parts."""
+    return Users.of(users).size // parts
 
 
 def extra(target: Target) -> Statement:
@@ -63,12 +68,12 @@ def extra(target: Target) -> Statement:
     return Statement(sql.SQL(query).format(log, table))
 
 
-def apply(target: Target, users: Sequence[User], size: int = 0) -> Applied:
-    return batch(target).apply(users, size, [extra(target)])
+def apply(target: Target, users: Sequence[User], **options: Any) -> Applied:
+    return batch(target, **options).apply(Users.of(users), [extra(target)])
 
 
 def apply_soon(target: Target, users: Sequence[User]) -> Applied:
-    return batch(target, target.held_lease(seconds=SHORT)).apply(users, 0, [extra(target)])
+    return batch(target, target.held_lease(seconds=SHORT)).apply(Users.of(users), [extra(target)])
 
 
 def letters(applied: Applied) -> dict[str, str]:
@@ -96,7 +101,7 @@ def quarantined(target: Target) -> list[tuple[Any, ...]]:
 
 
 def test_nothing_to_do_is_no_write(generated: Target) -> None:
-    applied = batch(generated).apply([], 0, [])
+    applied = batch(generated).apply(Users.of([]), [])
     assert (applied, generated.lease_row("writes")) == (Applied(), 0)
 
 
@@ -117,21 +122,21 @@ def test_moved_users_come_with_the_key_they_had(generated: Target) -> None:
     before = people(*range(5))
     apply(generated, before)
     after = [person(0), *people(1, 2, signed_up_at_millis=7), person(3), person(4)]
-    applied = apply(generated, after, 5 * PART_BYTES)
+    applied = apply(generated, after, part_bytes=part_of(after, 5))
     assert applied.moved == [before[1].key, before[2].key]
-    assert list(chain(*applied.by("u", "="))) == after
+    assert list(chain(*applied.by("u", "="))) == list(Users.of(after))
 
 
 def test_many_bytes_go_in_parts_and_the_extras_with_the_last(generated: Target) -> None:
     users = people(*range(10))
-    applied = apply(generated, users, 3 * PART_BYTES)
+    applied = apply(generated, users, part_bytes=part_of(users, 3))
     assert list(letters(applied)) == [user.id for user in users]
     assert (logged(generated), generated.lease_row("writes")) == (["10"], 4)
 
 
 def test_some_bytes_go_in_statements_of_one_transaction(generated: Target) -> None:
     users = people(*range(7))
-    applied = apply(generated, users, 3 * STATEMENT_BYTES)
+    applied = apply(generated, users, statement_bytes=part_of(users, 3))
     assert letters(applied) == inserted(users)
     assert (logged(generated), generated.lease_row("writes")) == (["7"], 1)
 
@@ -140,13 +145,18 @@ def test_moved_users_are_found_in_any_statement(generated: Target) -> None:
     before = people(*range(6))
     apply(generated, before)
     after = [*people(*range(5)), person(5, signed_up_at_millis=7)]
-    applied = apply(generated, after, 3 * STATEMENT_BYTES)
-    assert (applied.moved, list(applied.by("u"))) == ([before[5].key], [after[5:]])
+    applied = apply(generated, after, statement_bytes=part_of(after, 3))
+    assert (applied.moved, [list(users) for users in applied.by("u")]) == (
+        [before[5].key],
+        [after[5:]],
+    )
 
 
 def test_newcomers_are_inserted(generated: Target) -> None:
     users = people(*range(5))
-    applied = batch(generated, newcomers=True).apply(users, 2 * STATEMENT_BYTES, [])
+    applied = batch(generated, newcomers=True, statement_bytes=part_of(users, 2)).apply(
+        Users.of(users), []
+    )
     assert letters(applied) == inserted(users)
     assert generated.ids() == {user.id for user in users}
 
@@ -156,14 +166,16 @@ def test_who_was_taken_for_a_newcomer_is_treated_as_what_he_is(generated: Target
     users = people(*range(6))
     apply(generated, users[2:4])
     generated.query("update users_sync set deleted_at = 'epoch' where id::text = %s", users[3].id)
-    applied = batch(generated, newcomers=True).apply(users, 3 * STATEMENT_BYTES, [])
+    applied = batch(generated, newcomers=True, statement_bytes=part_of(users, 3)).apply(
+        Users.of(users), []
+    )
     assert in_order(applied) == "ii=rii"
     assert generated.lease_row("writes") == 2
 
 
 def test_users_larger_than_a_part_go_one_by_one(generated: Target) -> None:
     users = people(1, 2)
-    assert letters(apply(generated, users, 100 * PART_BYTES)) == inserted(users)
+    assert letters(apply(generated, users, part_bytes=part_of(users, 100))) == inserted(users)
     assert (logged(generated), generated.lease_row("writes")) == (["2"], 2)
 
 
@@ -197,26 +209,44 @@ def test_only_user_may_be_refused(generated: Target) -> None:
 def test_several_refused_records_stand_apart(generated: Target) -> None:
     generated.query("alter table users_sync add check (name <> 'Odd')")
     users = [person(n, display_name="Odd" if n in {0, 3, 4} else "Fine") for n in range(6)]
-    applied = apply(generated, users, 2 * PART_BYTES)
+    applied = apply(generated, users, part_bytes=part_of(users, 2))
     assert {rejected.user_id for rejected in applied.rejected} == {users[n].id for n in (0, 3, 4)}
     assert generated.ids() == {users[n].id for n in (1, 2, 5)}
     assert logged(generated) == ["3"]
 
 
 @pytest.mark.parametrize(
-    ("state", "permanent"),
+    "state",
     [
-        ("P0001", False),
-        ("P0002", False),
-        ("23000", False),
-        ("44000", False),
-        ("U0001", False),
-        ("22023", True),
-        ("54001", True),
+        "P0001",
+        "P0002",
+        "23000",
+        "44000",
+        "U0001",
+        "22023",
+        "54001",
+        "42601",
+        "42501",
+        "3F000",
+        "28000",
+        "0A000",
+        "55000",
+        "58030",
+        "08001",
+        "53400",
+        "25006",
+        "XX000",
+        "40001",
+        "40P01",
+        "55P03",
+        "57014",
+        "57P01",
+        "HV000",
+        "20000",
     ],
 )
 def test_record_that_a_trigger_refuses_is_quarantined_without_the_triggers_words(
-    generated: Target, state: str, *, permanent: bool
+    generated: Target, state: str
 ) -> None:
     generated.query(RAISING.format(state=state))
     users = [person(1), person(2, display_name="Odd"), person(3)]
@@ -224,7 +254,44 @@ def test_record_that_a_trigger_refuses_is_quarantined_without_the_triggers_words
     applied = apply(generated, users)
 
     assert letters(applied) == inserted([users[0], users[2]])
-    assert quarantined(generated) == [(users[1].id, f"refused by the database: {state}", permanent)]
+    assert quarantined(generated) == [(users[1].id, f"refused by the database: {state}", False)]
+    assert logged(generated) == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("work", "state"),
+    [
+        ("perform 1 / (length(new.name) - 3)", "22012"),
+        ("if new.name = 'Odd' then insert into no_such_table values (1); end if", "42P01"),
+        ("if new.name = 'Odd' then set local role no_such_role; end if", "22023"),
+        ("if new.name = 'Odd' then perform lastval(); end if", "55000"),
+        ("if new.name = 'Odd' then execute 'nonsense'; end if", "42601"),
+    ],
+)
+def test_record_at_which_a_triggers_work_fails_is_quarantined(
+    plain: Target, work: str, state: str
+) -> None:
+    plain.query(f"""
+    create function fail() returns trigger language plpgsql as $$ begin {work}; return new; end $$;
+    create trigger fail before insert or update on users_sync for each row execute function fail()
+    """)
+    users = [person(1), person(2, display_name="Odd"), person(3)]
+    applied = batch(plain).apply(Users.of(users), [])
+    assert letters(applied) == inserted([users[0], users[2]])
+    assert quarantined(plain) == [(users[1].id, f"refused by the database: {state}", False)]
+
+
+def test_those_who_are_refused_cost_no_connection_and_are_recorded_together(
+    generated: Target,
+) -> None:
+    generated.query("alter table users_sync add check (name <> 'Odd')")
+    database = generated.database()
+    lease = generated.held_lease(database)
+    pid = database.call(lambda conn: conn.info.backend_pid)
+    applied = batch(generated, lease).apply(Users.of(people(*range(8), display_name="Odd")), [])
+    assert (len(applied.rejected), len(quarantined(generated))) == (8, 8)
+    assert database.call(lambda conn: conn.info.backend_pid) == pid
+    assert generated.lease_row("writes") == 1
 
 
 @pytest.mark.parametrize(
@@ -235,15 +302,15 @@ def test_record_that_would_break_the_whole_statement_is_quarantined(
     target: Target, millis: Any, state: str
 ) -> None:
     users = [person(1), person(2, signed_up_at_millis=millis), person(3)]
-    applied = batch(target).apply(users, 0, [])
+    applied = batch(target).apply(Users.of(users), [])
     assert letters(applied) == inserted([users[0], users[2]])
-    assert quarantined(target) == [(users[1].id, f"refused by the database: {state}", True)]
+    assert quarantined(target) == [(users[1].id, f"refused by the database: {state}", False)]
 
 
 def test_addresses_that_must_be_unique_refuse_the_second(plain: Target) -> None:
     plain.query("create unique index one_each on users_sync (email)")
     users = [person(1), person(2), person(3, primary_email="1@example.com"), person(4)]
-    applied = batch(plain).apply(users, 0, [])
+    applied = batch(plain).apply(Users.of(users), [])
     assert [rejected.error for rejected in applied.rejected] == [
         "refused by the database: 23505 one_each"
     ]
@@ -315,7 +382,9 @@ def test_lock_on_the_table_is_an_outage(generated: Target) -> None:
     with generated.conn.transaction():
         generated.query("alter table users_sync add column plan text")
         with pytest.raises(DatabaseUnavailable, match="users_sync is locked") as caught:
-            database.retry.call(lambda: batch(generated, lease).apply(users, 0, [extra(generated)]))
+            database.retry.call(
+                lambda: batch(generated, lease).apply(Users.of(users), [extra(generated)])
+            )
     assert isinstance(caught.value.__cause__, Transient)
     assert logged(generated) == []
 
@@ -325,13 +394,13 @@ def test_lost_lease_ends_a_batch_at_once(generated: Target) -> None:
     generated.run_out()
     generated.lease(holder="second").acquire()
     with pytest.raises(LeaseLost):
-        batch(generated, lease).apply(people(1, 2), 0, [extra(generated)])
+        batch(generated, lease).apply(Users.of(people(1, 2)), [extra(generated)])
     assert (generated.ids(), logged(generated)) == (set(), [])
 
 
 def test_batch_that_is_repeated_changes_nothing_more(generated: Target) -> None:
     users = people(*range(6))
-    apply(generated, users, 3 * PART_BYTES)
+    apply(generated, users, part_bytes=part_of(users, 3))
     again = [person(int(n), **{IGNORED: 1}) for n in range(6)]
-    applied = apply(generated, again, 3 * PART_BYTES)
+    applied = apply(generated, again, part_bytes=part_of(again, 3))
     assert set(letters(applied).values()) == {"="}

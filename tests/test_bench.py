@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ from tests.bench.__main__ import BENCHMARKS
 from tests.bench.api import REAL_SERVER, Costs, SlowApi
 from tests.bench.figures import Figure, Turns, in_turns, write_docs
 from tests.bench.projects import Listed, Long
-from worker.outline import outline_of
+from worker.page_reader import read_page
 from worker.sandbox.api import APRIL, FakeStackApi
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -36,19 +37,19 @@ def test_every_benchmark_has_its_place_in_the_docs() -> None:
 
 def test_list_of_very_many_users_is_a_list_like_any_other() -> None:
     api = FakeStackApi(Long(10))
-    first = asked(api, limit=4)
-    outline = outline_of(first)
-    assert outline is not None
-    second = outline_of(asked(api, limit=4, cursor=outline.places[-2].id))
+    first, now = asked(api, limit=4), datetime.now(UTC)
+    page = read_page(first, now, ())
+    assert page is not None
+    second = read_page(asked(api, limit=4, cursor=page.places[-2].id), now, ())
     assert second is not None
-    assert (second.places[0], len(second.places)) == (outline.places[-1], 4)
-    assert outline.next_cursor == outline.places[-1].id
+    assert (second.places[0], len(second.places)) == (page.places[-1], 4)
+    assert page.next_cursor == page.places[-1].id
     rest = orjson.loads(asked(api, limit=9, cursor=second.places[-1].id))
     assert (len(rest["items"]), rest["pagination"]) == (3, {"next_cursor": None})
     api.kind = APRIL
-    page = orjson.loads(asked(api, limit=2, cursor=outline.places[0].id))
-    assert page["items"][0]["id"] == outline.places[0].id
-    assert page["pagination"]["next_cursor"] == outline.places[2].id
+    inclusive = orjson.loads(asked(api, limit=2, cursor=page.places[0].id))
+    assert inclusive["items"][0]["id"] == page.places[0].id
+    assert inclusive["pagination"]["next_cursor"] == page.places[2].id
 
 
 def test_newest_of_very_many_users_come_first_if_asked_so() -> None:

@@ -20,7 +20,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest import remove_data
 from tests.processes import (
-    PATIENCE_SECONDS,
     Ended,
     Shell,
     Site,
@@ -32,7 +31,7 @@ from tests.processes import (
 from worker.sandbox.api import TODAY, Request, server_error
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.store.progress import COUNTS
-from worker.store.schema import creation_sql
+from worker.store.schema import creation_sql, migrations
 
 LIVE = "select id from neon_auth.users_sync where deleted_at is null order by id"
 DELETED = "select id from neon_auth.users_sync where deleted_at is not null order by id"
@@ -359,7 +358,7 @@ def applied(site: Site) -> list[str]:
 
 def test_signal_while_the_database_is_awaited_ends_a_command(site: Site) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(PATIENCE_SECONDS)
+        silent.settimeout(30)
         url = f"postgresql://ada@127.0.0.1:{silent.getsockname()[1]}/x"
         running = site.shell.having(DATABASE_URL=url).start("init")
         with silent.accept()[0]:
@@ -415,16 +414,22 @@ def test_tls_variable_that_cannot_be_obeyed_exits_with_2(
 
 def test_init_creates_what_is_missing_and_changes_nothing_that_is_there(site: Site) -> None:
     first = site.shell.run("init")
-    assert (first.code, first.stderr.count("\n")) == (0, 3)
+    warnings = [line for line in first.stderr.splitlines() if line.startswith("users-sync: ")]
+    created = [line for line in first.stderr.splitlines() if line.startswith("{")]
+    assert (first.code, len(created)) == (0, len(migrations()) + 1)
+    assert len(warnings) == 1
+    assert "Neon's new managed auth uses the schema neon_auth" in warnings[0]
     assert first.stdout.splitlines() == [
         "neon_auth.users_sync: ready (generated)",
-        "users_sync_worker: 2 SQL files applied",
+        f"users_sync_worker: {len(migrations())} SQL files applied",
     ]
     schema = site.rows(CATALOG)
     again = site.shell.run("init")
     assert (again.code, again.stderr) == (0, "")
     assert again.stdout.splitlines()[1] == "users_sync_worker: up to date"
     assert site.rows(CATALOG) == schema
+    other = site.shell.having(USERS_SYNC_DATABASE__SCHEMA="stack_auth").run("init")
+    assert (other.code, "neon_auth" in other.stderr) == (0, False)
     assert site.api.requests == []
 
 
@@ -446,6 +451,22 @@ SUBJECTS = ("configuration", "stack auth", "database", "table", "worker")
 
 
 # check
+
+
+@pytest.mark.parametrize("change", ["rename holder to former", "rename to former"])
+def test_check_never_refers_to_itself(site: Site, change: str) -> None:
+    site.shell.run("init")
+    site.execute(f"alter table users_sync_worker.lease {change}")
+    swept, checked = site.shell.run("--once"), site.shell.run("check")
+    assert (swept.code, checked.code) == (2, 2)
+    assert "users-sync check" not in checked.stdout
+    site.execute(
+        "insert into users_sync_worker.migration (number, name, version)"
+        " values (99, '099_later.sql', '7.5.0')"
+    )
+    ended = [site.shell.run(name) for name in ("--once", "status", "init", "check", "deletions")]
+    assert [each.code for each in ended] == [2] * 5
+    assert all("update this one to 7.5.0 or later" in e.stdout + e.stderr for e in ended)
 
 
 def test_check_writes_nothing_and_says_what_init_would_do(site: Site) -> None:
@@ -475,8 +496,39 @@ def test_what_a_sweep_is_refused_for_check_is_refused_for(site: Site) -> None:
     site.api.kind = replace(TODAY, cap=2)
     swept, checked = site.shell.run("--once"), site.shell.run("check")
     assert (swept.code, checked.code) == (2, 2)
-    assert "set stack.page_size to at most 2" in complaint(swept)
-    assert "set stack.page_size to at most 2" in checked.stdout
+    assert "so few users a page" in complaint(swept)
+    assert "so few users a page" in checked.stdout
+
+
+@pytest.mark.parametrize("generated", [False, True], ids=["no replica identity", "generated id"])
+def test_new_users_come_in_where_a_publication_forbids_updates(
+    site: Site, *, generated: bool
+) -> None:
+    """The first page has nobody new; the last one has, beside users who changed."""
+    ids_there = site.project.populate(12)
+    shell = site.shell.having(USERS_SYNC_STACK__PAGE_SIZE="5")
+    assert shell.run("--once").code == 0
+    site.execute("create publication everything for all tables")
+    if not generated:
+        site.execute("alter table neon_auth.users_sync replica identity nothing")
+    elif site.rows("select current_setting('server_version_num')::int < 180000") == [(True,)]:
+        pytest.skip("came with PostgreSQL 18")
+    new = site.project.populate(3, seed=1)
+    assert shell.run("--once").code == 0
+    new += site.project.populate(3, seed=2)
+    for user_id in (ids_there[0], ids_there[-1]):
+        site.project.edit(user_id, display_name="New")
+    swept, checked = shell.run("--once"), shell.run("check")
+    assert (swept.code, swept.event("sweep.finished")["outcome"]) == (2, "failed")
+    assert 'cannot update table "users_sync"' in complaint(swept)
+    assert set(ids(site.rows(LIVE))) == {*ids_there, *new}
+    assert ("FAIL", "publication") in findings(checked)
+    for fix in [line for line in checked.stdout.splitlines() if "publication everything" in line]:
+        for statement in fix.split("`")[1::2]:
+            site.execute(statement)
+    assert shell.run("--once").code == 0
+    named = "select count(*) from neon_auth.users_sync where name = 'New'"
+    assert site.rows(named) == [(2,)]
 
 
 def test_check_warns_of_a_list_that_does_not_go_on(site: Site) -> None:
@@ -514,6 +566,15 @@ def test_check_tells_each_trouble_from_the_others(site: Site) -> None:
         )
         assert advice in ended.stdout
         assert " 0 minutes" not in ended.stdout
+
+
+def test_commands_at_a_terminal_try_a_database_that_is_down_once(site: Site) -> None:
+    nowhere = site.shell.having(DATABASE_URL=f"postgresql://{NOWHERE}/x")
+    for name in ("status", "init", "deletions", "quarantine"):
+        ended = nowhere.run(name)
+        assert ended.code == 4
+        assert "no connection to the database: " in complaint(ended)
+        assert "minutes" not in ended.stderr
 
 
 def test_check_needs_settings_first(empty_shell: Shell) -> None:
@@ -710,3 +771,57 @@ def test_terminal_shows_logs_as_text(site: Site) -> None:
     assert code == 0
     assert "sweep.finished" in shown
     assert '{"event"' not in shown
+
+
+EVENT_TRIGGER = """
+create function public.forbid() returns event_trigger language plpgsql as $$ begin
+    raise exception 'no table for ada@example.com' using errcode = '{state}';
+end $$;
+create event trigger forbid on ddl_command_start execute function public.forbid()
+"""
+
+
+@pytest.mark.parametrize("state", ["P0001", "22012", "55000", "40001"])
+def test_tables_that_an_event_trigger_forbids_are_told_in_words(site: Site, state: str) -> None:
+    site.execute(EVENT_TRIGGER.format(state=state))
+    for arguments in [("init",), ("--once",), ("run",)]:
+        ended = site.shell.having(USERS_SYNC_HTTP__PORT="0").run(*arguments)
+        assert ended.code == 2
+        [line] = ended.stderr.splitlines()
+        assert line.startswith("users-sync: the database refuses: ")
+        assert f"({state}); see its log" in line
+        assert "example.com" not in ended.stdout + ended.stderr
+
+
+def test_database_of_another_encoding_is_refused_before_anything_is_written(
+    site: Site, postgres_url: str
+) -> None:
+    name = f"latin_{uuid4().hex}"
+    options = "encoding 'LATIN1' locale 'C' template template0"
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        conn.execute(f"create database {name} {options}".encode())
+        shell = site.shell.having(DATABASE_URL=make_conninfo(postgres_url, dbname=name))
+        for arguments in [("init",), ("--once",), ("run",), ("status",)]:
+            ended = shell.run(*arguments)
+            assert ended.code == 2
+            assert "the database's encoding is LATIN1" in complaint(ended)
+        assert ("FAIL", "database") in findings(shell.run("check"))
+        conn.execute(f"drop database {name} with (force)".encode())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("deletions", "approve", "0"),
+        ("deletions", "approve", "9" * 20),
+        ("purge", "--older-than", "999999w"),
+        ("status", "--max-age", "999999w"),
+        ("sync-user", "11111111-1111-4111-8111-111111111111", "--wait", "1e300"),
+    ],
+)
+def test_numbers_out_of_bounds_are_a_mistake_and_no_bug(
+    site: Site, arguments: tuple[str, ...]
+) -> None:
+    ended = site.shell.run(*arguments)
+    assert ended.code == 2
+    assert "bug" not in complaint(ended)

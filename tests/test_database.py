@@ -1,7 +1,9 @@
 """The connection: what becomes of every error, and that a broken one is replaced."""
 
+import math
 import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,11 +29,12 @@ from worker.errors import (
     UsersSyncError,
 )
 from worker.ids import pack
+from worker.model import Users
 from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.store.database import Connection, Database, connect
 from worker.store.lease import Claim, Lease
-from worker.store.patience import PatientConnection, unless_stopped
+from worker.store.patience import TIDYING_SECONDS, PatientConnection, Stopping, unless_stopped
 from worker.store.schema import prepare
 from worker.store.statement import Statement
 from worker.store.users import Table
@@ -137,47 +140,98 @@ def test_moments_are_read_whatever_style_the_server_writes_them_in(
         database.close()
 
 
+STATEMENTS = {
+    "select 2147483647 + 1": ("22003", DataRefused),
+    "select 'ada@example.com'::int": ("22P02", DataRefused),
+    "select set_config('lock_timeout', '999999999999', true)": ("22023", DataRefused),
+    "set statement_timeout = 50; select pg_sleep(9)": ("57014", Blocked),
+    "set default_transaction_read_only = on; create table t ()": ("25006", DatabaseUnavailable),
+    "create sequence s; select currval('s')": ("55000", DatabaseUnavailable),
+    "select pg_terminate_backend(pg_backend_pid())": ("57P01", DatabaseUnavailable),
+    "create extension no_such_extension": ("0A000", Misconfigured),
+    "create table no_such_schema.t ()": ("3F000", Misconfigured),
+    "create database d template no_such_database": ("3D000", Misconfigured),
+    "select * from no_such_table": ("42P01", Misconfigured),
+}
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_error_says_what_to_do(empty_target: Target, statement: str) -> None:
+    state, kind = STATEMENTS[statement]
+    *before, last = statement.split("; ")
+
+    def work(conn: Connection) -> None:
+        for each in before:
+            conn.execute(each.encode())
+        conn.execute(last.encode())
+
+    with pytest.raises(kind) as caught:
+        empty_target.database().call(work)
+    assert state in str(caught.value)
+    assert "example.com" not in chain(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("state", "kind"),
+    "state",
     [
-        ("22003", DataRefused),
-        ("23505", DataRefused),
-        ("54001", DataRefused),
-        ("P0001", DataRefused),
-        ("44000", DataRefused),
-        ("U0001", DataRefused),
-        ("HV000", DataRefused),
-        ("20000", DataRefused),
-        ("34000", DataRefused),
-        ("55P03", Blocked),
-        ("57014", Blocked),
-        ("08006", DatabaseUnavailable),
-        ("25006", DatabaseUnavailable),
-        ("40001", DatabaseUnavailable),
-        ("40P01", DatabaseUnavailable),
-        ("53300", DatabaseUnavailable),
-        ("55000", DatabaseUnavailable),
-        ("57P01", DatabaseUnavailable),
-        ("58030", DatabaseUnavailable),
-        ("XX000", DatabaseUnavailable),
-        ("0A000", Misconfigured),
-        ("28000", Misconfigured),
-        ("3D000", Misconfigured),
-        ("3F000", Misconfigured),
-        ("42501", Misconfigured),
+        "22003",
+        "23505",
+        "54001",
+        "P0001",
+        "44000",
+        "U0001",
+        "HV000",
+        "20000",
+        "34000",
+        "55P03",
+        "57014",
+        "08006",
+        "25006",
+        "40001",
+        "40P01",
+        "53300",
+        "55000",
+        "57P01",
+        "58030",
+        "XX000",
+        "0A000",
+        "28000",
+        "3D000",
+        "3F000",
+        "42501",
     ],
 )
-def test_error_says_what_to_do_and_never_its_detail(
-    empty_target: Target, state: str, kind: type[UsersSyncError]
+def test_error_that_an_author_raises_is_about_a_row_and_never_tells_its_words(
+    empty_target: Target, state: str
 ) -> None:
     database = empty_target.database()
-    with pytest.raises(kind) as caught:
+    with pytest.raises(DataRefused) as caught:
         database.call(lambda conn: conn.execute(RAISE.format(state=state).encode()))
-    assert state in str(caught.value)
+    assert (caught.value.code, caught.value.sqlstate) == (state, state)
+    assert f"({state})" in str(caught.value)
     # Not even the words of the error itself, which somebody's trigger may have chosen.
     assert not {"words", "example.com"} & set(re.findall(r"[a-z.]+", chain(caught.value)))
-    if kind is DataRefused:
-        assert chain(caught.value) == state
+
+
+@pytest.mark.parametrize(
+    ("work", "state", "kind"),
+    [
+        ("perform 1 / 0", "22012", DataRefused),
+        ("perform * from no_such_table", "42P01", DataRefused),
+        ("set local transaction_read_only = on; create table t ()", "25006", DataRefused),
+        ("perform pg_sleep(9)", "57014", Blocked),
+        ("perform pg_terminate_backend(pg_backend_pid())", "57P01", DatabaseUnavailable),
+    ],
+)
+def test_what_fails_in_code_is_about_a_row_unless_it_was_held_up_or_cut_off(
+    empty_target: Target, work: str, state: str, kind: type[UsersSyncError]
+) -> None:
+    def block(conn: Connection) -> None:
+        conn.execute("set statement_timeout = '100ms'")
+        conn.execute(f"do $$ begin {work}; end $$".encode())
+
+    with pytest.raises(kind, match=state):
+        empty_target.database().call(block)
 
 
 def test_error_that_means_a_bug_is_passed_on(empty_target: Target) -> None:
@@ -208,10 +262,31 @@ def test_refused_row_is_known_by_its_constraint_alone(generated: Target) -> None
     generated.apply([person(1)])
     database = generated.database()
     generated.query("create unique index one_each on users_sync (email)")
-    statement = generated.table().apply(people(2, primary_email="1@example.com"), generated.now())
+    statement = generated.table().apply(
+        Users.of(people(2, primary_email="1@example.com")), generated.now()
+    )
     with pytest.raises(DataRefused) as caught:
         database.call(lambda conn: conn.execute(statement.query, statement.params))
-    assert chain(caught.value) == "23505 one_each"
+    assert caught.value.code == "23505 one_each"
+    assert "example.com" not in chain(caught.value)
+
+
+def test_refused_row_leaves_the_connection_as_it_was(empty_target: Target) -> None:
+    database = empty_target.database()
+    pid = database.call(ping)
+    with pytest.raises(DataRefused):
+        database.call(lambda conn: conn.execute("select 1 / 0"))
+    assert database.call(ping) == pid
+
+
+def test_database_that_cannot_hold_every_name_is_refused(postgres_url: str) -> None:
+    name = f"latin_{time.time_ns()}"
+    options = "encoding 'LATIN1' locale 'C' template template0"
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        conn.execute(f"create database {name} {options}".encode())
+        with pytest.raises(Misconfigured, match=r"encoding is LATIN1.*UTF8.*DATABASE_URL"):
+            database_at(make_conninfo(postgres_url, dbname=name)).call(ping)
+        conn.execute(f"drop database {name} with (force)".encode())
 
 
 def test_work_is_tried_again_until_it_passes(empty_target: Target) -> None:
@@ -221,7 +296,7 @@ def test_work_is_tried_again_until_it_passes(empty_target: Target) -> None:
     def work(conn: Connection) -> None:
         pids.append(conn.info.backend_pid)
         if len(pids) < 2:
-            conn.execute(RAISE.format(state="40001").encode())
+            conn.execute("select pg_terminate_backend(pg_backend_pid())")
 
     database.call(work)
     assert len(set(pids)) == 2
@@ -245,6 +320,15 @@ def test_answers_out_of_step_are_an_outage(empty_target: Target) -> None:
     assert database.call(ping)
 
 
+def test_all_that_begins_after_a_stop_shares_one_deadline() -> None:
+    stop = Event()
+    stopping = Stopping(stop)
+    assert (stopping.patience(3), stopping.ends_at(3)) == (3, math.inf)
+    stop.set()
+    assert stopping.patience(3) == stopping.patience(0) == TIDYING_SECONDS
+    assert stopping.ends_at(TIDYING_SECONDS) == stopping.ends_at(TIDYING_SECONDS)
+
+
 def test_connection_that_comes_too_late_is_closed(database_url: str) -> None:
     stop, answer = Event(), Event()
     opened: list[PatientConnection] = []
@@ -255,7 +339,7 @@ def test_connection_that_comes_too_late_is_closed(database_url: str) -> None:
         return opened[0]
 
     with ThreadPoolExecutor() as caller:
-        call = caller.submit(unless_stopped, connect_late, stop)
+        call = caller.submit(unless_stopped, connect_late, Stopping(stop))
         stop.set()
         assert isinstance(call.exception(PATIENCE_SECONDS), Stopped)
     answer.set()
@@ -427,7 +511,7 @@ def test_pooler_by_the_transaction_is_no_hindrance(
     assert lease.acquire()
     lease.bind()
     for letters in ("iii", "==="):
-        rows = lease.commit([table.apply(users, pooled.clock.now())], 1)
+        rows = lease.commit([table.apply(Users.of(users), pooled.clock.now())], 1)
         assert rows == [(letters, None, None)]
     lease.resync()
     keys = pooled.call(lambda conn: list(table.load_keys(conn)))

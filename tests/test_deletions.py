@@ -507,6 +507,69 @@ def test_hidden_users_are_asked_for_again_only_after_audit_hours(quick_world: Wo
     assert settled(quick_world.sweep(**HIDING)) == {"deleted": 1}
 
 
+def test_suspects_that_were_not_asked_about_are_counted_and_are_the_first_of_the_next_sweep(
+    quick_world: World,
+) -> None:
+    """More are hidden than may be asked about at once, and the last of them really left."""
+    ids = sign_up(quick_world.project, *range(12))
+    quick_world.sweep(page_size=60)
+    quick_world.project.delete(ids[8])
+    for user_id in set(ids[:10]) - {ids[8]}:
+        quick_world.project.restrict(user_id)
+    options: dict[str, Any] = {**HIDING, "max_count": 3, "page_size": 60}
+
+    told = []
+    for _ in range(4):
+        quick_world.api.requests.clear()
+        report = quick_world.sweep(**options)
+        told.append((quick_world.asked(), report.counts["unasked"], settled(report)))
+
+    assert told == [
+        (ids[:4], 6, {"hidden": 4}),
+        (ids[4:8], 2, {"hidden": 4}),
+        (ids[8:10], 0, {"deleted": 1, "hidden": 1}),
+        ([], 0, {}),
+    ]
+    recorded = quick_world.query("select unasked from users_sync_worker.sweep order by number")
+    assert [row[0] for row in recorded] == [0, 6, 2, 0, 0]
+
+
+def test_known_hidden_users_are_not_in_the_way_of_new_suspects(quick_world: World) -> None:
+    ids = sign_up(quick_world.project, *range(12))
+    quick_world.sweep(page_size=60)
+    for user_id in ids[:4]:
+        quick_world.project.restrict(user_id)
+    options: dict[str, Any] = {**HIDING, "max_count": 3, "page_size": 60}
+    quick_world.sweep(**options)
+    quick_world.query("update users_sync_worker.deletion set asked_at = asked_at - interval '2 d'")
+    quick_world.project.delete(ids[9])
+
+    report = quick_world.sweep(**options)
+
+    assert settled(report) == {"deleted": 1, "hidden": 3}
+    assert report.counts["unasked"] == 1
+
+
+def test_proven_deletions_that_wait_are_not_in_the_way_of_suspects_not_asked_about(
+    quick_world: World,
+) -> None:
+    ids = sign_up(quick_world.project, *range(12))
+    quick_world.sweep(page_size=60)
+    quick_world.query(
+        "update {users_sync} set updated_at = clock_timestamp() where id = any(%s)", ids[:4]
+    )
+    delete_all(quick_world.project, ids[:4])
+    options: dict[str, Any] = {**HIDING, "page_size": 60, "grace_seconds": 3600}
+    waiting = quick_world.sweep(**options).waiting
+    quick_world.project.restrict(ids[8])
+    quick_world.api.requests.clear()
+
+    report = quick_world.sweep(**options, max_count=3)
+
+    assert (waiting, quick_world.asked()[0]) == (4, ids[8])
+    assert (report.counts["hidden"], report.counts["unasked"]) == (1, 1)
+
+
 def test_a_hidden_user_who_shows_again_is_struck_out(quick_world: World) -> None:
     ids = sign_up(quick_world.project, *range(12))
     quick_world.sweep(**HIDING)

@@ -1,10 +1,14 @@
 """One user brought up to date on request: what becomes of the row, and who gets to know."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Timer
 
+import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
+from tests.service_world import until
 from tests.sweep_world import World, numbered, raw_record, row_of, settings
 from worker.errors import Misconfigured, Stopped
 from worker.operate.desk import Desk, opened_desk
@@ -77,6 +81,49 @@ def test_row_that_is_newer_than_the_answer_is_left(quick_world: World, desk: Des
     )
     assert desk.sync(user_id, single).became == "stale"
     assert quick_world.rows()[user_id][1] == "Newer"
+
+
+MARK = "update neon_auth.users_sync set deleted_at = clock_timestamp() where id = %s"
+CHANGE = "update neon_auth.users_sync set raw_json = %s, updated_at = clock_timestamp()"
+INSERT = "insert into neon_auth.users_sync (raw_json) values (%s)"
+WAITING_FOR_US = """
+select 1 from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid))
+"""
+
+
+def meet(world: World, desk: Desk, user_id: str, query: str, *params: object) -> str:
+    """Write a row as a worker does while the command is about to; returns what came of it."""
+    single = desk.ask(user_id)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(world.url) as worker,
+    ):
+        worker.execute(query.encode(), params)
+        outcome = pool.submit(desk.sync, user_id, single)
+        until("it waits for the row", lambda: worker.execute(WAITING_FOR_US.encode()).fetchone())
+        worker.commit()
+        return outcome.result().became
+
+
+def test_row_that_a_worker_deletes_at_the_same_moment_is_told_as_deleted(
+    quick_world: World, desk: Desk
+) -> None:
+    user_id = some_user(quick_world)
+    quick_world.project.delete(user_id)
+    assert meet(quick_world, desk, user_id, MARK, user_id) == "deleted before"
+
+
+def test_row_that_a_worker_writes_at_the_same_moment_is_told_as_in_step(
+    quick_world: World, desk: Desk
+) -> None:
+    user_id = some_user(quick_world)
+    quick_world.project.edit(user_id, display_name="Changed")
+    record = Jsonb(quick_world.project.users()[user_id])
+    change = f"{CHANGE} where id = %s"
+    assert meet(quick_world, desk, user_id, change, record, user_id) == "unchanged"
+    created = quick_world.project.create()
+    record = Jsonb(quick_world.project.users()[created])
+    assert meet(quick_world, desk, created, INSERT, record) == "unchanged"
 
 
 def test_young_row_waits_for_the_grace_period(quick_world: World, open_desk: OpenDesk) -> None:

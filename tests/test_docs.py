@@ -9,15 +9,17 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from worker.cli import app
+from worker.log import LIBRARY_EVENT
 from worker.metrics import METRICS
 from worker.names import WELL_KNOWN
+from worker.operate.finding import Verdict
 from worker.setting_sources import variables
 from worker.settings import Settings
 from worker.store.progress import COUNTS
@@ -229,6 +231,7 @@ def logged() -> dict[str, set[str]]:
                     names = {field.arg for field in fields if field.arg}
                     events.setdefault(event, set()).update(names)
     events["sweep.finished"] |= {*COUNTS, "unchanged", "waiting", "candidates", "error"}
+    events[LIBRARY_EVENT] = {"message"}
     return events
 
 
@@ -236,6 +239,12 @@ def test_every_log_event_is_listed_with_its_fields() -> None:
     text = (ROOT / "docs" / "operating.md").read_text("utf-8")
     rows = re.findall(r"^\| `([a-z]+\.[a-z]+)` \| [a-z, ]+ \|(.*?)\|", text, re.MULTILINE)
     assert {event: set(re.findall(r"`(\w+)`", fields)) for event, fields in rows} == logged()
+
+
+def test_every_verdict_of_check_is_explained() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    section = text.partition("\n## users-sync check\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(get_args(Verdict))
 
 
 def anchors(page: Path) -> set[str]:

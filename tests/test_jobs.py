@@ -8,6 +8,7 @@ from threading import Event
 import pytest
 from structlog.testing import capture_logs
 
+from tests.processes import until
 from worker.jobs import Jobs
 
 PATIENCE_SECONDS = 10
@@ -154,6 +155,40 @@ def test_nothing_runs_after_the_stop_which_waits_for_what_runs(jobs: Jobs) -> No
     assert (ended.is_set(), late.is_set()) == (True, False)
 
 
+def test_stop_leaves_a_job_behind_that_does_not_end(jobs: Jobs) -> None:
+    begun, go_on = Event(), Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(PATIENCE_SECONDS)
+
+    jobs.arm("stuck", work, 0)
+    assert happened(begun)
+    assert not jobs.stop(0.05)
+    assert jobs.running() == ["stuck"]
+    go_on.set()
+
+
+def test_jobs_are_at_rest_while_none_runs_or_is_overdue(jobs: Jobs) -> None:
+    begun, go_on, ended = Event(), Event(), Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(PATIENCE_SECONDS)
+        jobs.arm("later", ended.set, HOUR)
+        jobs.arm("over", ended.set, 0)
+
+    assert not jobs.at_rest()
+    jobs.arm("work", work, 0)
+    assert happened(begun)
+    assert not jobs.at_rest("over")
+    go_on.set()
+    assert happened(ended)
+    until("none runs", lambda: not jobs.running())
+    assert jobs.at_rest()
+    assert not jobs.at_rest("later")
+
+
 def test_error_that_nobody_caught_is_logged(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
     after = Event()
 
@@ -164,3 +199,18 @@ def test_error_that_nobody_caught_is_logged(jobs: Jobs, caplog: pytest.LogCaptur
     jobs.arm("one", work, 0)
     assert happened(after)
     assert [r.levelno for r in caplog.records if r.exc_info] == [logging.ERROR]
+
+
+@pytest.mark.parametrize("zone", ["GMT-3", "UTC0", "EST5EDT,M3.2.0,M11.1.0", '"UTC"', "Nowhere"])
+def test_local_time_zone_has_no_part_in_the_schedule(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler's library refuses some values of TZ that the C library takes."""
+    monkeypatch.setenv("TZ", zone)
+    jobs, ran = Jobs(), Event()
+    jobs.start()
+    try:
+        jobs.arm("job", ran.set, 0)
+        assert ran.wait(10)
+    finally:
+        jobs.stop()

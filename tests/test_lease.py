@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.store_target import PROJECT, Target, people, person
 from worker.errors import Blocked, DatabaseUnavailable, DataRefused, LeaseLost, MirrorOutdated
+from worker.model import Users
 from worker.store.lease import Claim, Lease, Sight
 from worker.store.statement import Statement
 
@@ -104,7 +105,7 @@ def _pass_on(client: socket.socket, server: socket.socket, wire: Wire) -> bool:
 
 def wanted(target: Target) -> Statement:
     """Write something that can be looked for."""
-    return target.table().apply([person(1)], target.now())
+    return target.table().apply(Users.of([person(1)]), target.now())
 
 
 def writes(target: Target) -> int:
@@ -288,7 +289,10 @@ def test_constraint_that_is_checked_at_the_end_fails_the_commit(generated: Targe
 def test_commit_takes_two_round_trips(generated: Target) -> None:
     database = generated.database()
     lease = generated.held_lease(database)
-    statements = [wanted(generated), generated.table().apply(people(2, 3), generated.now())]
+    statements = [
+        wanted(generated),
+        generated.table().apply(Users.of(people(2, 3)), generated.now()),
+    ]
     with TemporaryFile() as trace:
         database.call(lambda conn: conn.pgconn.trace(trace.fileno()))
         lease.commit(statements, 1)
@@ -414,7 +418,7 @@ def test_locked_lease_row_is_tried_again(generated: Target, background: ThreadPo
 def test_row_that_an_application_locks_is_blocked(generated: Target) -> None:
     lease = generated.held_lease(seconds=SHORT)
     generated.apply([person(1)])
-    statement = generated.table().apply([person(1, display_name="New")], generated.now())
+    statement = generated.table().apply(Users.of(people(1, display_name="New")), generated.now())
     with generated.conn.transaction():
         generated.query("select from users_sync for update")
         with pytest.raises(Blocked, match="lock timeout"):
@@ -434,7 +438,7 @@ def test_takeover_waits_for_the_holders_open_transaction_and_finds_it_renewed(
 ) -> None:
     first, second = generated.held_lease(), generated.lease(holder="second")
     generated.apply([person(1)])
-    statement = generated.table().apply([person(1, display_name="New")], generated.now())
+    statement = generated.table().apply(Users.of(people(1, display_name="New")), generated.now())
     generated.run_out()
     with generated.conn.transaction():
         generated.query("select from users_sync for update")
@@ -450,7 +454,7 @@ def test_backend_killed_before_its_commit_writes_once(
 ) -> None:
     lease = generated.held_lease(generated.database(retry_seconds=30))
     generated.apply([person(1)])
-    statement = generated.table().apply([person(1, display_name="New")], generated.now())
+    statement = generated.table().apply(Users.of(people(1, display_name="New")), generated.now())
     with generated.conn.transaction():
         generated.query("select from users_sync for update")
         rows = background.submit(lease.commit, [statement], 1)

@@ -6,27 +6,46 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import pytest
 import structlog
 
-from worker.log import configure_logging, keep_out_of_logs, reset_logging
+from worker.log import (
+    close_logging,
+    configure_logging,
+    flush_logging,
+    keep_out_of_logs,
+    reset_logging,
+)
+from worker.log_queue import MOST_LINES, losses
 
 # Made before any test configures logging, as the modules of the worker do.
 log = structlog.stdlib.get_logger("worker.early")
 
+PATIENCE_SECONDS = 20
+
 SECRET = 'ssk_hush-"quoted"\\hush'
 
 
-class Terminal(io.StringIO):
+class Written(io.StringIO):
+    """What was logged so far, although another thread writes it."""
+
+    def getvalue(self) -> str:
+        flush_logging()
+        return super().getvalue()
+
+
+class Terminal(Written):
     def isatty(self) -> bool:
         return True
 
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    yield io.StringIO()
+    yield Written()
     reset_logging()
 
 
@@ -55,14 +74,16 @@ def test_json_is_one_event_per_line(stream: io.StringIO) -> None:
     assert second["event"] == "two\nlines"
 
 
-def test_standard_library_records_have_the_same_shape(stream: io.StringIO) -> None:
+def test_what_a_library_says_is_an_event_of_one_name(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
     logging.getLogger("psycopg.pool").warning("error connecting in %r", "pool-1")
+    logging.getLogger("library").warning("sweep.finished")
     log.warning("own")
-    foreign, own = records(stream)
-    assert foreign["event"] == "error connecting in 'pool-1'"
+    foreign, mimic, own = records(stream)
+    assert foreign["message"] == "error connecting in 'pool-1'"
     assert foreign["logger"] == "psycopg.pool"
-    assert list(foreign) == list(own)
+    assert (mimic["event"], mimic["message"]) == ("library.logged", "sweep.finished")
+    assert set(foreign) == {*own, "message"}
 
 
 def test_warnings_are_logged(stream: io.StringIO) -> None:
@@ -73,7 +94,7 @@ def test_warnings_are_logged(stream: io.StringIO) -> None:
         reset_logging()
     (record,) = records(stream)
     assert (record["logger"], record["level"]) == ("py.warnings", "warning")
-    assert "mind the gap" in record["event"]
+    assert "mind the gap" in record["message"]
 
 
 @pytest.mark.parametrize("name", ["httpx", "httpcore", "apscheduler.scheduler"])
@@ -83,7 +104,7 @@ def test_chatty_libraries_are_heard_at_debug_only(stream: io.StringIO, name: str
     logging.getLogger(name).warning("heard")
     configure_logging("debug", "json", stream)
     logging.getLogger(name).info("heard, too")
-    assert [record["event"] for record in records(stream)] == ["heard", "heard, too"]
+    assert [record["message"] for record in records(stream)] == ["heard", "heard, too"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +137,7 @@ def test_what_an_answer_holds_is_not_logged(
 ) -> None:
     configure_logging("debug", "json", stream)
     logging.getLogger(name).debug("%s", text)
-    assert [record["event"] for record in records(stream)] == [logged]
+    assert [record["message"] for record in records(stream)] == [logged]
 
 
 def test_chatty_libraries_obey_a_stricter_level(stream: io.StringIO) -> None:
@@ -133,7 +154,7 @@ def test_level_is_obeyed(stream: io.StringIO) -> None:
 
 
 def test_configuring_again_replaces(stream: io.StringIO) -> None:
-    other = io.StringIO()
+    other = Written()
     configure_logging("info", "json", other)
     configure_logging("info", "json", stream)
     configure_logging("info", "json", stream)
@@ -222,3 +243,102 @@ def test_values_that_json_cannot_hold_become_text(stream: io.StringIO) -> None:
         True,
         None,
     )
+
+
+class Stalled(Written):
+    """Takes nothing until it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.resumed = Event(), Event()
+
+    def write(self, text: str) -> int:
+        self.reached.set()
+        self.resumed.wait(PATIENCE_SECONDS)
+        return super().write(text)
+
+
+def test_logging_never_waits_and_tells_of_what_it_dropped() -> None:
+    stalled, before = Stalled(), losses.total
+    configure_logging("info", "json", stalled)
+    log.info("first")
+    assert stalled.reached.wait(PATIENCE_SECONDS)
+    for _ in range(MOST_LINES + 7):
+        log.info("next")
+    assert losses.total - before == 7
+    stalled.resumed.set()
+    flush_logging()
+    *lines, last = records(stalled)
+    assert len(lines) == MOST_LINES + 1
+    assert (last["event"], last["lines"]) == ("log.dropped", 7)
+    log.info("after")
+    assert records(stalled)[-1]["event"] == "after"
+    reset_logging()
+
+
+def test_stalled_reader_does_not_keep_a_log_open() -> None:
+    stalled = Stalled()
+    configure_logging("info", "json", stalled)
+    log.info("first")
+    reset_logging()
+    assert not stalled.resumed.is_set()
+    stalled.resumed.set()
+
+
+def test_closed_log_is_silent_about_what_threads_still_say(
+    stream: io.StringIO, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "json", stream)
+    log.info("before")
+    assert close_logging()
+    log.info("after")
+    assert [record["event"] for record in records(stream)] == ["before"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_was_logged_is_written_before_a_log_is_closed(stream: io.StringIO) -> None:
+    configure_logging("info", "json", stream)
+    for _ in range(500):
+        log.info("next")
+    reset_logging()
+    assert len(records(stream)) == 500
+
+
+class Secretive:
+    def __str__(self) -> str:
+        raise ValueError(SECRET)
+
+
+@contextmanager
+def no_other_handlers() -> Iterator[None]:
+    """Take away pytest's own, which raise for a record that they cannot render."""
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, []
+    yield
+    root.handlers = before
+
+
+@pytest.mark.parametrize("arguments", [(Secretive(),), (SECRET, SECRET)])
+def test_record_that_cannot_be_rendered_is_told_of_without_what_it_holds(
+    stream: io.StringIO, arguments: tuple[Any, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with no_other_handlers():
+        configure_logging("info", "json", stream)
+        keep_out_of_logs([SECRET])
+        logging.getLogger("library").error("sent %s", *arguments)
+        log.info("own", value=Secretive())
+        told = [(record["event"], record["source"]) for record in records(stream)]
+    assert told == [("log.failed", "library"), ("log.failed", "worker.early")]
+    assert "hush" not in stream.getvalue() + "".join(capfd.readouterr())
+
+
+def test_stream_that_was_closed_costs_its_lines_and_no_more(
+    stream: io.StringIO, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = losses.total
+    configure_logging("info", "json", stream)
+    stream.close()
+    log.info("unheard")
+    flush_logging()
+    assert losses.total - before == 1
+    assert capfd.readouterr() == ("", "")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worker.errors import MirrorOutdated
 from worker.memory import Memory
 from worker.mirror import Delta
-from worker.model import User
+from worker.model import User, Users
 
 BEGAN = datetime(2026, 3, 14, tzinfo=UTC)
 IDS = [f"00000000-0000-4000-8000-00000000000{number}" for number in range(6)]
@@ -26,7 +26,7 @@ def user(user_id: str) -> User:
 def everybody() -> Delta:
     """Give a delta that finds something about everybody, in each of its ways."""
     keys = [(1, user_id) for user_id in IDS]
-    return Delta([user(user_id) for user_id in IDS], keys, list(keys))
+    return Delta(Users.of(user(user_id) for user_id in IDS), keys, list(keys))
 
 
 def decided(memory: Memory, seconds: int) -> set[str]:

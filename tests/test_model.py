@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.canonical import canonical, digest, dump, whole
+from worker.canonical_json import canonical, dump, whole
+from worker.fingerprint import fingerprint
 from worker.ids import is_user_id
-from worker.model import DIGEST_BYTES, UNKNOWN_DIGEST, Page, Unreadable, User
+from worker.model import FINGERPRINT_BYTES, UNKNOWN_FINGERPRINT, Page, Unreadable, User, Users
 
 ID = "637a92dd-1790-4469-81a9-9c88e077a18f"
 OTHER_ID = "44431c56-ab7d-440f-935e-58f237ec991b"
@@ -37,7 +38,7 @@ def unreadable(user_id: str | None) -> Unreadable:
 
 def page(users: tuple[User, ...] = (), bad: tuple[Unreadable, ...] = ()) -> Page:
     return Page(
-        users=users,
+        users=Users.of(users),
         unreadable=bad,
         places=(),
         ascending=True,
@@ -85,8 +86,8 @@ def test_unreadable_user_with_a_readable_id_is_present() -> None:
     assert both.ids == {ID, OTHER_ID}
 
 
-def test_nothing_has_a_digest_too() -> None:
-    assert len(digest(canonical({}, ()))) == DIGEST_BYTES
+def test_nothing_has_a_fingerprint_too() -> None:
+    assert len(fingerprint(canonical({}, ()))) == FINGERPRINT_BYTES
 
 
 def test_ignored_fields_are_not_in_the_canonical_form() -> None:
@@ -111,30 +112,32 @@ def test_integers_over_64_bits_are_written_exactly() -> None:
 
 
 @given(st.binary())
-def test_digest_is_short_and_never_the_unknown_one(canonical_json: bytes) -> None:
-    assert len(digest(canonical_json)) == DIGEST_BYTES
-    assert digest(canonical_json) != UNKNOWN_DIGEST
+def test_fingerprint_is_short_and_never_the_unknown_one(canonical_json: bytes) -> None:
+    assert len(fingerprint(canonical_json)) == FINGERPRINT_BYTES
+    assert fingerprint(canonical_json) != UNKNOWN_FINGERPRINT
 
 
 @given(records, st.randoms(use_true_random=False))
 @settings(max_examples=50)
-def test_order_of_names_does_not_change_the_digest(
+def test_order_of_names_does_not_change_the_fingerprint(
     record: dict[str, object], random: Random
 ) -> None:
     names = sorted(record)
     random.shuffle(names)
     shuffled = {name: record[name] for name in names}
-    assert digest(canonical(shuffled, ())) == digest(canonical(record, ()))
+    assert fingerprint(canonical(shuffled, ())) == fingerprint(canonical(record, ()))
 
 
 @given(alike, alike)
-def test_digests_are_equal_exactly_if_the_canonical_forms_are(
+def test_fingerprints_are_equal_exactly_if_the_canonical_forms_are(
     one: dict[str, object], other: dict[str, object]
 ) -> None:
     same_form = canonical(one, ()) == canonical(other, ())
-    assert (digest(canonical(one, ())) == digest(canonical(other, ()))) == same_form
+    assert (fingerprint(canonical(one, ())) == fingerprint(canonical(other, ()))) == same_form
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, True), (0, False), (1, "1"), (None, "null")])
-def test_values_that_only_look_alike_have_different_digests(one: object, other: object) -> None:
-    assert digest(canonical({"v": one}, ())) != digest(canonical({"v": other}, ()))
+def test_values_that_only_look_alike_have_different_fingerprints(
+    one: object, other: object
+) -> None:
+    assert fingerprint(canonical({"v": one}, ())) != fingerprint(canonical({"v": other}, ()))

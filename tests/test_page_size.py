@@ -3,14 +3,14 @@
 import pytest
 
 from worker.errors import LimitRefused
-from worker.page_size import LARGEST, PAGES_OF_PEACE, SMALLEST, PageSize
+from worker.page_size import LARGEST, PAGES_BEFORE_GROWTH, SMALLEST, PageSize
 
 
 def refused(size: PageSize, limit: int, largest: int | None) -> None:
     size.learn_cap(LimitRefused("too many", largest), limit)
 
 
-def peace(size: PageSize, pages: int = PAGES_OF_PEACE) -> int:
+def peace(size: PageSize, pages: int = PAGES_BEFORE_GROWTH) -> int:
     """Let so many pages succeed; returns how many users are asked for then."""
     for _ in range(pages):
         size.succeeded()
@@ -18,14 +18,14 @@ def peace(size: PageSize, pages: int = PAGES_OF_PEACE) -> int:
 
 
 def test_size_is_what_is_set_for_as_long_as_nothing_fails() -> None:
-    assert peace(PageSize(300), 10 * PAGES_OF_PEACE) == 300
+    assert peace(PageSize(300), 10 * PAGES_BEFORE_GROWTH) == 300
 
 
 def test_cap_that_the_server_names_is_kept_for_good() -> None:
     size = PageSize(2_000)
     refused(size, 2_000, 1_000)
-    assert (size.limit, size.capped(200), size.capped(5_000)) == (1_000, 200, 1_000)
-    assert peace(size, 10 * PAGES_OF_PEACE) == 1_000
+    assert (size.limit, size.limit_for(1), size.limit_for(5)) == (1_000, 1_000, 1_000)
+    assert peace(size, 10 * PAGES_BEFORE_GROWTH) == 1_000
 
 
 def test_cap_that_becomes_smaller_is_learnt_again() -> None:
@@ -35,10 +35,11 @@ def test_cap_that_becomes_smaller_is_learnt_again() -> None:
     assert (size.limit, size.cap) == (500, 500)
 
 
-def test_cap_that_is_not_named_is_found_by_halves() -> None:
+def test_cap_that_is_not_named_is_found_by_halves_and_is_no_cap_for_good() -> None:
     size = PageSize(2_000)
     refused(size, 2_000, None)
-    assert size.limit == 1_000
+    assert (size.limit, size.cap) == (1_000, LARGEST)
+    assert peace(size) == 2_000
 
 
 @pytest.mark.parametrize("named", [1_000, 2_000])
@@ -55,17 +56,11 @@ def test_server_that_takes_too_few_for_a_chain_is_refused(limit: int, named: int
         refused(size, limit, named)
 
 
-def test_refused_poll_makes_no_page_larger() -> None:
-    size = PageSize(100)
-    refused(size, 5_000, 1_000)
-    assert (size.limit, size.cap) == (100, 1_000)
-
-
 def test_page_that_needs_more_users_gets_no_more_than_the_cap() -> None:
     size = PageSize(300)
-    assert [size.widened(times) for times in (1, 4, 1_024)] == [300, 1_200, LARGEST]
+    assert [size.limit_for(times) for times in (1, 4, 1_024)] == [300, 1_200, LARGEST]
     refused(size, 2_400, 1_000)
-    assert size.widened(8) == 1_000
+    assert size.limit_for(8) == 1_000
 
 
 @pytest.mark.parametrize("times", [1, 3, 9, 50])
@@ -76,29 +71,37 @@ def test_trouble_halves_down_to_what_a_chain_needs(times: int) -> None:
     assert size.limit == max(SMALLEST, 1_000 // 2**times)
 
 
-def test_size_comes_back_in_steps_each_after_some_peace() -> None:
+def test_size_that_failed_is_tried_again_only_after_some_pages() -> None:
+    size = PageSize(1_000)
+    size.shrink()
+    assert peace(size, PAGES_BEFORE_GROWTH - 1) == 500
+    assert peace(size, 1) == 1_000
+
+
+def test_after_an_outage_the_size_comes_back_page_by_page() -> None:
+    """Whatever failed until then, it was not the size; only the last step waits."""
+    size = PageSize(1_000)
+    for _ in range(9):
+        size.shrink()
+    assert [peace(size, 1) for _ in range(8)] == [6, 12, 24, 48, 96, 192, 384, 500]
+    assert peace(size) == 1_000
+
+
+def test_size_that_fails_again_is_not_tried_again_soon() -> None:
     size = PageSize(1_000)
     size.shrink()
     size.shrink()
-    assert peace(size, PAGES_OF_PEACE - 1) == 250
     assert peace(size, 1) == 500
-    assert peace(size) == 1_000
-    assert peace(size) == 1_000
-
-
-def test_trouble_within_the_peace_begins_it_again() -> None:
-    size = PageSize(1_000)
     size.shrink()
-    peace(size, PAGES_OF_PEACE - 1)
-    size.shrink()
-    assert peace(size, PAGES_OF_PEACE - 1) == 250
+    assert peace(size, PAGES_BEFORE_GROWTH - 1) == 250
+    assert peace(size, 1) == 500
 
 
 def test_size_comes_back_up_to_the_cap_only() -> None:
     size = PageSize(2_000)
     refused(size, 2_000, 700)
     size.shrink()
-    assert peace(size, 10 * PAGES_OF_PEACE) == 700
+    assert peace(size, 10 * PAGES_BEFORE_GROWTH) == 700
 
 
 def test_server_that_fails_above_a_size_fails_seldom() -> None:
@@ -109,4 +112,4 @@ def test_server_that_fails_above_a_size_fails_seldom() -> None:
             size.shrink()
         else:
             size.succeeded()
-    assert failures <= 2 + 200 / PAGES_OF_PEACE
+    assert failures <= 3 + 200 / PAGES_BEFORE_GROWTH

@@ -35,6 +35,7 @@ from worker.difference import Difference
 from worker.errors import Misconfigured, SourceUnavailable, Stopped
 from worker.findings import Findings
 from worker.memory import Memory
+from worker.model import Users
 from worker.operate.change import Change
 from worker.operate.journal import Journal
 from worker.operate.plan import Plan, plan
@@ -730,10 +731,10 @@ def test_what_is_asked_twice_is_told_once() -> None:
     users = people(1, 2, 3)
     journal = Journal(told.append, ())
     for _ in range(2):
-        journal.compared(users, "is=", [json.dumps({"was_deleted": True})])
+        journal.compared(Users.of(users), "is=", [json.dumps({"was_deleted": True})])
     findings = Findings(1, "plan", datetime.min.replace(tzinfo=UTC), Memory())
     journal.turn_page(findings)
-    journal.compared(users[1:], "s=", [json.dumps({"was_deleted": False})])
+    journal.compared(Users.of(users[1:]), "s=", [json.dumps({"was_deleted": False})])
     journal.turn_page(findings)
     assert [(change.kind, change.subject) for change in told] == [
         ("insert", users[0].id),

@@ -10,19 +10,25 @@ import psycopg
 import pytest
 
 from tests.service_world import LIVE, ServiceWorld, opened_service_world, until
-from tests.sweep_world import Nobody
+from tests.sweep_world import Nobody, sign_up
 from tests.users_apis import every_server
 from worker.clock import Clock
-from worker.errors import Stopped
-from worker.findings import Findings
+from worker.duty import Duty
+from worker.errors import Misconfigured, Stopped
+from worker.figures import Figures
+from worker.findings import Findings, begin
 from worker.memory import Memory
+from worker.metrics import Metrics
 from worker.once import bind_project, open_store, opened_database, opened_source, rules
+from worker.page_size import PageSize
 from worker.poll import Poll
 from worker.sandbox.api import Reply, Request
 from worker.settings import Settings
 from worker.source import Source
 from worker.store import Store
+from worker.store.progress import Checkpoint
 from worker.sweep import Report, Sweep
+from worker.vitals import Vitals
 
 SIZE = 5
 PAGE_SIZE = 10
@@ -134,7 +140,7 @@ def test_page_full_of_strangers_is_gone_on_from_until_somebody_is_known(desk: De
 
 @every_server
 def test_a_burst_of_5000_sign_ups_between_two_polls_is_in_the_table_at_once(desk: Desk) -> None:
-    desk.source.page_size.limit = 1_000
+    desk.source.page_size = PageSize(1_000)
     ids = desk.world.project.populate(100)
     desk.sweep()
     desk.limits()
@@ -176,7 +182,7 @@ def test_a_poll_that_goes_on_skips_nobody_when_users_go_in_between(desk: Desk, l
 
 
 def test_behind_ten_thousand_strangers_the_sweep_takes_over(desk: Desk) -> None:
-    desk.source.page_size.limit = 1_000
+    desk.source.page_size = PageSize(1_000)
     desk.world.project.populate(12_000)
     assert desk.poll().counts["inserted"] in range(9_000, 11_001)
     assert max(desk.limits()) == 1_000
@@ -337,3 +343,71 @@ def test_poll_does_not_queue_behind_the_proofs_of_a_sweep(desk: Desk) -> None:
         assert not swept.done()
         go_on.set()
         assert swept.result(20).counts["deleted"] == 20
+
+
+# Manners
+
+
+def test_poll_that_took_the_server_long_waits_in_proportion(desk: Desk) -> None:
+    """At most a fifth of the time; the least pause is 0.02 s."""
+    sign_up(desk.world.project, *range(30))
+    vitals = Vitals(target="neon_auth", api_host="localhost", sweep_seconds=60)
+    figures = Figures(vitals, Metrics(vitals.snapshot), desk.memory, desk.store.database.clock)
+    duty = Duty(desk.settings, desk.source, desk.store, desk.memory, figures)
+    duty.sweep()
+
+    def work(_: Request) -> None:
+        Event().wait(0.1)
+
+    desk.world.api.on_request(work)
+    assert duty.poll() >= 4 * 0.1
+
+
+# Suspicions that an interrupted sweep leaves
+
+INTERRUPTED = """
+create function public.interrupt() returns trigger language plpgsql as $$
+begin
+    if new.outcome is not null then raise exception using errcode = '42501'; end if;
+    return new;
+end $$;
+create trigger interrupt before insert or update on users_sync_worker.sweep
+for each row execute function public.interrupt()
+"""
+MARK_DELETED = """
+update neon_auth.users_sync set deleted_at = clock_timestamp() - interval '1 s' where id = %s
+"""
+SUSPECT = """
+insert into users_sync_worker.deletion
+values ('neon_auth', %s, 'candidate', 1, 1, clock_timestamp() - interval '2 s')
+"""
+
+
+def test_user_whom_an_interrupted_sweep_deleted_is_suspected_no_more(desk: Desk) -> None:
+    one, *_ = sign_up(desk.world.project, *range(4))
+    desk.sweep()
+    desk.world.project.delete(one)
+    desk.world.query(INTERRUPTED)
+    with pytest.raises(Misconfigured):
+        desk.sweep()
+    assert one not in desk.live()
+    assert desk.world.query(MISSING) == [(0,)]
+    sign_up(desk.world.project, 0)
+    desk.poll()
+    assert one in desk.live()
+    assert desk.world.query(MISSING) == [(0,)]
+
+
+def test_user_whose_row_another_writer_deleted_is_suspected_no_more_once_restored(
+    desk: Desk,
+) -> None:
+    one, *others = sign_up(desk.world.project, *range(4))
+    desk.sweep()
+    desk.world.query(SUSPECT, one)
+    desk.world.query(MARK_DELETED, one)
+    desk.memory.load(desk.store)
+    now = desk.store.database.clock.now()
+    begin(desk.store, desk.memory, "sweep", Checkpoint(1, (0, one), {}, now), now)
+    desk.poll()
+    assert desk.live() == {one, *others}
+    assert desk.world.query(MISSING) == [(0,)]

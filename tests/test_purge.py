@@ -1,16 +1,20 @@
 """Rows of users who left long ago, and what refers to them."""
 
 from collections.abc import Callable, Iterator
-from threading import Event
+from io import StringIO
+from threading import Barrier, Event
 
 import psycopg
 import pytest
+from rich.console import Console
 
 from tests.sweep_world import World, numbered, sign_up
+from worker.display import asking
 from worker.errors import Misconfigured, Stopped
 from worker.operate import purge as module
 from worker.operate.desk import Desk
 from worker.operate.purge import Purge, Purged, seconds_of
+from worker.sandbox.api import Request
 
 OpenDesk = Callable[..., Desk]
 
@@ -146,6 +150,34 @@ def test_dry_run_counts_and_changes_nothing(
     assert (really.users, really.known, really.kept) == (2, 1, purged.kept)
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_users_are_asked_for_a_few_at_a_time_with_signs_of_life(
+    quick_world: World, desk: Desk, monkeypatch: pytest.MonkeyPatch, *, dry_run: bool
+) -> None:
+    monkeypatch.setattr(module, "ASKED_AT_ONCE", 2)
+    side_by_side = Barrier(2)
+
+    def meet(_: Request) -> None:
+        side_by_side.wait(10)
+
+    quick_world.api.on_request(meet)
+    told: list[tuple[int, int]] = []
+    purged = Purge(desk, HOUR, dry_run, lambda *numbers: told.append(numbers)).run()
+    assert purged.users == 4
+    assert told == [(0, 4), (2, 4), (4, 4)]
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else() -> None:
+    shown = []
+    for terminal in (True, False):
+        file = StringIO()
+        with asking(Console(file=file, force_terminal=terminal, width=80)) as on_asked:
+            on_asked(20, 437)
+        shown.append(file.getvalue())
+    assert "20/437" in shown[0]
+    assert shown[1] == ""
+
+
 def test_batches_come_to_an_end_whoever_stays(
     quick_world: World, desk: Desk, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +226,12 @@ def test_stop_ends_it_between_batches(desk: Desk, monkeypatch: pytest.MonkeyPatc
 )
 def test_age_is_a_number_and_a_unit(text: str, seconds: int) -> None:
     assert seconds_of(text, "--older-than") == seconds
+
+
+@pytest.mark.parametrize("text", ["36501d", "999999w"])
+def test_age_of_more_than_a_century_is_refused(text: str) -> None:
+    with pytest.raises(Misconfigured, match="--older-than: should be at most 36500d"):
+        seconds_of(text, "--older-than")
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1.5h", "1y", "30d;", "9999999d"])

@@ -8,7 +8,7 @@ import pytest
 from tests.store_target import Target, person
 from worker.errors import DataRefused
 from worker.model import Unreadable
-from worker.store.quarantine import Quarantine, Rejected, refused, unreadable
+from worker.store.quarantine import Known, Quarantine, Rejected, refused, unreadable
 from worker.store.statement import Statement
 
 pytest_plugins = ["tests.store_fixtures"]
@@ -40,7 +40,7 @@ def test_at_first_nothing_is_in_quarantine(generated: Target, quarantine: Quaran
 def test_record_is_kept_with_what_was_wrong(generated: Target, quarantine: Quarantine) -> None:
     run(generated, quarantine.put([Rejected("a", "d1", '{"id": "a"}', "odd")]))
     assert rows(generated) == [("a", "a", "d1", '{"id": "a"}', "odd", True, 1, False)]
-    assert quarantine.load(generated.conn) == {"a": "d1"}
+    assert quarantine.load(generated.conn) == {"a": Known("d1", "odd", permanent=True)}
 
 
 def test_record_that_is_met_again_is_counted_and_brought_up_to_date(
@@ -60,11 +60,11 @@ def test_of_a_record_that_is_there_twice_the_last_counts(
     assert rows(generated) == [("a", "a", "d2", "{}", "odd", True, 1, False)]
 
 
-def test_record_whose_cause_may_go_is_not_remembered_as_known(
+def test_record_whose_cause_may_go_is_known_as_such(
     generated: Target, quarantine: Quarantine
 ) -> None:
     run(generated, quarantine.put([Rejected("a", "d1", "{}", "odd", permanent=False)]))
-    assert quarantine.load(generated.conn) == {}
+    assert quarantine.load(generated.conn) == {"a": Known("d1", "odd", permanent=False)}
 
 
 def test_record_without_an_id_is_known_by_its_digest(
@@ -73,7 +73,8 @@ def test_record_without_an_id_is_known_by_its_digest(
     bad = Unreadable(None, b"\x01" * 8, '{"id": 7}', "the id is no text")
     for _ in range(2):
         run(generated, quarantine.put([unreadable(bad)]))
-    assert quarantine.load(generated.conn) == {"01" * 8: "01" * 8}
+    known = quarantine.load(generated.conn)
+    assert {record: each.digest for record, each in known.items()} == {"01" * 8: "01" * 8}
     assert [(row[1], row[6]) for row in rows(generated)] == [(None, 2)]
 
 
@@ -89,18 +90,15 @@ def test_targets_have_records_of_their_own(generated: Target, quarantine: Quaran
     run(generated, quarantine.put([Rejected("a", "d", "{}", "odd")]))
     run(generated, Quarantine("another target").forget_others([]))
     assert Quarantine("another target").load(generated.conn) == {}
-    assert quarantine.load(generated.conn) == {"a": "d"}
+    assert quarantine.load(generated.conn) == {"a": Known("d", "odd", permanent=True)}
 
 
-@pytest.mark.parametrize(
-    ("state", "permanent"),
-    [("22P02", True), ("54001", True), ("23505", False), ("P0001", False), ("U0001", False)],
-)
-def test_what_the_database_refuses_is_permanent_if_the_record_itself_is_at_fault(
-    state: str, *, permanent: bool
+@pytest.mark.parametrize("state", ["22P02", "54001", "23505", "P0001", "U0001"])
+def test_what_the_database_refuses_may_pass_another_time_and_is_told_by_its_code(
+    state: str,
 ) -> None:
     user = person(1)
-    rejected = refused(user, DataRefused(state, "name_of_a_constraint"))
-    assert (rejected.record, rejected.permanent) == (user.id, permanent)
+    rejected = refused(user, DataRefused("words", state, "name_of_a_constraint"))
+    assert (rejected.record, rejected.permanent) == (user.id, False)
     assert rejected.error == f"refused by the database: {state} name_of_a_constraint"
     assert json.loads(rejected.payload) == user.record

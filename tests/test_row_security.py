@@ -110,6 +110,16 @@ def test_token_that_the_extension_read_is_believed_and_nothing_else(secured: Tar
         secured.query("drop schema auth cascade")
 
 
+def test_user_sees_the_own_row_where_functions_are_not_everybodys(target: Target) -> None:
+    assert target.apply(people(1, 2)) == "ii"
+    with target.conn.transaction(force_rollback=True):
+        target.query("alter default privileges revoke execute on functions from public")
+        target.conn.execute(row_security_sql(target.schema).replace("begin;", "", 1).encode())
+        become(target, "authenticated", sub=person(2).id)
+        assert seen(target) == [person(2).id]
+        target.query("reset role; reset request.jwt.claims")
+
+
 def test_owner_goes_on_writing(secured: Target) -> None:
     assert secured.apply([person(1, display_name="New"), person(9)]) == "ui"
     assert len(seen(secured)) == 6

@@ -18,13 +18,14 @@ from psycopg.conninfo import make_conninfo
 from tests.store_target import IGNORED, PLAIN_COLUMNS, PROJECT, person
 from worker.clock import Clock
 from worker.errors import DatabaseUnavailable, Misconfigured
+from worker.model import Users
 from worker.retry import Retry
 from worker.store.database import Database
 from worker.store.deletions import Deletions
 from worker.store.lease import Claim, Lease
 from worker.store.progress import Checkpoint, Progress, SweepRow
 from worker.store.quarantine import Quarantine, Rejected
-from worker.store.schema import creation_sql, migrations, prepare
+from worker.store.schema import creation_sql, migrations, prepare, require_tables
 from worker.store.shape import Shape
 from worker.store.users import Table
 
@@ -143,6 +144,65 @@ def test_each_migration_is_applied_once(opened: Opened, connection: psycopg.Conn
         prepare(database, "neon_auth")
     applied = connection.execute("select number, name from users_sync_worker.migration").fetchall()
     assert sorted(applied) == [(number, name) for number, (name, _) in migrations().items()]
+
+
+def test_status_is_read_where_functions_are_not_everybodys(
+    connection: psycopg.Connection, plain_role: str
+) -> None:
+    connection.execute("alter default privileges revoke execute on functions from public")
+    connection.execute(creation_sql("neon_auth").encode())
+    connection.execute("insert into users_sync_worker.lease (target) values ('neon_auth')")
+    connection.execute(
+        f"grant usage on schema users_sync_worker to {plain_role};"
+        f" grant select on users_sync_worker.status to {plain_role}; set role {plain_role}".encode()
+    )
+    rows = connection.execute("select target, users_live from users_sync_worker.status").fetchall()
+    connection.execute("reset role")
+    assert rows == [("neon_auth", None)]
+
+
+NEWER = "insert into users_sync_worker.migration (number, name{}) values (99, '099_later.sql'{})"
+
+
+@pytest.mark.parametrize(
+    ("newer", "wanted"),
+    [
+        (
+            NEWER.format(", version", ", '7.5.0'"),
+            "made by users-sync 7.5.0, and this is .*: update",
+        ),
+        (
+            NEWER.format("", ""),
+            "made by a newer users-sync, .*: update this one to the version that",
+        ),
+    ],
+)
+def test_tables_of_a_newer_version_are_refused_with_what_is_needed(
+    opened: Opened, connection: psycopg.Connection, newer: str, wanted: str
+) -> None:
+    database = opened()
+    prepare(database, "neon_auth")
+    connection.execute(newer.encode())
+    before = catalog(connection, "neon_auth")
+    for required in (lambda: prepare(database, "neon_auth"), lambda: database.call(require_tables)):
+        with pytest.raises(Misconfigured, match=wanted):
+            required()
+    assert catalog(connection, "neon_auth") == before
+
+
+def test_tables_of_the_version_before_are_brought_up_to_date(
+    opened: Opened, connection: psycopg.Connection
+) -> None:
+    """Its table of applied files has no column for the version."""
+    database = opened()
+    prepare(database, "neon_auth")
+    connection.execute(
+        "delete from users_sync_worker.migration where number > 3;"
+        " alter table users_sync_worker.migration drop column version"
+    )
+    prepare(database, "neon_auth")
+    applied = connection.execute("select number, version from users_sync_worker.migration")
+    assert {number for number, version in applied if version} == migrations().keys() - {1, 2, 3}
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:
@@ -293,7 +353,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
     lease.bind()
     lease.commit(
         [
-            table.apply([user], now()),
+            table.apply(Users.of([user]), now()),
             progress.record(SweepRow(1, "sweep", now(), {})),
             progress.move(Checkpoint(1, user.key, {}, now())),
             deletions.notice([user.id], 1, now()),
@@ -302,7 +362,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
         1,
     )
     changed = person(1, display_name="New")
-    lease.commit([table.apply([changed], now())], 1)
+    lease.commit([table.apply(Users.of([changed]), now())], 1)
     lease.commit([table.soft_delete([(user.id, now())], 1, approved=False)], 1)
     database.call(lambda conn: deletions.approve(conn, 1))
     lease.commit(
@@ -311,7 +371,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
             quarantine.forget_others([]),
             progress.clear(),
             progress.prune(),
-            table.locked([user]),
+            table.locked(Users.of([user])),
         ],
         1,
     )

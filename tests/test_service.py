@@ -1,5 +1,6 @@
 """What the long-running worker promises, in this process: real sockets, a real Postgres."""
 
+import re
 from collections.abc import Iterator, MutableMapping
 from threading import Event
 from typing import Any
@@ -14,10 +15,13 @@ from worker.clock import Clock
 from worker.errors import MirrorOutdated, Misconfigured
 from worker.once import opened_database
 from worker.operate.desk import opened_desk
-from worker.sandbox.api import Request, server_error
+from worker.sandbox.api import Reply, Request, server_error
+from worker.sandbox.replies import known_error
 from worker.store.lease import Claim, Lease
 
 SWEEPS = "select kind, outcome from users_sync_worker.sweep order by number"
+REFUSED = known_error(401, "INVALID_SECRET_SERVER_KEY", "The key is not valid.")
+HEALTHY = "select healthy, verdict from users_sync_worker.status"
 SOMEBODY_WRITES = "update users_sync_worker.lease set writes = writes + 1"
 SOMEBODY_TAKES = """
 update users_sync_worker.lease
@@ -158,6 +162,45 @@ def test_lost_lease_is_waited_for_and_taken_again(world: ServiceWorld, logs: Log
     worker.stop()
 
 
+def test_worker_whose_jobs_are_stuck_is_found_out_and_replaced(
+    world: ServiceWorld, logs: Logs
+) -> None:
+    world.project.populate(30)
+    stuck, other = world.at_work(), world.start()
+    until("the other stands by", lambda: other.state == "standing by")
+    vitals = stuck.service.vitals
+    with stuck.service.memory.lock:
+        vitals.longest_step_seconds = 0.5
+        until("it is found out", lambda: vitals.not_alive)
+        created = world.project.create()
+        until("the other takes over", lambda: created in world.live())
+        until("it is told", lambda: "worker.stalled" in events(logs))
+    until("it stands by", lambda: stuck.state == "standing by")
+    until("it is alive", lambda: not vitals.not_alive)
+    assert other.state == "working"
+    other.stop()
+    stuck.stop()
+
+
+def test_worker_with_nothing_to_do_is_no_standstill(world: ServiceWorld) -> None:
+    worker = world.at_work(poll_seconds=3600, sweep_seconds=3600)
+    vitals = worker.service.vitals
+    vitals.longest_step_seconds = 3
+    until("it idles", lambda: (vitals.snapshot().seconds_since_poll or 0) > 4)
+    assert vitals.not_alive == ()
+    worker.stop()
+
+
+def test_outage_is_no_standstill(world: ServiceWorld) -> None:
+    worker = world.at_work()
+    vitals = worker.service.vitals
+    vitals.longest_step_seconds = 4
+    world.api.on_request(lambda _: server_error())
+    until("it lasts", lambda: (vitals.snapshot().trouble_seconds or 0) > 5)
+    assert vitals.not_alive == ()
+    worker.stop()
+
+
 def test_second_worker_stands_by_and_takes_over_at_once_after_a_stop(world: ServiceWorld) -> None:
     world.project.populate(30)
     first = world.at_work(lease_seconds=3600)
@@ -256,6 +299,60 @@ def test_outage_of_the_api_is_told_once_and_outlived(world: ServiceWorld, logs: 
     worker.stop()
     told = [event for event in events(logs) if event.startswith("trouble.")]
     assert told == ["trouble.began", "trouble.ended"]
+
+
+def test_first_sweep_after_an_outage_begins_at_once(world: ServiceWorld) -> None:
+    ids = world.project.populate(30)
+    worker = world.at_work(sweep_seconds=3600)
+    world.api.on_request(lambda _: server_error())
+    asked = len(world.lists())
+    until("it has tried three times", lambda: len(world.lists()) > asked + 3)
+    world.project.delete(ids[0])
+    world.api.on_request(None)
+    until("the deleted user is marked", lambda: ids[0] not in world.live())
+    worker.stop()
+
+
+def test_outage_of_the_database_is_followed_by_a_sweep(
+    world: ServiceWorld, postgres_url: str
+) -> None:
+    ids = world.project.populate(30)
+    worker = world.at_work(sweep_seconds=3600)
+    name = world.conn.info.dbname
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        server.execute(f"alter database {name} allow_connections false".encode())
+        world.query(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        failures = 'users_sync_retries_total{service="the database"}'
+        until("it tries again", lambda: metric(worker, failures) >= 2)
+        server.execute(f"alter database {name} allow_connections true".encode())
+    world.project.delete(ids[0])
+    until("the deleted user is marked", lambda: ids[0] not in world.live())
+    worker.stop()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_sweeps_that_fail_make_it_unready_and_unhealthy_until_one_is_complete(
+    world: ServiceWorld, *, quiet: bool
+) -> None:
+    world.project.populate(30)
+    worker = world.at_work(quiet=quiet)
+
+    def refuse_sweeps(request: Request) -> Reply | None:
+        return REFUSED if request.query.get("desc") == "false" else None
+
+    world.api.on_request(refuse_sweeps)
+    until("sweeps fail", lambda: any("sweeps failed" in reason for reason in worker.not_ready))
+    [(healthy, verdict)] = world.query(HEALTHY)
+    assert not healthy
+    assert "sweeps failed, since" in verdict
+    assert "STACK_SECRET_SERVER_KEY" in verdict
+    world.api.on_request(None)
+    until("it is ready", lambda: worker.not_ready == ())
+    assert world.query(HEALTHY) == [(True, "healthy")]
+    worker.stop()
 
 
 def test_killed_connections_are_outlived(world: ServiceWorld) -> None:
@@ -405,6 +502,12 @@ def test_sign_up_to_row_is_measured_for_new_users_only(world: ServiceWorld) -> N
 def events(logs: Logs) -> list[str]:
     """Give the events that were logged, in order."""
     return [str(line["event"]) for line in logs]
+
+
+def metric(worker: Worker, name: str) -> float:
+    """Give the value of one series."""
+    found = re.search(rf"^{re.escape(name)} (.+)$", metrics(worker), re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 def metrics(worker: Worker) -> str:

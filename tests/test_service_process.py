@@ -15,6 +15,7 @@ from tests.processes import Running, Shell, Site, kept_waiting, opened_site, unt
 
 LEASE_SECONDS = 3
 LIVE = "select id from neon_auth.users_sync where deleted_at is null"
+HOLDER = "select holder from users_sync_worker.lease"
 SWEEPS = "select outcome from users_sync_worker.sweep order by number"
 
 
@@ -104,3 +105,29 @@ def test_standby_writes_soon_after_the_holder_was_killed(site: Site, shell: Shel
     assert live(site) == set(site.project.ids())
     standby.signal(signal.SIGTERM)
     assert standby.end().code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_hangup_and_quit_stop_as_sigterm_does(
+    site: Site, shell: Shell, number: signal.Signals
+) -> None:
+    site.project.populate(5)
+    worker = shell.start()
+    until("everybody is there", lambda: live(site) == set(site.project.ids()))
+    worker.signal(number)
+    ended = worker.end()
+    assert (ended.code, ended.stderr) == (0, "")
+    assert site.rows(HOLDER) == [(None,)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_without_a_meaning_are_ignored(
+    site: Site, shell: Shell, number: signal.Signals
+) -> None:
+    worker = shell.start()
+    until("it is at work", lambda: logged(worker, "sweep.finished"))
+    worker.signal(number)
+    created = site.project.create()
+    until("the new user has a row", lambda: created in live(site))
+    worker.signal(signal.SIGTERM)
+    assert worker.end().code == 0

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from tests.store_target import PLAIN_COLUMNS, Target
+from tests.store_target import PLAIN_COLUMNS, Target, person
 from worker.errors import Misconfigured
 from worker.store.shape import Shape, detect_shape
 
@@ -54,6 +54,8 @@ def test_missing_column_is_refused(empty_target: Target, name: str) -> None:
         ("name", "varchar(80)", "is character varying(80), not text"),
         ("email", "uuid", "is uuid, not text"),
         ("created_at", "timestamp", "is timestamp without time zone, not timestamp with time zone"),
+        ("created_at", "timestamptz(2)", "is timestamp(2) with time zone, not timestamp with"),
+        ("deleted_at", "timestamptz(0)", "is timestamp(0) with time zone, not timestamp with"),
         ("updated_at", "bigint", "is bigint, not timestamp with time zone"),
         ("deleted_at", "boolean", "is boolean, not timestamp with time zone"),
         ("id", "bigint primary key", "is bigint, neither text nor uuid"),
@@ -67,6 +69,16 @@ def test_column_of_another_type_is_refused(
     message = refusal(empty_target)
     assert f"column {name} {problem}" in message
     assert f"{empty_target.schema}.users_sync" in message
+
+
+@pytest.mark.parametrize("digits", [3, 4, 5, 6])
+def test_moments_to_the_millisecond_or_finer_are_adopted(empty_target: Target, digits: int) -> None:
+    moments = ("created_at", "updated_at", "deleted_at")
+    create(empty_target, **dict.fromkeys(moments, f"timestamptz({digits})"))
+    assert detect_shape(empty_target.conn, empty_target.schema) is Shape.PLAIN
+    empty_target.shape = Shape.PLAIN
+    assert empty_target.apply([person(1), person(2)]) == "ii"
+    assert empty_target.apply([person(1), person(2, display_name="New")]) == "=u"
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_page_is_observed_when_it_is_asked_for(router: respx.MockRouter) -> None
 def test_empty_project_has_an_empty_page(router: respx.MockRouter, api: StackApi) -> None:
     router.get("/users").respond(json=PAGE | {"items": []})
     page = api.fetch_page(None, 100)
-    assert (page.users, page.next_cursor) == ((), None)
+    assert (len(page.users), page.next_cursor) == (0, None)
 
 
 def test_ignored_fields_do_not_count(router: respx.MockRouter) -> None:
@@ -150,7 +150,7 @@ def test_ignored_fields_do_not_count(router: respx.MockRouter) -> None:
         first, second = api.fetch_user(ID).found, api.fetch_user(ID).found
     assert isinstance(first, User)
     assert isinstance(second, User)
-    assert first.digest == second.digest
+    assert first.fingerprint == second.fingerprint
 
 
 def test_real_user_is_found(router: respx.MockRouter, api: StackApi) -> None:
@@ -319,6 +319,7 @@ def test_answer_with_a_header_of_the_api_is_its_own(
     [
         ("query.limit must be less than or equal to 1000", 1_000),
         ("query.limit must be at most 500", 500),
+        ("query.limit must be at most 1,000", 1_000),
         ("query.limit is too large", None),
         ("query.cursor must be a valid UUID\n  - query.limit is over 250", 250),
     ],
@@ -331,7 +332,6 @@ def test_limit_that_the_server_does_not_take_says_how_much_it_takes(
     error = page_error(router, api, answer)
     assert isinstance(error, LimitRefused)
     assert error.largest == largest
-    assert "stack.page_size" in str(error)
 
 
 def test_answer_of_todays_server_to_1001_users_names_its_cap(

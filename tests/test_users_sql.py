@@ -10,10 +10,10 @@ import pytest
 from psycopg import sql
 
 from tests.store_target import IGNORED, SIGNED_UP, Target, people, person, user_id
-from worker.canonical import dump
+from worker.canonical_json import dump
 from worker.ids import pack
 from worker.mirror import NO_MILLIS
-from worker.model import User
+from worker.model import User, Users
 from worker.store.batch import PART_BYTES, STATEMENT_BYTES
 from worker.store.users import MOST_MOVED
 
@@ -47,7 +47,7 @@ def set_moments(target: Target, user: User, **moments: str) -> None:
 
 
 def moved(target: Target, users: list[User]) -> tuple[Any, Any]:
-    _, positions, millis = target.run(target.table().apply(users, target.now()))
+    _, positions, millis = target.run(target.table().apply(Users.of(users), target.now()))
     return positions, millis
 
 
@@ -115,13 +115,13 @@ def test_letters_stand_in_the_order_of_the_users(target: Target) -> None:
     set_moments(target, person(3), deleted_at="clock_timestamp() - interval '1 hour'")
     set_moments(target, person(4), updated_at="clock_timestamp()")
     users = [
+        person(1, display_name="New"),
+        person(2),
+        person(3),
         person(4, display_name="Old"),
         person(5),
-        person(3),
-        person(2),
-        person(1, display_name="New"),
     ]
-    assert target.apply(users, early) == "sir=u"
+    assert target.apply(users, early) == "u=rsi"
 
 
 def test_user_who_came_back_is_restored_though_nothing_changed(target: Target) -> None:
@@ -269,12 +269,13 @@ def test_moved_user_comes_back_with_the_place_it_had(target: Target) -> None:
     target.apply(people(1, 2, 3, 4))
     users = [
         person(1, display_name="New"),
-        person(2, signed_up_at_millis=5),
+        person(2, signed_up_at_millis=SIGNED_UP + 20),
         person(3),
-        person(4, signed_up_at_millis=6),
+        person(4, signed_up_at_millis=SIGNED_UP + 30),
         person(5),
     ]
-    assert moved(target, users) == ([1, 3], [SIGNED_UP + 2, SIGNED_UP + 4])
+    # In the order of the new keys 2 and 4 are the last ones.
+    assert moved(target, users) == ([3, 4], [SIGNED_UP + 2, SIGNED_UP + 4])
 
 
 def test_nobody_moved_is_said_as_nothing(target: Target) -> None:
@@ -328,7 +329,7 @@ def test_answers_of_a_transaction_fit_into_a_sockets_buffers(generated: Target) 
     statements = -(-PART_BYTES // STATEMENT_BYTES)
     generated.apply(people(*numbers))
     changed = people(*numbers, signed_up_at_millis=LATEST)
-    statement = generated.table().apply(changed, generated.now())
+    statement = generated.table().apply(Users.of(changed), generated.now())
 
     cursor = generated.conn.execute(statement.query, statement.params)
 
@@ -358,7 +359,7 @@ def test_no_plan_is_quadratic(target: Target, rows: int, *, analyzed: bool) -> N
     """The server guesses 100 users, however many come."""
     target.apply(people(*range(rows)))
     target.query("analyze users_sync" if analyzed else "select")
-    statement = target.table().apply(people(*range(100)), target.now())
+    statement = target.table().apply(Users.of(people(*range(100))), target.now())
     query = b"explain (format json) " + statement.query.as_bytes(target.conn)
 
     (row,) = target.conn.execute(query, statement.params).fetchall()
@@ -491,7 +492,9 @@ def test_keys_come_in_the_order_of_the_list(target: Target) -> None:
     ]
     users = [person(1, id=each, signed_up_at_millis=millis) for millis in (7, -7) for each in ids]
     users = [
-        User(user_id(n), u.millis, u.digest, dump({**u.record, "id": user_id(n)})) if n < 5 else u
+        User(user_id(n), u.millis, u.fingerprint, dump({**u.record, "id": user_id(n)}))
+        if n < 5
+        else u
         for n, u in enumerate(users)
     ]
     target.apply(users)
@@ -714,3 +717,12 @@ def test_deletion_that_is_rolled_back_is_not_counted(target: Target, number: int
     with target.conn.transaction(force_rollback=True):
         soft_delete(target, [person(1)])
     assert (target.row(person(1))[5], counted(target)) == (None, [(0, 0)])
+
+
+def test_new_users_are_added_where_no_row_may_be_updated(target: Target) -> None:
+    assert target.apply(people(1, 2)) == "ii"
+    before = target.query("select *, xmin from users_sync order by id")
+    users = [person(1), person(2, display_name="New"), person(3)]
+    assert target.run(target.table().add(Users.of(users), target.now())) == ("=si", None, None)
+    assert target.query("select *, xmin from users_sync order by id")[:2] == before
+    assert target.ids() == {user.id for user in users}

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.worker_samples import Ticks, sample_sweep, sample_vitals
-from worker.vitals import KEPT_SWEEPS, State, Vitals
+from worker.vitals import KEPT_SWEEPS, LONGEST_STEP_SECONDS, State, Vitals
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_sweep_that_lies_too_far_back_is_told_with_its_age(vitals: Vitals, ticks
     ("sweep_seconds", "took", "longest"),
     [
         (60, 1, 300),  # never less than five minutes
-        (600, 5, 3 * 600 + 5),
-        (60, 400, 3 * 1200 + 400),  # a quarter of the time for sweeps: a pause of 1200 s
+        (600, 5, 3 * (600 + 5)),
+        (60, 400, 3 * (1200 + 400)),  # a quarter of the time for sweeps: a pause of 1200 s
     ],
 )
 def test_longest_age_follows_the_pause_between_sweeps(
@@ -83,6 +83,23 @@ def test_longest_age_follows_the_pause_between_sweeps(
     )
     vitals.sweep_finished(sample_sweep(took=took))
     assert vitals.snapshot().longest_sweep_age == pytest.approx(longest)
+
+
+def test_one_failed_sweep_is_an_accident_and_two_are_told(vitals: Vitals) -> None:
+    vitals.sweep_finished(sample_sweep())
+    vitals.sweep_failed("the list has no end")
+    assert not_ready(vitals) == ()
+    vitals.sweep_failed("the key is refused")
+    assert not_ready(vitals) == ("the last 2 sweeps failed: the key is refused",)
+    vitals.sweep_finished(sample_sweep(outcome="held"))
+    assert not_ready(vitals) == ()
+
+
+def test_poll_that_saw_the_whole_list_ends_a_row_of_failed_sweeps(vitals: Vitals) -> None:
+    for _ in range(2):
+        vitals.sweep_failed("the list has no end")
+    vitals.poll_finished(whole_list=True)
+    assert not_ready(vitals) == ()
 
 
 @pytest.mark.parametrize(
@@ -162,11 +179,22 @@ def test_trouble_lasts_from_its_first_sign_to_its_end(vitals: Vitals, ticks: Tic
 
 def test_silent_main_loop_is_not_alive(vitals: Vitals, ticks: Ticks) -> None:
     ticks.seconds = 30
-    assert vitals.is_alive()
+    assert list(vitals.not_alive) == []
     ticks.seconds = 31
-    assert not vitals.is_alive()
+    assert list(vitals.not_alive) == ["the main loop stands still"]
     vitals.beat()
-    assert vitals.is_alive()
+    assert list(vitals.not_alive) == []
+
+
+def test_worker_whose_jobs_do_not_move_is_not_alive(vitals: Vitals, ticks: Ticks) -> None:
+    for ticks.seconds in (30, LONGEST_STEP_SECONDS):
+        vitals.beat()
+        assert not vitals.stalled()
+    ticks.seconds = LONGEST_STEP_SECONDS + 1
+    assert vitals.stalled()
+    assert list(vitals.not_alive) == ["no job has moved for 660 s"]
+    vitals.moved()
+    assert list(vitals.not_alive) == []
 
 
 def test_snapshot_holds_what_was_set(vitals: Vitals, ticks: Ticks) -> None:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.decode import parse_page
+from worker.careful_reader import parse_page
 from worker.errors import SweepIncomplete
 from worker.ids import pack
 from worker.mirror import Mirror, Span
-from worker.model import Key, Page, Place, User
+from worker.model import Key, Page, Place
 from worker.walk import MAX_RECOVERIES, Pair, Request, Walk
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
@@ -531,6 +531,14 @@ def test_one_user_with_a_next_cursor_asks_for_twice_as_many() -> None:
     assert walk.request == Request(widen=2)
 
 
+def test_first_page_without_any_key_covers_no_user() -> None:
+    """Such a page says nothing about who is missing."""
+    walk = Walk()
+    odd = [(user_id(number), number + 0.5) for number in range(3)]
+    assert walk.take(page_of(odd, user_id(3))) is None
+    assert (walk.request, walk.ended) == (Request(widen=2), False)
+
+
 def test_widened_request_is_narrow_again_after_progress() -> None:
     walk = Walk()
     walk.take(numbered(1, 2, following=3))
@@ -625,7 +633,7 @@ def test_long_way_from_the_start_after_a_recovery_is_no_lack_of_progress() -> No
     assert walk.recoveries == 2
 
 
-class Users(list[User]):
+class Records(list[bytes]):
     """A list that can be watched."""
 
 
@@ -634,10 +642,12 @@ def test_walk_keeps_no_page_longer_than_itself() -> None:
     gc.disable()
     try:
         walk = Walk()
-        page = replace(numbered(1, 2, 3), users=Users(numbered(1, 2, 3).users))
-        users = weakref.ref(page.users)
+        records = Records([b"{}"] * 3)
+        page = numbered(1, 2, 3)
+        page = replace(page, users=replace(page.users, records=records))
+        watched = weakref.ref(records)
         walk.take(page)
-        del page, walk
-        assert users() is None
+        del page, records, walk
+        assert watched() is None
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""Sweep after sweep by one process, as the long-running worker makes them: at a glance."""
+"""Sweep after sweep by one process, as the long-running worker makes them."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.processes import until
 from tests.sweep_world import Nobody, World, delete_all, nothing, settings, sign_up
-from worker import decode, unpacking
 from worker.clock import Clock
 from worker.memory import Memory
 from worker.once import bind_project, open_store, opened_database, opened_source, rules
@@ -21,6 +21,11 @@ from worker.store.deletions import Deletions
 from worker.sweep import Report, Sweep
 
 pytest_plugins = ["tests.sweep_fixtures"]
+
+CONNECTIONS = """
+select count(*) from pg_stat_activity
+where datname = current_database() and application_name = 'users-sync'
+"""
 
 
 @dataclass
@@ -32,9 +37,9 @@ class Warm:
     store: Store
     memory: Memory
 
-    def sweep(self, **options: Any) -> Report:
+    def sweep(self, *, trace: bool = True, **options: Any) -> Report:
         chosen = rules(settings(self.world.project, **options))
-        return Sweep(self.source, self.store, self.memory, chosen, nothing).run()
+        return Sweep(self.source, self.store, self.memory, chosen, nothing, trace=trace).run()
 
 
 @pytest.fixture
@@ -58,37 +63,27 @@ def warm(quick_world: World) -> Iterator[Warm]:
         yield warm
 
 
-@pytest.fixture
-def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Return what is unpacked from now on."""
-    records: list[bytes] = []
-    read = decode.parse_record
-
-    def note(body: bytes, ignored_fields: tuple[str, ...]) -> object:
-        records.append(body)
-        return read(body, ignored_fields)
-
-    monkeypatch.setattr(unpacking, "parse_record", note)
-    return records
-
-
-def test_sweep_in_which_nothing_changed_unpacks_nobody(warm: Warm, unpacked: list[bytes]) -> None:
+def test_sweep_in_which_nothing_changed_asks_the_database_nothing(warm: Warm) -> None:
+    warm.sweep()
     before = warm.world.versions()
+    warm.store.database.close()
+    until("no connection is left", lambda: warm.world.query(CONNECTIONS) == [(0,)])
     for _ in range(2):
-        report = warm.sweep()
+        report = warm.sweep(trace=False)
         assert (report.counts["users"], report.unchanged) == (40, 40)
-    assert (unpacked, warm.world.versions()) == ([], before)
+    assert warm.world.query(CONNECTIONS) == [(0,)]
+    assert warm.world.versions() == before
 
 
-def test_sweep_unpacks_whom_it_writes_and_nobody_else(warm: Warm, unpacked: list[bytes]) -> None:
+def test_sweep_writes_whom_it_finds_changed_and_no_other(warm: Warm) -> None:
     changed, *_, deleted = sorted(warm.world.project.ids())[3:]
     warm.world.project.edit(changed, display_name="Changed")
     warm.world.project.delete(deleted)
     warm.world.project.touch(sorted(warm.world.project.ids())[9])  # no change
+    before = warm.world.versions()
     report = warm.sweep()
     assert (report.counts["updated"], report.counts["deleted"]) == (1, 1)
-    assert len(unpacked) == 1
-    assert changed.encode() in unpacked[0]
+    assert {row[0] for row in warm.world.versions() ^ before} == {changed, deleted}
     assert warm.world.rows() == warm.world.wanted()
 
 

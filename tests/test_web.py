@@ -10,7 +10,7 @@ import pytest
 from tests.worker_samples import Ticks, sample_sweep, sample_vitals
 from worker.errors import Misconfigured
 from worker.metrics import Metrics
-from worker.vitals import Vitals
+from worker.vitals import LONGEST_STEP_SECONDS, Vitals
 from worker.web import WebServer, make_app, probe
 from worker.wsgi import WsgiServer
 
@@ -62,6 +62,17 @@ def test_health_is_the_main_loop(client: httpx.Client, ticks: Ticks) -> None:
     assert say(client, "/healthz") == (200, "ok\n")
     ticks.seconds = 31
     assert say(client, "/healthz") == (503, "the main loop stands still\n")
+
+
+def test_worker_that_stands_still_is_not_ready_either(
+    client: httpx.Client, vitals: Vitals, ticks: Ticks
+) -> None:
+    vitals.sweep_finished(sample_sweep())
+    ticks.seconds = LONGEST_STEP_SECONDS + 1
+    vitals.beat()
+    vitals.sweep_finished(sample_sweep())
+    for path in ("/healthz", "/readyz"):
+        assert say(client, path) == (503, "no job has moved for 660 s\n")
 
 
 def test_readiness_names_each_reason_on_a_line(client: httpx.Client, vitals: Vitals) -> None:

@@ -42,4 +42,4 @@ def sample_sweep(
     **counts: int,
 ) -> SweepSummary:
     figures = {**dict.fromkeys(COUNTS, 0), "unchanged": 0, "waiting": 0, **counts}
-    return SweepSummary(number, "sweep", outcome, at, took, figures)
+    return SweepSummary(number, "sweep", outcome, at, took, figures, took)

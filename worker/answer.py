@@ -49,7 +49,8 @@ _CODE = re.compile(r"[A-Z][A-Z_]{0,60}")
 _PARAMETERS = re.compile(
     r"unknown properties: ([a-z_]{1,40}(?:, [a-z_]{1,40}){0,9})|\b(?:query|params)\.([a-z_]{1,40})"
 )
-_LIMIT = re.compile(r"\bquery\.limit\b(?:[^\d\n]{0,80}(\d{1,9}))?")
+_LIMIT = re.compile(r"\bquery\.limit\b(?:[^\d\n]{0,80}(\d[\d,_]{0,9}))?")
+SAME_HOST = "the same host"
 _SECONDS = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -113,18 +114,15 @@ def refused(answer: Answer, host: str, names: Names) -> UsersSyncError:
         return Transient(said, retry_after=_retry_after(answer.headers), too_much=too_much)
     if code == "USER_NOT_FOUND":
         return Transient(f"{said}, but in a form that proves nothing")
-    if limit := _limit_problem(answer):
-        largest = int(limit[1]) if limit[1] else None
-        most = f"at most {largest}" if largest else "less"
-        said += (
-            f": the server does not take so large a parameter limit: set stack.page_size to {most}"
-        )
-        return LimitRefused(said, largest)
+    if complaint := _complaint_about_limit(answer):
+        largest = int(re.sub("[,_]", "", complaint[1])) if complaint[1] else None
+        few = "the server gives so few users a page that no list can be proven: raise its cap"
+        return LimitRefused(f"{said}: {few}", largest)
     return Misconfigured(f"{said}: {_remedy(answer, names)}")
 
 
-def _limit_problem(answer: Answer) -> re.Match[str] | None:
-    """Find what the server says about `limit`, the largest that it takes included, if it does."""
+def _complaint_about_limit(answer: Answer) -> re.Match[str] | None:
+    """Find a complaint about the parameter `limit`; group 1 is the cap, if it is named."""
     if answer.code != "SCHEMA_ERROR":
         return None
     details = answer.known_error.get("details")
@@ -153,7 +151,7 @@ def _remedy(answer: Answer, names: Names) -> str:
 
 def _redirect_remedy(answer: Answer, names: Names) -> str:
     redirect = f"a redirect to {_target(answer)}, not followed because the key would go along"
-    if answer.status == httpx.codes.PERMANENT_REDIRECT:
+    if answer.status == httpx.codes.PERMANENT_REDIRECT and _target(answer) == SAME_HOST:
         # Today's server answers so to paths with an empty part, on the host that was asked.
         return (
             f"{redirect}: write {names.api_url} without a double or trailing slash, and see that no"
@@ -168,7 +166,7 @@ def _target(answer: Answer) -> str:
         url = httpx.URL(answer.headers.get("location", ""))
     except httpx.InvalidURL:
         return "an unreadable address"
-    return f"{url.scheme}://{url.netloc.decode()}" if url.host else "the same host"
+    return f"{url.scheme}://{url.netloc.decode()}" if url.host else SAME_HOST
 
 
 def _schema_remedy(answer: Answer, names: Names) -> str:

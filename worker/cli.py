@@ -24,6 +24,7 @@ from worker.command import (
     started_database,
     stopped_by_signals,
 )
+from worker.ending import leave
 from worker.errors import (
     Blocked,
     DatabaseUnavailable,
@@ -34,13 +35,20 @@ from worker.errors import (
     SweepIncomplete,
     UsersSyncError,
 )
-from worker.log import configure_logging
+from worker.log import configure_logging, flush_logging
 from worker.once import sweep_once
 from worker.operate.check import check as find_problems
+from worker.outputs import protect_outputs
 from worker.settings import Settings
 from worker.signals import Signals
 from worker.store.row_security import row_security_sql
-from worker.store.schema import creation_sql, missing_migrations, prepare
+from worker.store.schema import (
+    creation_sql,
+    missing_migrations,
+    prepare,
+    schema_exists,
+    shared_name,
+)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -67,18 +75,25 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line; every way out leads through here."""
+    protect_outputs()
+    leave(*_outcome())
+
+
+def _outcome() -> tuple[int, str | None]:
+    """Run the command; return its exit code, and what to complain of on stderr."""
     try:
         code = typer.main.get_command(app).main(prog_name="users-sync", standalone_mode=False)
     except typer.TyperException as error:
-        sys.exit(_complain(f"{error.format_message()} (`users-sync --help` lists what there is)"))
+        text = f"{error.format_message()} (`users-sync --help` lists what there is)"
+        return USAGE, _pasteable(text)
     except UsersSyncError as error:
-        sys.exit(_exit_code(error))
+        return _exit_code(error), _pasteable(str(error))
     except typer.Abort:
-        sys.exit(130)
+        return 130, None
     except Exception as error:
         log.exception("worker.failed")
-        sys.exit(_complain(f"a bug, please report it: {type(error).__name__}", BUG))
-    sys.exit(code or DONE)
+        return BUG, f"a bug, please report it: {type(error).__name__}"
+    return code or DONE, None
 
 
 @app.callback(invoke_without_command=True)
@@ -116,6 +131,7 @@ def run(
         # Only now: on a terminal the progress display has its hand on stdout.
         configure_logging(settings.log.level, settings.log.format, sys.stdout)
         report = sweep_once(settings, url, signals.stop, on_page)
+        flush_logging()
     if console.is_terminal:
         console.print(display.summary(report))
     return HELD if report.outcome == "held" else DONE
@@ -161,9 +177,12 @@ def init(
         raise Misconfigured("--rls goes with --print-sql: the table's owner is to read and run it")
     with opened(settings) as database:
         missing = len(database.call(missing_migrations))
+        created = not database.call(partial(schema_exists, schema=target))
         shape = prepare(database, target)
     print(f"{target}.users_sync: ready ({shape.value})")
     print(f"users_sync_worker: {f'{missing} SQL files applied' if missing else 'up to date'}")
+    if created and (warning := shared_name(target)):
+        print(f"users-sync: {warning}", file=sys.stderr)
     return DONE
 
 
@@ -226,11 +245,9 @@ def demo(
 
 def _exit_code(error: UsersSyncError) -> int:
     codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-    return _complain(str(error), next(codes, BUG))
+    return next(codes, BUG)
 
 
-def _complain(message: str, code: int = USAGE) -> int:
-    # What is to be typed next can be pasted, however this program was started.
-    text = " ".join(message.split()).replace("`users-sync ", f"`{own_name()} ")
-    print(f"users-sync: {text}", file=sys.stderr)
-    return code
+def _pasteable(message: str) -> str:
+    """Put a message on one line, with commands named as this one was started."""
+    return " ".join(message.split()).replace("`users-sync ", f"`{own_name()} ")

@@ -6,7 +6,15 @@ from contextlib import contextmanager
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -14,9 +22,10 @@ from worker.findings import Findings
 from worker.sweep import Report
 
 OnPage = Callable[[Findings], None]
+OnAsked = Callable[[int, int], None]
 
 _DONE = ("inserted", "updated", "restored", "unchanged", "deleted", "approved")
-_LEFT = ("waiting", "held", "hidden", "stale", "quarantined")
+_LEFT = ("waiting", "unasked", "held", "hidden", "stale", "quarantined")
 
 
 class _Speed(ProgressColumn):
@@ -44,6 +53,18 @@ def progress(console: Console) -> Iterator[OnPage]:
         yield lambda findings: shown.update(
             task, completed=findings.counts["users"], total=_about(findings)
         )
+
+
+@contextmanager
+def asking(console: Console) -> Iterator[OnAsked]:
+    """Show how many users were asked for; gives what to call with that number and with all."""
+    if not console.is_terminal:
+        yield lambda _asked, _of: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as shown:
+        task = shown.add_task("asking for users", total=None)
+        yield lambda asked, of: shown.update(task, completed=asked, total=of)
 
 
 def summary(*reports: Report) -> Table:

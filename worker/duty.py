@@ -1,20 +1,28 @@
 """What the holder of the lease does again and again: polls, sweeps, and audits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 
+import structlog
+
+from worker.api_time import Purpose
+from worker.errors import Blocked, LeaseLost, Stopped
 from worker.figures import Figures
 from worker.memory import Memory
-from worker.model import User
+from worker.model import Users
 from worker.once import rules
+from worker.pace import LONGEST_POLL_REST_SECONDS, Pace, rest_after
 from worker.poll import Poll
 from worker.settings import Settings
 from worker.source import Source
 from worker.store import Store
-from worker.sweep import Sweep
+from worker.sweep import Report, Sweep
+
+log = structlog.stdlib.get_logger(__name__)
 
 SECONDS_PER_HOUR = 3600.0
+SECONDS_PER_MINUTE = 60.0
 
 
 @dataclass(slots=True)
@@ -31,53 +39,81 @@ class Duty:
     memory: Memory
     figures: Figures
     warm: bool = False
+    pace: Pace = field(init=False)
+    # A sweep failed, and perhaps left a row that says so: the next one leaves its row, too.
+    _failed: bool = True
     _audited_at: float = 0.0
-    _swept_for: float = 0.0
+    _counted_at: float = 0.0
     _sweeping: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
-        self._audited_at = self._monotonic()
+        schedule = self.settings.schedule
+        self.pace = Pace(schedule.sweep_seconds, schedule.sweep_share, self._monotonic)
+        self._audited_at = self._counted_at = self._monotonic()
         self.memory.on_inserted = self._inserted
+        self.memory.on_replaced = self.figures.vitals.table_replaced
 
     def poll(self) -> float:
         """Look at the newest users, or at all of them where that is no more."""
+        schedule = self.settings.schedule
         began = self._monotonic()
-        size = self.settings.schedule.poll_page_size
-        small = self.warm and len(self.memory.mirror) < size
+        small = self.warm and len(self.memory.mirror) < schedule.poll_page_size
         if small and self._sweeping.acquire(blocking=False):
             try:
-                self.figures.sweep_ended(self._sweep("poll").run())
+                worked = self._worked("sweep", lambda: self._swept("poll"))
             finally:
                 self._sweeping.release()
         else:
-            poll = Poll(self.source, self.store, self.memory, size, cold=not self.warm)
-            self.figures.poll_ended(poll.run())
+            worked = self._worked("poll", self._poll_newest)
         seconds = self._monotonic() - began
         self.figures.metrics.observe_poll(seconds)
-        return max(0.0, self.settings.schedule.poll_seconds - seconds)
+        self._recount()
+        rest = min(rest_after(worked, schedule.poll_share), LONGEST_POLL_REST_SECONDS)
+        return max(schedule.poll_seconds - seconds, rest)
 
     def sweep(self) -> float:
         """Sweep, or audit where that is due: the mirror is thrown away and the list read anew."""
-        began = self._monotonic()
-        try:
-            with self._sweeping:
-                report = self._sweep(self._kind()).run()
-        finally:
-            self._swept_for = self._monotonic() - began
-        self.warm = True
-        self.figures.sweep_ended(report)
-        return self.pause
+        complete = None
+        with self._sweeping:
+            self.pace.begin()
+            before = self.source.api_time.of("sweep")
+            try:
+                complete = self._swept(self._kind()).api_seconds
+            finally:
+                self.pace.end(self.source.api_time.of("sweep") - before, complete)
+        self._recount()
+        return self.pace.pause
 
     def renew(self) -> float:
         """Keep the lease while there is nothing to write."""
         self.store.lease.renew_if_due()
         return self.store.lease.seconds / 6
 
-    @property
-    def pause(self) -> float:
-        """How long not to sweep after the last one, for it is work for the API's server, too."""
-        schedule = self.settings.schedule
-        return max(schedule.sweep_seconds, self._swept_for * (1 / schedule.sweep_share - 1))
+    def _poll_newest(self) -> None:
+        size = self.settings.schedule.poll_page_size
+        poll = Poll(self.source, self.store, self.memory, size, cold=not self.warm)
+        self.figures.poll_ended(poll.run())
+
+    def _worked(self, purpose: Purpose, work: Callable[[], object]) -> float:
+        """Work, and tell how long the API worked for it."""
+        before = self.source.api_time.of(purpose)
+        work()
+        return self.source.api_time.of(purpose) - before
+
+    def _swept(self, kind: str) -> Report:
+        """Sweep, and take note of how it ended."""
+        try:
+            report = self._sweep(kind).run()
+        except (Stopped, LeaseLost):
+            raise
+        except Exception as error:
+            self._failed = True
+            self.figures.sweep_failed(error)
+            raise
+        self._failed = False
+        self.warm = True
+        self.figures.sweep_ended(report)
+        return report
 
     def _kind(self) -> str:
         """Say what the next sweep is; for an audit the mirror is loaded anew."""
@@ -88,6 +124,18 @@ class Duty:
         self.memory.load(self.store)
         return "audit"
 
+    def _recount(self) -> None:
+        """Look now and then whether others changed rows, where the database is awake anyway."""
+        now, minutes = self._monotonic(), self.settings.schedule.census_minutes
+        if not self.store.lease.held or now - self._counted_at < minutes * SECONDS_PER_MINUTE:
+            return
+        self._counted_at = now
+        try:
+            # In quiet mode there may be no second look for days, and the counters lag.
+            self.memory.recount(self.store, trust_counters=not self.settings.database.quiet)
+        except Blocked as error:
+            log.warning("census.skipped", error=str(error))
+
     def _sweep(self, kind: str) -> Sweep:
         return Sweep(
             self.source,
@@ -97,10 +145,10 @@ class Duty:
             on_page=lambda _: self.figures.page_read(self.source.page_size.limit),
             resume_minutes=None if self.warm else self.settings.schedule.resume_minutes,
             kind=kind,
-            trace=kind != "poll" and not self.settings.database.quiet,
+            trace=self._failed or (kind != "poll" and not self.settings.database.quiet),
         )
 
-    def _inserted(self, users: Sequence[User]) -> None:
+    def _inserted(self, users: Users) -> None:
         """Measure how fresh rows are; the users from before us tell nothing."""
         if self.warm:
             self.figures.rows_inserted(users)

@@ -7,10 +7,11 @@ UsersSyncError
 ├── SweepIncomplete      the list could not be walked to its end; nothing was deleted
 ├── LeaseLost            another worker may write now: stop at once
 ├── MirrorOutdated       somebody else wrote: load the mirror again, go on from the checkpoint
-├── DataRefused          the database refuses a record for what is in it: find it, quarantine it
 ├── Blocked              a lock or statement time-out: try with fewer rows
 ├── Misconfigured        a person must act; the message says what, where, and the fix
-│   └── LimitRefused     the users API gives fewer users at once: ask for less, and remember
+│   ├── DataRefused      the database refuses some row: find it, quarantine it; else a person acts
+│   ├── LimitRefused     the users API gives fewer users at once: ask for less, and remember
+│   └── UpdatesRefused   the table takes new rows alone: insert them, then fail
 └── Stopped              somebody asked the worker to stop
 """
 
@@ -54,29 +55,38 @@ class MirrorOutdated(UsersSyncError):
     """The table was written by somebody else since the mirror was loaded."""
 
 
-class DataRefused(UsersSyncError):
-    """A record that the database does not take.
-
-    Only the SQLSTATE and the name of a constraint are kept: the server's own text may hold emails.
-    """
-
-    def __init__(self, sqlstate: str, constraint: str | None = None) -> None:
-        super().__init__(f"{sqlstate} {constraint}" if constraint else sqlstate)
-        self.sqlstate = sqlstate
-        self.constraint = constraint
-
-    @property
-    def permanent(self) -> bool:
-        """Whether the same record is sure to fail again; a constraint's cause may go."""
-        return self.sqlstate[:2] in {"22", "54"}
-
-
 class Blocked(UsersSyncError):
     """Somebody else holds a row for longer than we wait, or the statement took too long."""
 
 
 class Misconfigured(UsersSyncError):
     """A person must act."""
+
+
+class DataRefused(Misconfigured):
+    """A statement that the database refuses for some row, or that code of the database's refuses.
+
+    `code` is the SQLSTATE and the name of a constraint, all that may be kept of it: the server's
+    own text may hold emails. Where no row is to blame, a person must act. `in_code` says that it
+    arose in code such as a trigger, whose author may raise any SQLSTATE.
+    """
+
+    def __init__(
+        self, message: str, sqlstate: str, constraint: str | None = None, *, in_code: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.constraint = constraint
+        self.in_code = in_code
+
+    @property
+    def blames_data(self) -> bool:
+        """Whether the record itself is odd, as far as one can tell: a class of the data alone."""
+        return self.sqlstate[:2] in {"22", "54"} and not self.in_code
+
+    @property
+    def code(self) -> str:
+        return f"{self.sqlstate} {self.constraint}" if self.constraint else self.sqlstate
 
 
 class LimitRefused(Misconfigured):
@@ -90,5 +100,14 @@ class LimitRefused(Misconfigured):
         self.largest = largest
 
 
+class UpdatesRefused(Misconfigured):
+    """A publication, or a table without replica identity, forbids every update of the table."""
+
+
 class Stopped(UsersSyncError):
     """A signal asked the worker to end."""
+
+
+def told(error: Exception) -> str:
+    """Say what went wrong; of an error that is not ours only its kind, for it may quote a user."""
+    return str(error) if isinstance(error, UsersSyncError) else f"a bug: {type(error).__name__}"

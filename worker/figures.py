@@ -1,13 +1,13 @@
 """What polls and sweeps did, for the vitals and the metrics."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from worker.clock import Clock
+from worker.errors import told
 from worker.findings import Findings
 from worker.memory import Memory
 from worker.metrics import Metrics
-from worker.model import User
+from worker.model import Users
 from worker.sweep import Report
 from worker.vitals import SweepSummary, Vitals
 
@@ -22,14 +22,15 @@ class Figures:
     clock: Clock
 
     def page_read(self, page_size: int) -> None:
+        self.vitals.moved()
         self.vitals.set_page_size(page_size)
         self.vitals.set_rows(users=len(self.memory.mirror))
 
-    def rows_inserted(self, users: Sequence[User]) -> None:
+    def rows_inserted(self, users: Users) -> None:
         """Measure how long sign-ups took to their rows."""
         now = self.clock.now().timestamp()
-        for user in users:
-            self.metrics.observe_freshness(now - user.millis / 1000)
+        for millis in users.millis:
+            self.metrics.observe_freshness(now - millis / 1000)
 
     def poll_ended(self, findings: Findings) -> None:
         self.vitals.poll_finished()
@@ -37,6 +38,10 @@ class Figures:
         # The users that sweeps read are counted there.
         counts = {name: count for name, count in findings.counts.items() if name != "users"}
         self.metrics.count_rows(counts)
+
+    def sweep_failed(self, error: Exception) -> None:
+        """Take in a sweep that did not come to its end."""
+        self.vitals.sweep_failed(told(error))
 
     def sweep_ended(self, report: Report) -> None:
         """Take in a sweep; one that was a poll is worth showing only if it changed something."""
@@ -52,6 +57,7 @@ class Figures:
                     self.clock.now(),
                     report.duration_seconds,
                     counts,
+                    report.api_seconds,
                 )
             )
         self.metrics.count_rows(counts)

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from worker.memory import Memory
 from worker.mirror import Mirror
-from worker.model import Key
+from worker.model import Key, User
 from worker.store import Store
 from worker.store.deletions import Suspect
 from worker.store.progress import Checkpoint, SweepRow
@@ -23,8 +23,10 @@ class Findings:
     `known_at_start` is how many rows were live then. `whole` says that this process walks the list
     from its start, so that what it has not noticed may be forgotten. `noticed` are the suspects
     that were missing, with the key they had; `seen` are the quarantined records that were met,
-    `stale` the users whose row was newer. `beside` counts what became of users who are not on the
-    list, though the API knows them.
+    `stale` the users whose row was newer, `not_live` the suspects without a live row when a resumed
+    sweep began. `aside` are users whom the database refused before, to be tried again when all
+    others are stored, and when they were observed. `beside` counts what became of users who are not
+    on the list, though the API knows them.
     """
 
     number: int
@@ -38,6 +40,8 @@ class Findings:
     noticed: dict[str, Key] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     stale: set[str] = field(default_factory=set)
+    not_live: set[str] = field(default_factory=set)
+    aside: dict[str, tuple[User, datetime]] = field(default_factory=dict)
     beside: int = 0
     furthest: Key | None = None
     waiting: int = 0
@@ -78,6 +82,15 @@ class Findings:
         return max(0, self.counts["users"] + self.beside - self.touched)
 
     @property
+    def refused_all(self) -> str | None:
+        """Why the database refuses users whose records are fine, if nobody at all is stored."""
+        # A resumed sweep has counted some of them twice.
+        nobody = self.whole and self.counts["users"] + self.beside <= self.counts["quarantined"]
+        if len(self.mirror) and not nobody:
+            return None
+        return self.memory.refusals.reason(self.seen)
+
+    @property
     def settled(self) -> bool:
         """Whether nothing was written and there is nothing to forget: a sweep without a trace."""
         return not self.wrote and not (
@@ -98,25 +111,30 @@ class Findings:
             del self.rejects[record]
 
     def in_state(self, *states: str) -> list[str]:
-        """Give the ids of suspects in these states, those first noticed first.
+        """Give the ids of suspects in these states: those never asked about first, then by age.
 
-        A resumed sweep cannot know what its first part noticed again, so it takes them all.
+        A resumed sweep cannot know what its first part noticed again, so it takes all whose rows
+        are live.
         """
         # A copy: a poll beside the sweep may strike some of them out.
         suspects = self.suspects.copy()
         ids = [
             user_id
             for user_id, suspect in suspects.items()
-            if suspect.state in states and (user_id in self.noticed or not self.whole)
+            if suspect.state in states
+            and (user_id in self.noticed or not (self.whole or user_id in self.not_live))
         ]
-        return sorted(ids, key=lambda user_id: (suspects[user_id].first_noticed, user_id))
+        return sorted(ids, key=lambda user_id: (*suspects[user_id].turn, user_id))
 
-    def forget_who_is_not_live(self) -> None:
-        """Drop suspects that this very sweep has marked deleted already: they count only once."""
+    def pass_over_who_is_not_live(self) -> None:
+        """Pass over suspects whose rows are marked deleted already: they count only once.
+
+        They stay in memory, as in the database, so that the next answer that shows them strikes
+        them out of both.
+        """
         if self.suspects:
             keys = self.mirror.keys()
-            live = {user_id for _, user_id in keys}
-            self.memory.suspects = {id_: s for id_, s in self.suspects.items() if id_ in live}
+            self.not_live = self.suspects.keys() - {user_id for _, user_id in keys}
 
     def carry_on(self, before: "Findings") -> None:
         """Be the same sweep as `before`, whose mirror had to be thrown away.
@@ -128,11 +146,14 @@ class Findings:
         self.whole = before.whole or self.resume_at is None
         self.noticed.update(before.noticed)
         self.seen.update(before.seen)
+        # Those set aside wait for the next sweep: what was asked for before counts for nothing.
+        self.seen.update(before.aside)
         self.stale.update(before.stale)
         self.beside = before.beside
         for name in before.counts.keys() - {"pages", "users"}:
             self.counts[name] = max(self.counts[name], before.counts[name])
-        self.forget_who_is_not_live()
+        self.counts["quarantined"] += len(before.aside)
+        self.pass_over_who_is_not_live()
 
     def checkpoint(self, key: Key, outcomes: Sequence[Outcome] = ()) -> Checkpoint:
         """Say how far the sweep has come once what `outcomes` tell of a batch is counted, too."""
@@ -167,7 +188,7 @@ def begin(
         findings.resume_at = findings.furthest = checkpoint.key
         findings.whole = False
         findings.counts = Counter(checkpoint.counts)
-        findings.forget_who_is_not_live()
+        findings.pass_over_who_is_not_live()
     findings.known_at_start = len(findings.mirror)
     store.lease.sweep = max(store.lease.sweep, findings.number)
     return findings

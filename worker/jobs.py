@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.date import DateTrigger
 
+from worker.aside import aside
+
 log = structlog.stdlib.get_logger(__name__)
 
 # A poll, a sweep and the care for the lease never wait for each other.
@@ -21,6 +24,10 @@ THREADS = 4
 
 # Wall and monotonic clock drift apart by less than this in a second, unless somebody sets one.
 CLOCK_STEP_SECONDS = 2.0
+
+# A job ends within five seconds of a stop. One that does not is stuck, and process managers kill
+# after ten.
+LONGEST_STOP_SECONDS = 7.0
 
 
 @dataclass(slots=True, eq=False)
@@ -57,14 +64,27 @@ class Jobs:
     def start(self) -> None:
         self._scheduler.start()
 
-    def stop(self) -> None:
-        """Arm nothing more, and wait for what is running."""
+    def at_rest(self, *but: str) -> bool:
+        """Whether all jobs wait for moments to come, these aside; not if there is none."""
+        with self._lock:
+            waiting = [armed.due for name, armed in self._armed.items() if name not in but]
+            running = self._running.difference(but)
+        return not running and bool(waiting) and min(waiting) > self._monotonic()
+
+    def running(self) -> list[str]:
+        with self._lock:
+            return sorted(self._running)
+
+    def stop(self, seconds: float = LONGEST_STOP_SECONDS) -> bool:
+        """Arm nothing more, and wait for what is running. False if it does not end in time."""
         with self._lock:
             self._stopped = True
             self._armed.clear()
         self._scheduler.remove_all_jobs()
         if self._scheduler.running:
-            self._scheduler.shutdown(wait=True)
+            ending = aside(lambda: self._scheduler.shutdown(wait=True))
+            return not wait([ending], seconds).not_done
+        return True
 
     def arm(self, name: str, work: Callable[[], None], seconds: float) -> None:
         """Run `work` in so many seconds, instead of when it was armed for before.

@@ -6,37 +6,50 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from concurrent.futures import wait
 from datetime import UTC, datetime
+from queue import Queue
 from typing import Any, Literal, TextIO
 from urllib.parse import quote
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.aside import aside
+from worker.log_queue import LineHandler, LineWriter
+
 Format = Literal["auto", "json", "console"]
 
 HANDLER_NAME = "users-sync"
+LIBRARY_EVENT = "library.logged"
 # They tell of every request, URL included, and of every job, once a second.
 CHATTY = ("httpx", "httpcore", "apscheduler")
 # What httpcore and httpx tell of an answer goes on with its headers, or with bytes out of its body.
 _ANSWER = re.compile(r'(^receive_response_\w+\.\w+|"HTTP/[\d.]+ \d+)\b.*', re.DOTALL)
 # Shorter values would turn ordinary words into asterisks.
 SHORTEST_SECRET = 6
+# How long a reader that stalls can delay the end of a log.
+FLUSH_SECONDS = 1.0
 
 _secrets: set[str] = set()
+_writers: list[LineWriter] = []
 
 
 def configure_logging(level: str, log_format: Format, stream: TextIO) -> None:
     """Log to `stream` from now on, records of libraries and warnings included.
 
+    A thread of its own writes the lines, so that logging never waits for their reader.
     Called again, it replaces what it did before. Loggers that were made earlier follow.
     """
     reset_logging(forget_secrets=False)
     as_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
-    handler = logging.StreamHandler(stream)
+    lines: Queue[logging.LogRecord] = Queue()
+    handler = LineHandler(lines)
     handler.set_name(HANDLER_NAME)
     handler.setFormatter(_formatter(_json_renderer() if as_json else _console_renderer(stream)))
     threshold = logging.getLevelNamesMapping()[level.upper()]
+    _writers.append(LineWriter(lines, stream))
+    _writers[-1].start()
     logging.getLogger().addHandler(handler)
     quieter = max(threshold, logging.WARNING)
     _set_levels(threshold, threshold if threshold <= logging.DEBUG else quieter)
@@ -58,11 +71,27 @@ def reset_logging(*, forget_secrets: bool = True) -> None:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if handler.name == HANDLER_NAME]:
         root.removeHandler(handler)
+    close_logging()
     _set_levels(logging.WARNING, logging.NOTSET)
     logging.captureWarnings(capture=False)
     structlog.reset_defaults()
     if forget_secrets:
         _secrets.clear()
+
+
+def close_logging() -> bool:
+    """Write what was logged, and nothing that is logged from now on.
+
+    Returns False if that took too long, and lines are lost.
+    """
+    ending = [aside(writer.stop) for writer in _writers]
+    _writers.clear()
+    return not wait(ending, FLUSH_SECONDS).not_done
+
+
+def flush_logging() -> None:
+    """Wait until what was logged is written, but not for long."""
+    wait([aside(writer.flush) for writer in _writers], FLUSH_SECONDS)
 
 
 def keep_out_of_logs(secrets: Iterable[str]) -> None:
@@ -81,7 +110,7 @@ def _set_levels(threshold: int, chatty_threshold: int) -> None:
 
 def _formatter(renderer: Processor) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*_common_processors(), _leave_out_answers],
+        foreign_pre_chain=[*_common_processors(), _leave_out_answers, _name_event],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             # Plain tracebacks: pretty ones show local variables, which hold keys and emails.
@@ -107,6 +136,11 @@ def _leave_out_answers(_logger: WrappedLogger, _method: str, event: EventDict) -
     if str(event.get("logger")).startswith(("httpx", "httpcore")):
         event["event"] = _ANSWER.sub(r"\1", str(event["event"]))
     return event
+
+
+def _name_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Log what a library says as an event of one name: its own words are none of our events."""
+    return {**event, "event": LIBRARY_EVENT, "message": event["event"]}
 
 
 def _json_renderer() -> Processor:

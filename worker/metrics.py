@@ -12,9 +12,10 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from worker.log_queue import losses
 from worker.vitals import Snapshot
 
 
@@ -68,8 +69,13 @@ HELD = Metric("users_sync_deletions_held", "gauge", "Deletions that wait for a p
 QUARANTINED = Metric("users_sync_quarantined", "gauge", "Records that cannot be stored.")
 LEASE_HELD = Metric("users_sync_lease_held", "gauge", "1 if this worker is the one that writes.")
 PAGE_SIZE = Metric("users_sync_page_size", "gauge", "Users that are asked for at once.")
+LOG_LINES_DROPPED = Metric(
+    "users_sync_log_lines_dropped_total",
+    "counter",
+    "Log lines that were lost because they were not read, or could not be written.",
+)
 
-COUNTERS = (USERS_SEEN, ROWS, REQUESTS, RETRIES)
+COUNTERS = (USERS_SEEN, ROWS, REQUESTS, RETRIES, LOG_LINES_DROPPED)
 HISTOGRAMS = (SWEEP_SECONDS, POLL_SECONDS, FRESHNESS)
 GAUGES: tuple[tuple[Metric, Callable[[Snapshot], float | None]], ...] = (
     (SINCE_SWEEP, lambda seen: seen.seconds_since_sweep),
@@ -114,6 +120,14 @@ class _Gauges(Collector):
                 yield GaugeMetricFamily(metric.name, metric.help, value=float(value))
 
 
+class _LostLines(Collector):
+    """Reads how many log lines this process has lost."""
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        metric = LOG_LINES_DROPPED
+        yield CounterMetricFamily(metric.name, metric.help, value=losses.total)
+
+
 class Metrics:
     """The metrics of one worker, in a registry of their own. Safe to be called from any thread."""
 
@@ -127,6 +141,7 @@ class Metrics:
         self._sweep_seconds = self._histogram(SWEEP_SECONDS, SWEEP_BUCKETS)
         self._poll_seconds = self._histogram(POLL_SECONDS, POLL_BUCKETS)
         self._freshness = self._histogram(FRESHNESS, FRESHNESS_BUCKETS)
+        self._registry.register(_LostLines())
         self._registry.register(_Gauges(snapshot))
         for outcome in OUTCOMES:  # a rate needs the zero before the first one
             self._rows.labels(outcome)

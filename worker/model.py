@@ -2,19 +2,17 @@
 
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, TypeGuard, overload
+from typing import Any, Protocol, Self, TypeGuard, overload
 
-from worker.ids import ID_BYTES, pack_all, unpack_all
+from worker.ids import ID_BYTES, pack_all, unpack_all, unpack_id
 
-# A digest tells two versions of one user apart, not users from each other: 64 bits are plenty.
-DIGEST_BYTES = 8
-UNKNOWN_DIGEST = bytes(DIGEST_BYTES)
-
-MARK_BYTES = 8  # a hash of a record as it came
-UNKNOWN_MARK = bytes(MARK_BYTES)
+# A fingerprint tells two versions of one user apart, not users from each other: 64 bits are plenty.
+FINGERPRINT_BYTES = 8
+UNKNOWN_FINGERPRINT = bytes(FINGERPRINT_BYTES)
 
 # What timestamptz holds, in milliseconds: from 4714-11-24 BC to the end of 294276 AD, where the
 # double in between rounds the very last one up.
@@ -35,24 +33,14 @@ def is_sign_up(millis: object) -> TypeGuard[int]:
 class User:
     """One record of the users API that the table can hold.
 
-    `json` is all of it, as it goes into the table: an object would take four times the memory.
+    `json` is all of it, as it goes into the table. `fingerprint` is a short hash of it, without the
+    ignored fields.
     """
 
     id: str
     millis: int
-    digest: bytes
+    fingerprint: bytes
     json: bytes
-    mark: bytes = UNKNOWN_MARK
-
-    @property
-    def known_digest(self) -> bytes:
-        """Give the digest, or UNKNOWN_DIGEST where finding it out would be work."""
-        return self.digest
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether it is a user indeed, for all that can be seen."""
-        return True
 
     @property
     def record(self) -> dict[str, Any]:
@@ -64,113 +52,103 @@ class User:
         return self.millis, self.id
 
 
-class Records(Protocol):
-    """What is on a page, by number in the order of the list."""
-
-    def json(self, number: int) -> bytes: ...
-
-    def joined(self, low: int, high: int) -> bytes: ...
-
-    def are_readable(self, numbers: Iterable[int]) -> bool: ...
-
-    def digest(self, number: int) -> bytes: ...
-
-
-class SeenUser(User):
-    """A user that is unpacked once somebody wants to know more than the mark."""
-
-    __slots__ = ("_digest", "_number", "_records")
-
-    _records: Records
-    _number: int
-    _digest: bytes
-
-    def __init__(self, user_id: str, millis: int, mark: bytes, at: tuple[Records, int]) -> None:
-        set_value = object.__setattr__
-        set_value(self, "id", user_id)
-        set_value(self, "millis", millis)
-        set_value(self, "mark", mark)
-        set_value(self, "_records", at[0])
-        set_value(self, "_number", at[1])
-        set_value(self, "_digest", UNKNOWN_DIGEST)
-
-    @property
-    def digest(self) -> bytes:
-        if self._digest == UNKNOWN_DIGEST:
-            object.__setattr__(self, "_digest", self._records.digest(self._number))
-        return self._digest
-
-    @property
-    def known_digest(self) -> bytes:
-        return self._digest
-
-    @property
-    def json(self) -> bytes:
-        return self._records.json(self._number)
-
-    @property
-    def is_readable(self) -> bool:
-        return self._records.are_readable((self._number,))
-
-
 @dataclass(frozen=True, slots=True)
-class Seen(Sequence[User]):
-    """Users of a page whose records are still packed, ascending by key: columns, not objects.
+class Users(Sequence[User]):
+    """Users in the order of their keys, as columns: objects would take four times the memory.
 
-    `packed` are the ids, 16 bytes each; `marks` are 8 bytes each, or none where nobody needs
-    them. The first user has the number `first` among the records. A slice is one, too.
+    `packed` holds the ids, 16 bytes each, `fingerprints` 8 bytes each, `records` the JSON of each.
+    Each user is made when it is asked for; a slice is of the same kind.
     """
 
     millis: "array[int]"
     packed: bytes
-    marks: bytes
-    records: Records
-    first: int = 0
+    fingerprints: bytes
+    records: Sequence[bytes]
+
+    @classmethod
+    def of(cls, users: Iterable[User]) -> Self:
+        ordered = sorted(users, key=lambda user: user.key)
+        return cls(
+            array("q", [user.millis for user in ordered]),
+            pack_all([user.id for user in ordered]),
+            b"".join([user.fingerprint for user in ordered]),
+            [user.json for user in ordered],
+        )
 
     def __len__(self) -> int:
         return len(self.millis)
 
     def __iter__(self) -> Iterator[User]:
-        for number, (user_id, millis) in enumerate(zip(self.ids, self.millis, strict=True)):
-            mark = self.marks[number * MARK_BYTES : (number + 1) * MARK_BYTES] or UNKNOWN_MARK
-            yield SeenUser(user_id, millis, mark, (self.records, self.first + number))
+        return map(self.__getitem__, range(len(self)))
 
     @overload
     def __getitem__(self, at: int) -> User: ...
 
     @overload
-    def __getitem__(self, at: slice) -> "Seen": ...
+    def __getitem__(self, at: slice) -> Self: ...
 
-    def __getitem__(self, at: "int | slice") -> "User | Seen":
+    def __getitem__(self, at: int | slice) -> User | Self:
         if isinstance(at, slice):
-            return self._between(*at.indices(len(self)))
+            low, high, step = at.indices(len(self))
+            return (
+                self._between(low, max(low, high))
+                if step == 1
+                else self.only(range(low, high, step))
+            )
         number = range(len(self))[at]
-        [user] = self._between(number, number + 1)
-        return user
+        millis, user_id = self.key(number)
+        return User(user_id, millis, self.fingerprint(number), bytes(self.records[number]))
 
-    def _between(self, low: int, high: int, step: int = 1) -> "Seen":
-        if step != 1:
-            raise ValueError("users of a page are a slice only in their order")
-        return Seen(
+    def _between(self, low: int, high: int) -> Self:
+        return type(self)(
             self.millis[low:high],
             self.packed[low * ID_BYTES : high * ID_BYTES],
-            self.marks[low * MARK_BYTES : high * MARK_BYTES],
-            self.records,
-            self.first + low,
+            self.fingerprints[low * FINGERPRINT_BYTES : high * FINGERPRINT_BYTES],
+            self.records[low:high],
         )
+
+    def only(self, numbers: Sequence[int]) -> Self:
+        """Give those of the users that have these numbers, which ascend."""
+        return type(self)(
+            array("q", [self.millis[n] for n in numbers]),
+            b"".join([self.packed_id(n) for n in numbers]),
+            b"".join([self.fingerprint(n) for n in numbers]),
+            [self.records[n] for n in numbers],
+        )
+
+    def without(self, ids: Container[str]) -> Self:
+        """Give the users that have none of these ids."""
+        return self.only([n for n, user_id in enumerate(self.ids) if user_id not in ids])
+
+    def key(self, number: int) -> Key:
+        return self.millis[number], unpack_id(self.packed_id(number))
+
+    def packed_id(self, number: int) -> bytes:
+        return self.packed[number * ID_BYTES : (number + 1) * ID_BYTES]
+
+    def fingerprint(self, number: int) -> bytes:
+        return self.fingerprints[number * FINGERPRINT_BYTES : (number + 1) * FINGERPRINT_BYTES]
+
+    def count_upto(self, key: Key | None) -> int:
+        """Count the users up to this key, it included; none up to None."""
+        return 0 if key is None else bisect_right(range(len(self)), key, key=self.key)
 
     @property
     def ids(self) -> list[str]:
         return unpack_all(self.packed)
 
     @property
-    def are_readable(self) -> bool:
-        return self.records.are_readable(range(self.first, self.first + len(self)))
+    def size(self) -> int:
+        """The length of all records in bytes."""
+        return sum(map(len, self.records))
 
     @property
     def json(self) -> bytes:
-        """Give all records as one JSON array."""
-        return b"[%b]" % self.records.joined(self.first, self.first + len(self))
+        """All records as one JSON array."""
+        return b"[%b]" % b",".join(self.records)
+
+
+NO_USERS = Users.of(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +159,7 @@ class Unreadable:
     """
 
     id: str | None
-    digest: bytes
+    fingerprint: bytes
     payload: str
     error: str
 
@@ -237,11 +215,10 @@ class Page:
 
     `users` ascend by key. `places` are those of the records with a readable id, as they came;
     `ascending` and `descending` say whether they came in the order of their keys. `observed_at` is
-    the moment it was asked for, on the database's clock; `size` is the length of the body in bytes.
-    `in_full` reads every record of a page of whose records some may be unreadable after all.
+    the moment it was asked for, on the database's clock.
     """
 
-    users: Sequence[User]
+    users: Users
     unreadable: tuple[Unreadable, ...]
     places: Places
     ascending: bool
@@ -249,13 +226,11 @@ class Page:
     next_cursor: str | None
     observed_at: datetime
     cleaned: Sequence[str] = ()
-    size: int = 0
-    in_full: "Callable[[], Page] | None" = field(default=None, repr=False, compare=False)
 
     @property
     def ids(self) -> set[str]:
         """Every id that can be read: who is on the page is present, whatever the record holds."""
-        return {*ids_of(self.users), *(bad.id for bad in self.unreadable if bad.id)}
+        return {*self.users.ids, *(bad.id for bad in self.unreadable if bad.id)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,23 +240,3 @@ class Single:
     found: User | Unreadable | None
     observed_at: datetime
     cleaned: bool = False
-
-
-def ids_of(users: Sequence[User]) -> list[str]:
-    """Give the ids of users, in order."""
-    return users.ids if isinstance(users, Seen) else [user.id for user in users]
-
-
-def pack_ids(users: Sequence[User]) -> bytes:
-    """Write the ids of users, 16 bytes each."""
-    return users.packed if isinstance(users, Seen) else pack_all(ids_of(users))
-
-
-def are_readable(users: Sequence[User]) -> bool:
-    """Whether all of them are users indeed, for all that can be seen."""
-    return users.are_readable if isinstance(users, Seen) else all(u.is_readable for u in users)
-
-
-def json_array(users: Sequence[User]) -> bytes:
-    """Write the records of users as one JSON array."""
-    return users.json if isinstance(users, Seen) else b"[%b]" % b",".join([u.json for u in users])

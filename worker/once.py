@@ -146,7 +146,6 @@ def opened_source(  # noqa: PLR0913  each of the last two is for one caller
     with StackApi(access(settings), clock=clock, stop=stop, transport=transport) as api:
         if watch is not None:
             api.on_answer = watch.answered
-            api.mark_users()
         page_size = PageSize(settings.stack.page_size)
         source = Source(api, retry, page_size=page_size, lease=lease)
         try:

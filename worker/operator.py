@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from worker import display
 from worker.command import (
@@ -31,7 +32,7 @@ from worker.ids import is_user_id
 from worker.operate.desk import Desk, Outcome, opened_desk
 from worker.operate.plan import plan as find_changes
 from worker.operate.plan_lines import Telling
-from worker.operate.purge import LEAST_SECONDS, Purge, Purged, seconds_of
+from worker.operate.purge import DAY_SECONDS, LEAST_SECONDS, Purge, Purged, seconds_of
 from worker.operate.status import as_json, lines, read_status, sweep_rows
 from worker.settings import Settings
 from worker.store.deletions import Deletions
@@ -40,6 +41,8 @@ from worker.store.quarantine import Kept, Quarantine
 
 # The record could not be read, or the database does not take it.
 UNREADABLE, REFUSED = 3, 4
+# What a bigint holds.
+MOST_SWEEPS = 2**63 - 1
 _EXIT_CODES = {"unreadable": UNREADABLE, "refused": REFUSED}
 
 deletions_app = typer.Typer(rich_markup_mode=None)
@@ -110,7 +113,11 @@ def sync_user(
     wait: Annotated[
         float,
         typer.Option(
-            "--wait", metavar="SECONDS", min=0, help="Ask for so long until the user exists."
+            "--wait",
+            metavar="SECONDS",
+            min=0,
+            max=DAY_SECONDS,
+            help="Ask for so long until the user exists.",
         ),
     ] = 0,
     config: Config = None,
@@ -161,7 +168,12 @@ def deletions(
 def approve(
     sweep: Annotated[
         int,
-        typer.Argument(metavar="SWEEP", help="Covers what was first noticed up to this sweep."),
+        typer.Argument(
+            metavar="SWEEP",
+            min=1,
+            max=MOST_SWEEPS,
+            help="Covers what was first noticed up to this sweep.",
+        ),
     ],
     *,
     config: Config = None,
@@ -245,8 +257,8 @@ def purge(
         raise Misconfigured(
             "--older-than: should be 1h or more, so that no late answer brings a purged user back"
         )
-    with _desk(settings) as desk:
-        purged = Purge(desk, seconds, dry_run).run()
+    with _desk(settings) as desk, display.asking(Console(stderr=True)) as on_asked:
+        purged = Purge(desk, seconds, dry_run, on_asked).run()
     for line in _told_of_purge(purged, dry_run=dry_run):
         print(line)
     return DONE

@@ -9,50 +9,61 @@ LARGEST = 30_000
 SMALLEST = 3
 
 # Pages without trouble before a size that failed is tried again.
-PAGES_OF_PEACE = 20
+PAGES_BEFORE_GROWTH = 20
 
 
 class PageSize:
-    """The page size of a sweep: `setting`, or less where the server takes or bears no more.
+    """The page size of a walk: `setting`, or less where the server takes or bears no more.
 
-    A cap that the server names is kept for good. Trouble halves the size; it comes back in steps.
+    A cap that the server names is kept for good. Trouble halves the size, and it comes back by
+    doubling: with each page up to half of the size that failed first, for it may have been an
+    outage; beyond that after some pages without trouble.
     """
 
-    def __init__(self, setting: int) -> None:
-        self.cap = LARGEST
-        self.limit = setting
+    def __init__(self, setting: int, cap: int = LARGEST) -> None:
+        self.cap = cap
         self._setting = setting
-        self._peaceful_pages = 0
+        self._size = setting
+        self._safe = setting
+        self._in_trouble = False
+        self._pages = 0
 
-    def widened(self, times: int) -> int:
-        """Give the size for a page that needs more users than usual to get on."""
-        return min(self.limit * times, self.cap)
+    @property
+    def limit(self) -> int:
+        """How many users to ask for, in general."""
+        return min(self._size, self.cap)
 
-    def capped(self, limit: int) -> int:
-        """Give how many of so many users can be asked for at once."""
-        return min(limit, self.cap)
+    def limit_for(self, times: int) -> int:
+        """How many users to ask for where a page needs `times` as many as usual to get on."""
+        return min(self._size * times, self.cap)
 
     def learn_cap(self, refused: LimitRefused, limit: int) -> None:
-        """Ask for less from now on. Raises `refused` where there is no less to ask for.
+        """Ask for less than `limit`, which was refused. Raises `refused` if that is too few.
 
-        `limit` is what was refused. A server that names no smaller one gets half.
+        If the server names no cap below `limit`, half of it is tried.
         """
-        named = refused.largest
-        cap = named if named is not None and named < limit else limit // 2
-        if cap < SMALLEST:
+        named = refused.largest if refused.largest and refused.largest < limit else None
+        if (named or limit // 2) < SMALLEST:
             raise refused
-        self.cap = min(self.cap, cap)
-        self.limit = min(self.limit, self.cap)
+        if named:
+            self.cap = min(self.cap, named)
+        else:
+            self._size = self._safe = limit // 2
 
     def shrink(self) -> None:
         """Ask for half as many: the server failed in a way that a smaller page may not."""
-        self.limit = max(SMALLEST, self.limit // 2)
-        self._peaceful_pages = 0
+        half = max(SMALLEST, self.limit // 2)
+        if not self._in_trouble:
+            self._safe = half
+        self._in_trouble = True
+        self._size, self._pages = half, 0
 
     def succeeded(self) -> None:
-        """Ask for twice as many again after some pages without trouble."""
-        most = min(self._setting, self.cap)
-        self._peaceful_pages += 1
-        if self.limit < most and self._peaceful_pages >= PAGES_OF_PEACE:
-            self.limit = min(2 * self.limit, most)
-            self._peaceful_pages = 0
+        """Take in that a page came, and ask for more again if there was trouble before."""
+        self._in_trouble = False
+        self._pages += 1
+        if self._size < self._safe:
+            self._size = min(2 * self._size, self._safe)
+        elif self._size < self._setting and self._pages >= PAGES_BEFORE_GROWTH:
+            self._size = self._safe = min(2 * self._size, self._setting)
+            self._pages = 0

@@ -1,9 +1,8 @@
-"""The newest users, at once: one cheap request that adds and updates, and never deletes."""
+"""The newest users, at once: mostly one cheap request that adds and updates, and never deletes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from worker.errors import SweepIncomplete
 from worker.findings import Findings
 from worker.memory import Memory
 from worker.model import Page
@@ -50,7 +49,7 @@ class Poll:
         )
         walk, limit = Walk(newest_first=True), self.size
         while self._look(findings, walk, limit):
-            limit = self.source.page_size.limit
+            limit = max(self.size, self.source.page_size.limit)
         return findings
 
     def _look(self, findings: Findings, walk: Walk, limit: int) -> bool:
@@ -60,7 +59,8 @@ class Poll:
         try:
             page = self.source.await_answer(self.source.ask_newest(walk.request, limit))
             with self.memory.lock:
-                proven, strangers = _proves(walk, page), self._all_strangers(page)
+                proven, strangers = walk.take(page) is not None, self._are_strangers(page)
+                # An unproven page says nothing about those behind it: ask again from further back.
                 goes_on = (strangers or not proven) and self._is_worth_it(walk)
                 Reading(self.source, self.store, findings, _nobody_watches).take(page, None)
             return goes_on
@@ -68,26 +68,17 @@ class Poll:
             self.memory.answered(at)
 
     def _is_worth_it(self, walk: Walk) -> bool:
-        """Whether to ask for a page behind the last one; the newest page is the next poll's."""
+        """Whether to ask for another page. Back at the start there is nothing to do."""
         few = len(self._met) < MOST_STRANGERS and walk.recoveries <= MOST_RECOVERIES
         return few and not walk.ended and walk.request.pair is not None and not self.cold
 
-    def _all_strangers(self, page: Page) -> bool:
+    def _are_strangers(self, page: Page) -> bool:
         """Whether nobody on the page is known, but for those whom this poll has met before."""
         new = page.ids - self._met
         self._met |= new
         return new.isdisjoint(self.memory.rejects) and not any(
             user.key in self.memory.mirror for user in page.users if user.id in new
         )
-
-
-def _proves(walk: Walk, page: Page) -> bool:
-    """Whether the page goes on where the one before ended."""
-    try:
-        return walk.take(page) is not None
-    except SweepIncomplete:
-        walk.ended = True
-        return False
 
 
 _nobody_watches: Callable[[Findings], None] = lambda _findings: None  # noqa: E731

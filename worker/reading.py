@@ -1,6 +1,5 @@
 """Walks the list page by page, and brings the table into line with each page."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -8,10 +7,13 @@ from datetime import datetime
 
 import structlog
 
+from worker.careful_reader import storable
+from worker.errors import UpdatesRefused
 from worker.findings import Findings
 from worker.mirror import Delta, Span
-from worker.model import Key, Page, User, are_readable, ids_of, last_key
-from worker.source import Arrived, Source, read
+from worker.model import Key, Page, Users, last_key
+from worker.rejecting import Rejecting
+from worker.source import Source
 from worker.store import Store
 from worker.store.batch import Applied, Batch, Extra
 from worker.store.deletions import Suspect
@@ -25,13 +27,18 @@ log = structlog.stdlib.get_logger(__name__)
 # Pages that change nothing write no checkpoint of their own more often than this.
 CHECKPOINT_SECONDS = 30.0
 
+STORED = (INSERTED, UPDATED, RESTORED, UNCHANGED)
+
+# So many refused users are held in memory until the end of the list; more are tried before it.
+MOST_ASIDE = 5_000
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A page under way, and a moment not later than that at which it was asked for."""
 
     at: datetime
-    answer: Future[Arrived]
+    answer: Future[Page]
 
 
 @dataclass(slots=True)
@@ -43,17 +50,23 @@ class Reading:
     findings: Findings
     on_page: Callable[[Findings], None]
     walk: Walk = field(init=False)
+    rejecting: Rejecting = field(init=False)
     _reached: Key | None = field(init=False)
     _checkpoint_at: float = field(init=False)
+    _api_seconds: float = field(init=False)
     _under_way: list[Asked] = field(default_factory=list)
+    _refusal: UpdatesRefused | None = None
 
     def __post_init__(self) -> None:
         self._reached = self.findings.resume_at
-        self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
+        with self.findings.memory.lock:
+            self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
+        self.rejecting = Rejecting(self.store, self.findings)
         self._checkpoint_at = self._monotonic()
+        self._api_seconds = self.source.api_time.of("sweep")
 
     def read(self) -> None:
-        """Walk to the proven end of the list.
+        """Walk to the proven end of the list; then try again whom the database refused before.
 
         One page is fetched ahead while one is applied. Raises SweepIncomplete, and whatever asking
         and writing raise.
@@ -65,21 +78,38 @@ class Reading:
         finally:
             # What is still under way is not waited for: nothing has to be remembered for it.
             self._forget_asked()
+        if self._refusal is not None:
+            raise self._refusal
+        self._try_again()
 
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
-        arrived = self.source.await_answer(asked.answer)
-        request = self.walk.request
+        page = self.source.await_answer(asked.answer)
+        self.count_api_time()
         with self.findings.memory.lock:
-            span = self.walk.take(arrived.outline)
+            span = self.walk.take(page)
         if span is None:
-            log.info("walk.recovered", behind=request.pair and request.pair.last.id)
+            pair = self.walk.request.pair
+            log.info("walk.recovered", behind=pair and pair.last.id)
         ahead = None if self.walk.ended else self._ask()
         if span is not None:
-            self.take(self.source.await_answer(arrived.page), span)
-            self._reached = self.walk.request.after
+            self._take_on_the_way(page, span)
         self._forget_asked(asked)
         return ahead
+
+    def _take_on_the_way(self, page: Page, span: Span) -> None:
+        """Take a page in; where the table takes no updates, there may be new users behind it."""
+        try:
+            self.take(page, span)
+        except UpdatesRefused as error:
+            self._refusal = error
+        if self._refusal is None:
+            self._reached = self.walk.request.after
+
+    def count_api_time(self) -> None:
+        """Count how long the API has worked for this sweep; a checkpoint keeps the count."""
+        before, self._api_seconds = self._api_seconds, self.source.api_time.of("sweep")
+        self.findings.counts["api_millis"] += round((self._api_seconds - before) * 1000)
 
     def save(self) -> None:
         """Write the checkpoint now: what was applied, not what was asked for since."""
@@ -104,14 +134,13 @@ class Reading:
 
     def apply(
         self,
-        users: Sequence[User],
+        users: Users,
         observed_at: datetime,
         extras: Sequence[Extra],
         *,
-        size: int = 0,
         newcomers: bool = False,
     ) -> Applied:
-        """Apply users to the table, `size` bytes in all, and what came of it to the mirror.
+        """Apply users to the table, and what came of it to the mirror.
 
         `newcomers` says that the mirror knows nobody of them.
         """
@@ -119,35 +148,27 @@ class Reading:
 
         def attempt() -> Applied:
             where = (store.table, store.lease, store.quarantine, findings.number)
-            return Batch(*where, observed_at, newcomers).apply(users, size, extras)
+            return Batch(*where, observed_at, newcomers).apply(users, extras)
 
         applied = store.database.retry.call(attempt)
         findings.count(applied.outcomes)
         findings.wrote = True
         memory, mirror = findings.memory, findings.mirror
-        memory.accepted((i for users, _ in applied.outcomes for i in ids_of(users)), observed_at)
+        memory.accepted((i for users, _ in applied.outcomes for i in users.ids), observed_at)
+        if findings.rejects:
+            memory.stored({i for users in applied.by(*STORED) for i in users.ids})
         mirror.remove(applied.moved)
-        for known in applied.by(INSERTED, UPDATED, RESTORED, UNCHANGED):
+        for known in applied.by(*STORED):
             mirror.accept(known)
         for stale in applied.by(STALE):
             for user in stale:
-                mirror.forget_digest(user.key)
+                mirror.forget_fingerprint(user.key)
         for inserted in applied.by(INSERTED):
             mirror.note_inserted(inserted, self._monotonic(), store.table.grace_seconds)
             memory.on_inserted(inserted)
         for rejected in applied.rejected:
-            self._remember(rejected)
+            self.rejecting.remember(rejected)
         return applied
-
-    def reject(self, records: Sequence[Rejected]) -> list[Statement]:
-        """Give the statements that quarantine these records; those known as they are need none."""
-        known = self.findings.rejects
-        new = [each for each in records if known.get(each.record) != each.digest]
-        for rejected in new:
-            log.warning("record.quarantined", user=rejected.user_id, error=rejected.error)
-        for rejected in records:
-            self._remember(rejected)
-        return [self.store.quarantine.put(new)] if new else []
 
     def take(self, page: Page, span: Span | None) -> None:
         """Bring the table into line with a page; without a span it says nothing of who is missing.
@@ -158,27 +179,27 @@ class Reading:
         with findings.memory.lock:
             findings.memory.check(findings.generation)
             delta = self._compare(page, span)
-            if page.in_full and not are_readable(delta.changed):
-                page = read(page.in_full)
-                delta = self._compare(page, span)
-            rejected = [unreadable(record) for record in page.unreadable]
-            self._count(page, rejected, span)
+            found = storable(delta.changed, self.store.table.ignored_fields)
+            rejected = [unreadable(each) for each in (*page.unreadable, *found.unreadable)]
+            self._count(page, span)
             extras = self._records(page, rejected, delta)
-            changed = self._not_known_as_refused(delta.changed)
-            if changed or extras or (span and self._checkpoint_is_due()):
+            changed = self.rejecting.leave(found.users, page.observed_at)
+            if len(findings.aside) >= MOST_ASIDE:
+                self._try_again()
+            # The next sweep must not go on behind a page whose updates were refused.
+            advances = span is not None and self._refusal is None
+            if changed or extras or (advances and self._checkpoint_is_due()):
                 self._checkpoint_at = self._monotonic()
-                checkpoint = self._checkpoint(self.walk.request.after) if span else []
-                # Of a page that is large, what changed is mostly small.
-                size = page.size * len(changed) // max(1, len(page.users))
+                checkpoint = self._checkpoint(self.walk.request.after) if advances else []
                 self.apply(
                     changed,
                     page.observed_at,
                     [*extras, *checkpoint],
-                    size=size,
                     newcomers=delta.newcomers,
                 )
-            findings.mirror.remove(delta.moved)
-        for user_id in page.cleaned:
+            put_aside = {each.id for each in found.unreadable}
+            findings.mirror.remove([key for key in delta.moved if key[1] not in put_aside])
+        for user_id in (*page.cleaned, *found.cleaned):
             log.warning("record.cleaned", user=user_id)
         self.on_page(findings)
 
@@ -189,26 +210,25 @@ class Reading:
             return memory.still_news(delta, page.observed_at)
         if not users:
             return Delta()
-        within = Span(memory.mirror.below(users[0].key), users[-1].key)
+        within = Span(memory.mirror.below(users.key(0)), users.key(len(users) - 1))
         delta = memory.mirror.compare(users, within, lambda: page.ids)
         return Delta(memory.still_news(delta, page.observed_at).changed)
 
     def _records(self, page: Page, rejected: Sequence[Rejected], delta: Delta) -> list[Statement]:
         """Give the statements for unreadable records, suspects seen again, and new suspects."""
-        statements = self.reject(rejected)
+        statements = self.rejecting.reject(rejected)
         if struck := self._struck(page):
             statements.append(self.store.deletions.strike(struck))
         return statements + self._suspect(delta, page)
 
-    def _count(self, page: Page, rejected: Sequence[Rejected], span: Span | None) -> None:
+    def _count(self, page: Page, span: Span | None) -> None:
         """Count each user of a walk once: not the overlap of the chain, nor what is read again."""
         findings = self.findings
         before = findings.furthest if span else None
-        met = bisect_right(page.users, before, key=lambda user: user.key) if before else 0
+        met = page.users.count_upto(before)
         findings.counts["pages"] += 1
-        findings.counts["users"] += (
-            len(page.users) - met + len({r.record for r in rejected} - findings.seen)
-        )
+        odd = {unreadable(each).record for each in page.unreadable}
+        findings.counts["users"] += len(page.users) - met + len(odd - findings.seen)
         end = last_key(page.places) if span else None
         if end and (before is None or end > before):
             findings.furthest = end
@@ -237,24 +257,16 @@ class Reading:
         findings.noticed.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
         return [self.store.deletions.notice(new, findings.number, page.observed_at)] if new else []
 
-    def _not_known_as_refused(self, users: Sequence[User]) -> Sequence[User]:
-        """Leave out users that the database refused for what they still hold."""
+    def _try_again(self) -> None:
+        """Try whom the database refused before: together, and after everybody else."""
         findings = self.findings
-        rejects = findings.rejects
-        if not rejects:
-            return users
-        known = [u.id for u in users if u.id in rejects and rejects[u.id] == u.digest.hex()]
-        findings.counts["quarantined"] += len(set(known) - findings.seen)
-        findings.seen.update(known)
-        return [user for user in users if user.id not in set(known)]
-
-    def _remember(self, rejected: Rejected) -> None:
-        findings = self.findings
-        if rejected.record not in findings.seen:
-            findings.counts["quarantined"] += 1
-        findings.seen.add(rejected.record)
-        if rejected.permanent:
-            findings.rejects[rejected.record] = rejected.digest
+        with findings.memory.lock:
+            findings.memory.check(findings.generation)
+            users, observed_at = self.rejecting.take_aside()
+            if not users:
+                return
+            if any(self.apply(users, observed_at, []).by(*STORED)):
+                findings.memory.refusals.hasten()
 
     def _checkpoint(self, key: Key | None) -> list[Extra]:
         """Give what moves the checkpoint with a batch; at the start of the list there is none."""

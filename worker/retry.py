@@ -30,6 +30,10 @@ class Watch(Protocol):
 
     def answered(self, status: str) -> None: ...
 
+    def moved(self) -> None: ...
+
+    def stalled(self) -> bool: ...
+
 
 class Retry:
     """How long to insist on a call to one outside service, and what to raise in the end.

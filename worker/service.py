@@ -17,6 +17,7 @@ from worker.errors import (
     Stopped,
     SweepIncomplete,
     UsersSyncError,
+    told,
 )
 from worker.figures import Figures
 from worker.jobs import Jobs
@@ -30,12 +31,13 @@ from worker.once import (
     opened_database,
     opened_source,
 )
+from worker.retry import LONGEST_ASKED_SECONDS
 from worker.settings import Settings
 from worker.source import Source
 from worker.store import Store
 from worker.store.database import Database
 from worker.troubles import FIRST_PAUSE_SECONDS, Troubles
-from worker.vitals import State, Vitals
+from worker.vitals import LONGEST_STEP_SECONDS, State, Vitals
 from worker.web import WebServer
 
 log = structlog.stdlib.get_logger(__name__)
@@ -72,6 +74,7 @@ class Service:
     _tenure: int = 0
     _lock: Lock = field(default_factory=Lock)
     _fatal: Misconfigured | None = None
+    _stalled: bool = False
 
     def __post_init__(self) -> None:
         self.vitals = Vitals(
@@ -79,9 +82,12 @@ class Service:
             api_host=self.settings.stack.api_url.partition("://")[2],
             sweep_seconds=self.settings.schedule.sweep_seconds,
             sweep_share=self.settings.schedule.sweep_share,
+            # The API may ask for a long pause between two requests.
+            longest_step_seconds=LONGEST_STEP_SECONDS
+            + max(0.0, self.settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
         )
         self.metrics = Metrics(self.vitals.snapshot)
-        self._troubles = Troubles(self.vitals, self.metrics)
+        self._troubles = Troubles(self.vitals, self.metrics, self._recovered)
         self._figures = Figures(self.vitals, self.metrics, self.memory, self.clock)
 
     def run(self) -> None:
@@ -98,11 +104,25 @@ class Service:
             self.jobs.start()
             self._arm("begin", partial(self._begin, inner, database), 0)
             while not self.stop.wait(BEAT_SECONDS):
-                self.vitals.beat()
-                self.jobs.mind_the_clock()
+                self._beat()
             self.vitals.enter("stopping")
+            if not self.jobs.stop():
+                log.error("jobs.abandoned", jobs=self.jobs.running())
+                opened.pop_all()  # what they hold, such as a lock, would be waited for
         if self._fatal is not None:
             raise self._fatal
+
+    def _beat(self) -> None:
+        """Look after the clock, and at whether the jobs get anywhere; once a second."""
+        self.vitals.beat()
+        self.jobs.mind_the_clock()
+        # Keeping the lease is not what the worker is there for.
+        if self.jobs.at_rest("renew"):
+            self.vitals.moved()
+        stalled = self.vitals.stalled()
+        if stalled and not self._stalled:
+            log.error("worker.stalled", jobs=self.jobs.running())
+        self._stalled = stalled
 
     def _begin(self, inner: ExitStack, database: Database) -> None:
         """Look at the table and open the API; then wait for the lease."""
@@ -144,6 +164,7 @@ class Service:
             if tenure != self._tenure:
                 return
             self._tenure += 1
+            self._duty = None
         log.warning("lease.lost", error=str(error))
         self.vitals.set_lease(False)
         # Whoever holds the lease now has them to tell.
@@ -153,6 +174,13 @@ class Service:
         for name in HOLDERS_JOBS:
             self._troubles.ended(name)
         self._arm("stand by", self._stand_by, LOOK_SECONDS)
+
+    def _recovered(self) -> None:
+        """Sweep at once after an outage: what changed meanwhile has waited long enough."""
+        with self._lock:
+            if self._duty is not None:
+                self._duty.pace.hurry()
+                self._arm("sweep", self._duty.sweep, self._duty.pace.rest)
 
     def _enter(self, state: State) -> None:
         if self.vitals.snapshot().state != state:
@@ -169,6 +197,9 @@ class Service:
         except LeaseLost as error:
             self._stand_down(tenure, error)
             return
+        finally:
+            if name != "renew":
+                self.vitals.moved()
         if again is not None and tenure == self._tenure and not self.stop.is_set():
             self._arm(name, work, again)
 
@@ -215,10 +246,11 @@ class Service:
 
     def _failed(self, name: str, error: Exception, *, fatal: bool = False) -> float:
         """Tell of it once, and give the pause before the next attempt, which grows."""
-        known = isinstance(error, UsersSyncError)
-        text = str(error) if known else f"a bug: {type(error).__name__}"
-        self._troubles.began(name, text, fatal=fatal)
-        pause = self._troubles.next_pause(name)
-        if isinstance(error, SweepIncomplete) and self._duty is not None:
-            return max(pause, self._duty.pause)
-        return pause
+        self._troubles.began(name, told(error), fatal=fatal)
+        pause, duty = self._troubles.next_pause(name), self._duty
+        if duty is None:
+            return pause
+        if isinstance(error, SweepIncomplete):
+            return max(pause, duty.pace.pause)
+        # However it failed, it was work for the API's server.
+        return max(pause, duty.pace.rest) if name == "sweep" else pause

@@ -85,6 +85,8 @@ def _comparable_url(text: str) -> object:
 
 def _header_value(text: str) -> str:
     """Refuse what cannot stand in a header, before a library quotes it in its error."""
+    if text[:1] in {'"', "'"} and text[:1] == text[-1:]:
+        raise ValueError("should have no quotes around it: `docker --env-file` takes them as given")
     if not (text and text.isascii() and text.isprintable() and " " not in text):
         raise ValueError("should be letters, digits and punctuation without spaces")
     return text
@@ -109,7 +111,10 @@ def _secret_server_key(secret: SecretStr) -> SecretStr:
 
 def _database_url(secret: SecretStr) -> SecretStr:
     """Let libpq read it, and drop libpq's own message, which quotes what it stumbled over."""
-    if secret.get_secret_value() != EMBEDDED and not _is_conninfo(secret.get_secret_value()):
+    text = secret.get_secret_value()
+    if text[:1] in {'"', "'"} and text[:1] == text[-1:]:
+        raise ValueError("should have no quotes around it: `docker --env-file` takes them as given")
+    if text != EMBEDDED and not _is_conninfo(text):
         raise ValueError(
             "should be postgresql://user:password@host:5432/database (special characters of the"
             f" password percent-encoded, parameters known to libpq only), or {EMBEDDED}"
@@ -174,5 +179,8 @@ any_case = BeforeValidator(_lower)
 # Longer waits than a day are mistakes, and overflow the millisecond time-outs of Postgres.
 DAY_SECONDS = 86_400
 Seconds = Annotated[float, Field(gt=0, le=DAY_SECONDS)]
-Minutes = Annotated[float, Field(ge=0)]
+# Nor is anything awaited for longer than a year; Postgres counts intervals in 64 bits.
+YEAR_HOURS = 8_760
+Hours = Annotated[float, Field(gt=0, le=YEAR_HOURS)]
+Minutes = Annotated[float, Field(ge=0, le=YEAR_HOURS * 60)]
 PageSize = Annotated[int, Field(ge=SMALLEST, le=LARGEST)]

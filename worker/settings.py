@@ -26,6 +26,7 @@ from worker.setting_checks import (
     EMBEDDED,
     ApiUrl,
     DatabaseUrl,
+    Hours,
     IgnoredFields,
     Minutes,
     PageSize,
@@ -118,14 +119,18 @@ class ScheduleSettings(BaseModel):
 
     poll_seconds: Seconds = 1
     """Pause between two looks at the newest users."""
+    poll_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the time that polls may take, to spare the API."""
     poll_page_size: PageSize = 200
     """How many of the newest users a poll reads."""
     sweep_seconds: Seconds = 60
     """Least pause between two sweeps."""
-    sweep_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    sweep_share: Annotated[float, Field(ge=0.001, le=1)] = 0.25
     """Share of the time that sweeps may take, to spare the API."""
-    audit_hours: Annotated[float, Field(gt=0)] = 24
+    audit_hours: Hours = 24
     """How often the table itself is read again and hidden users asked for."""
+    census_minutes: Minutes = 5
+    """How often rows that others wrote or removed are looked for."""
     resume_minutes: Minutes = 60
     """How old an unfinished sweep may be and still go on where it stopped."""
 
@@ -137,7 +142,7 @@ class DeletionSettings(BaseModel):
     """Mark users deleted that are gone; false only reports them."""
     max_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Hold deletions if more than this share of the users is gone in a day."""
-    max_count: Annotated[int, Field(ge=0)] = 500
+    max_count: Annotated[int, Field(ge=0, le=1_000_000_000)] = 500
     """Hold deletions if more users than this are gone in a day."""
     grace_seconds: Annotated[float, Field(ge=0, le=DAY_SECONDS)] = 60
     """How far the API's replicas may lag: younger rows are not deleted."""

@@ -8,11 +8,11 @@ import structlog
 
 from worker.errors import Blocked, DataRefused, Misconfigured, SourceUnavailable
 from worker.guard import Guard
-from worker.model import Single, Unreadable, User
+from worker.model import Single, Unreadable, User, Users
 from worker.reading import Reading
 from worker.store.batch import MOST_BLOCKED
 from worker.store.quarantine import unreadable
-from worker.store.statement import Statement
+from worker.store.statement import Row, Statement
 from worker.store.users import DELETED, WAITING
 
 log = structlog.stdlib.get_logger(__name__)
@@ -40,14 +40,18 @@ class Settling:
     list_was_empty: bool
     trouble: SourceUnavailable | Misconfigured | None = None
     _gone: dict[str, datetime] = field(default_factory=dict)
-    _struck: list[str] = field(default_factory=list)
     _left: int = 0
+    _asked: set[str] = field(default_factory=set)
+    _put_off: set[str] = field(default_factory=set)
+    _refused: list[str] = field(default_factory=list)
+    _marked: int = 0
 
     def settle(self) -> list[Statement]:
         """Ask about the suspects and delete what is proven and not too much.
 
         Returns the statements that the transaction which ends the sweep must run. If the API
-        could not answer for every suspect, `trouble` says why, and nobody is deleted.
+        could not answer for every suspect, `trouble` says why, and nobody is deleted; or why the
+        database refused every deletion.
         """
         if self.rules.enabled:
             self._ask(self._suspects())
@@ -60,6 +64,7 @@ class Settling:
             self._gone = {i: at for i, at in self._gone.items() if i in findings.suspects}
             if self._gone and self.trouble is None:
                 self._judge()
+                self._require_some_marked()
             return self._closing_statements()
 
     def _suspects(self) -> list[str]:
@@ -73,7 +78,18 @@ class Settling:
                 asked_at = findings.suspects[user_id].asked_at
                 if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
                     due.append(user_id)
-            return (findings.in_state("candidate") + due)[: self.rules.guard.enough]
+            suspects = findings.in_state("candidate") + due
+        enough = self.rules.guard.enough
+        self._put_off = set(suspects[enough:])
+        return suspects[:enough]
+
+    @property
+    def unasked(self) -> int:
+        """How many suspects were left for the next sweep to ask about."""
+        suspects = self.reading.findings.suspects
+        return sum(
+            user_id in suspects and suspects[user_id].state != "held" for user_id in self._put_off
+        )
 
     def _learn_of_approvals(self) -> None:
         """Look whether somebody has approved meanwhile: that is written beside our memory."""
@@ -105,6 +121,8 @@ class Settling:
         finally:
             for _, answer in answers:
                 answer.cancel()
+        self.reading.count_api_time()
+        self._asked.update(ids)
         findings = self.reading.findings
         with findings.memory.lock:
             findings.memory.check(findings.generation)
@@ -130,11 +148,11 @@ class Settling:
         statements = [
             reading.store.deletions.hide(hidden),
             reading.store.deletions.strike(found.keys() - set(hidden)),
-            *reading.reject(bad),
+            *reading.rejecting.reject(bad),
         ]
         # The earliest moment is true of all of them.
         observed_at = min(single.observed_at for single in found.values())
-        reading.apply(list(users.values()), observed_at, statements)
+        reading.apply(Users.of(users.values()), observed_at, statements)
         findings.counts["hidden"] += len(hidden)
         findings.beside += findings.touched - touched
 
@@ -179,25 +197,52 @@ class Settling:
         record = store.progress.record(findings.row())
         proofs = [(user_id, self._gone[user_id]) for user_id in ids]
         statement = store.table.soft_delete(proofs, findings.number, approved=approved)
+
+        def closing(rows: Sequence[Row | None]) -> list[Statement]:
+            # In the same transaction: a suspicion must not outlive its reason.
+            letters = _letters(rows)
+            settled = [i for i, each in zip(ids, letters, strict=True) if each != WAITING]
+            return [store.deletions.strike(settled)]
+
         try:
-            _, row = store.lease.commit([record, statement], findings.number)
+            rows = store.lease.commit([record, statement], findings.number, closing)
         except (Blocked, DataRefused) as error:
             self._mark_halves(ids, error, approved=approved)
         else:
-            self._take(ids, row[0] if row else "", approved=approved)
+            self._take(ids, _letters(rows), approved=approved)
 
     def _mark_halves(
         self, ids: Sequence[str], error: Blocked | DataRefused, *, approved: bool
     ) -> None:
         middle = len(ids) // 2
         if not middle:
-            self._left += 1
-            log.warning("deletion.blocked", user=ids[0], error=str(error))
+            self._leave(ids[0], error)
             return
         for half in (ids[:middle], ids[middle:]):
             # So many in a row are not a lock on some rows but one on the table: the next sweep.
             if self._left < MOST_BLOCKED:
                 self._mark(half, approved=approved)
+
+    def _leave(self, user_id: str, error: Blocked | DataRefused) -> None:
+        """Leave a user a candidate; a deletion that the database refuses is told only once."""
+        if isinstance(error, Blocked):
+            self._left += 1
+            log.warning("deletion.blocked", user=user_id, error=str(error))
+            return
+        self._refused.append(error.code)
+        known = self.reading.findings.memory.unmarked
+        if user_id not in known:
+            log.warning("deletion.blocked", user=user_id, error=error.code)
+            known.add(user_id)
+
+    def _require_some_marked(self) -> None:
+        """Note it as the sweep's trouble if every deletion is refused: no user is to blame then."""
+        if len(self._refused) > 1 and not self._marked:
+            self.trouble = Misconfigured(
+                f"none of {len(self._refused)} users who are gone could be marked deleted, the last"
+                f" was refused by the database: {self._refused[-1]}; see the triggers and"
+                " constraints of the table, and the log of the database"
+            )
 
     def _take(self, ids: Sequence[str], letters: str, *, approved: bool) -> None:
         findings = self.reading.findings
@@ -207,7 +252,8 @@ class Settling:
                 continue
             key = findings.noticed.pop(user_id, None)
             del findings.suspects[user_id]
-            self._struck.append(user_id)
+            findings.memory.unmarked.discard(user_id)
+            self._marked += 1
             findings.mirror.remove([key] if key else [])
             if letter == DELETED:
                 findings.counts["approved" if approved else "deleted"] += 1
@@ -220,9 +266,25 @@ class Settling:
     def _closing_statements(self) -> list[Statement]:
         """Forget what was not noticed again; only a sweep that saw everything can say so."""
         findings, store = self.reading.findings, self.reading.store
-        statements = [store.deletions.strike(self._struck)] if self._struck else []
-        statements.append(store.deletions.keep(findings.noticed, findings.number))
+        statements = [store.deletions.keep(findings.noticed, findings.number)]
+        if self.trouble is None:
+            statements += self._note_asked()
         if findings.whole and self.trouble is None:
             statements.append(store.deletions.forget_others(findings.noticed))
             statements.append(store.quarantine.forget_others(findings.seen))
         return statements
+
+    def _note_asked(self) -> list[Statement]:
+        """Let the next sweep ask first about those about whom this one did not."""
+        findings, store = self.reading.findings, self.reading.store
+        left = self._asked.intersection(findings.in_state("candidate"))
+        asked_at = store.database.clock.now()
+        for user_id in left:
+            findings.suspects[user_id] = replace(findings.suspects[user_id], asked_at=asked_at)
+        return [store.deletions.asked(left)] if left else []
+
+
+def _letters(rows: Sequence[Row | None]) -> str:
+    """Give what `Table.soft_delete` told; it is the second statement, after the sweep's row."""
+    row = rows[1]
+    return str(row[0]) if row else ""

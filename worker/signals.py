@@ -1,12 +1,22 @@
-"""SIGTERM and SIGINT: the first asks for a clean end, the second ends at once."""
+"""Signals that stop: the first asks for a clean end, the second ends at once."""
 
 import os
 import signal
+from collections.abc import Iterable
 from threading import Event
 from types import FrameType, TracebackType
 from typing import Self
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+# `nohup` and a shell's background jobs ignore them, and then they stay ignored.
+_HANGING_UP = ("SIGHUP", "SIGQUIT", "SIGBREAK")
+# By default they would end the process with the lease still held.
+_IGNORED = ("SIGUSR1", "SIGUSR2")
+
+
+def _present(names: Iterable[str]) -> list[signal.Signals]:
+    """Give those of these signals that the system has."""
+    return [each for each in signal.Signals if each.name in names]
 
 
 class Signals:
@@ -26,7 +36,11 @@ class Signals:
         return stop
 
     def __enter__(self) -> Self:
-        self._before = [signal.signal(number, self._handle) for number in _SIGNALS]
+        heard = [each for each in _present(_HANGING_UP) if signal.getsignal(each) != signal.SIG_IGN]
+        self._before = {
+            **{each: signal.signal(each, self._handle) for each in [*_STOPPING, *heard]},
+            **{each: signal.signal(each, signal.SIG_IGN) for each in _present(_IGNORED)},
+        }
         return self
 
     def __exit__(
@@ -35,7 +49,7 @@ class Signals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, handler in zip(_SIGNALS, self._before, strict=True):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

@@ -1,16 +1,15 @@
 """Asks the API in the background, and keeps the lease alive while an answer is awaited."""
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import Protocol, TypeVar
 
 import structlog
 
-from worker.errors import LimitRefused, SourceUnavailable, Stopped, Transient
+from worker.api_time import ApiTime, Purpose
+from worker.errors import LimitRefused, Stopped, Transient
 from worker.model import Page, Single
-from worker.outline import Arrival, Outline
 from worker.page_size import PageSize
 from worker.retry import Retry
 from worker.walk import Request
@@ -24,24 +23,13 @@ THREADS = 4
 GLANCE_SECONDS = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A page that came; `page` is all of it, which is still being read."""
-
-    outline: Outline | Page
-    page: Future[Page]
-
-
-Answered = TypeVar("Answered", Page, Single, Arrived)
-Listed = TypeVar("Listed", Page, Arrival)
+Answered = TypeVar("Answered", Page, Single)
 
 
 class Api(Protocol):
     """What is asked of the users API; each call is one attempt."""
 
     def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page: ...
-
-    def fetch_arrival(self, cursor: str | None, limit: int) -> Arrival: ...
 
     def fetch_user(self, user_id: str) -> Single: ...
 
@@ -57,13 +45,13 @@ class Source:
 
     def __init__(self, api: Api, retry: Retry, *, page_size: PageSize, lease: Renewed) -> None:
         self.page_size = page_size
+        self.api_time = ApiTime()
         self._api = api
         self._retry = retry
         self._lease = lease
         # A poll queues behind nothing that a sweep asks for. And each thread keeps for good what
         # memory its largest page took, so one thread reads all the pages of a sweep.
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="ask-page")
-        self._readers = ThreadPoolExecutor(1, thread_name_prefix="read-page")
         self._newest = ThreadPoolExecutor(1, thread_name_prefix="ask-newest")
         self._users = ThreadPoolExecutor(THREADS, thread_name_prefix="ask-user")
 
@@ -71,17 +59,21 @@ class Source:
     def stop(self) -> Event:
         return self._retry.stop
 
-    def ask_page(self, request: Request) -> Future[Arrived]:
-        """Begin to fetch a page, with retries; it is read while the next one is asked for."""
+    def ask_page(self, request: Request) -> Future[Page]:
+        """Begin to fetch a page, with retries."""
         return self._pages.submit(self._retry.call, lambda: self._fetch_page(request))
 
     def ask_newest(self, request: Request, limit: int) -> Future[Page]:
-        """Begin to fetch up to `limit` users, newest first, with retries; no cursor is cheap."""
-        return self._newest.submit(self._retry.call, lambda: self._fetch_newest(request, limit))
+        """Begin to fetch up to `limit` users, newest first, with retries.
+
+        Without a cursor this is cheap for the server.
+        """
+        size = PageSize(limit, self.page_size.cap)
+        return self._newest.submit(self._retry.call, lambda: self._fetch_newest(request, size))
 
     def ask_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
-        return self._users.submit(self._retry.call, lambda: self._api.fetch_user(user_id))
+        return self._users.submit(self._retry.call, lambda: self._fetch_user(user_id))
 
     def await_answer(self, answer: Future[Answered]) -> Answered:
         """Wait for an answer. Raises what asking raised, Stopped, LeaseLost or MirrorOutdated."""
@@ -94,42 +86,37 @@ class Source:
 
     def close(self) -> None:
         """Ask for nothing more; a request in flight ends when the stop is set."""
-        for pool in (self._pages, self._readers, self._newest, self._users):
+        for pool in (self._pages, self._newest, self._users):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch_page(self, request: Request) -> Arrived:
-        try:
-            arrival = self._within_cap(
-                lambda: self.page_size.widened(request.widen),
-                lambda limit: self._api.fetch_arrival(request.cursor, limit),
-            )
-        except Transient as error:
-            if error.too_much:
-                self.page_size.shrink()
-            raise
-        self.page_size.succeeded()
-        return Arrived(arrival.outline, self._readers.submit(read, arrival.read))
+    def _fetch_page(self, request: Request) -> Page:
+        return self._fetch(self.page_size, request, "sweep")
 
-    def _fetch_newest(self, request: Request, limit: int) -> Page:
-        return self._within_cap(
-            lambda: self.page_size.capped(limit * request.widen),
-            lambda most: self._api.fetch_page(request.cursor, most, newest_first=True),
-        )
+    def _fetch_newest(self, request: Request, size: PageSize) -> Page:
+        return self._fetch(size, request, "poll")
 
-    def _within_cap(self, limit: Callable[[], int], fetch: Callable[[int], Listed]) -> Listed:
-        """Fetch up to `limit` users; if the server gives fewer at once, learn it and ask again."""
+    def _fetch_user(self, user_id: str) -> Single:
+        return self.api_time.measured("sweep", lambda: self._api.fetch_user(user_id))
+
+    def _fetch(self, size: PageSize, request: Request, purpose: Purpose) -> Page:
+        """Fetch as many users as the server takes and bears; what it says of that is learnt."""
         while True:
-            asked = limit()
+            limit = size.limit_for(request.widen)
             try:
-                return fetch(asked)
+                page = self.api_time.measured(
+                    purpose, partial(self._fetch_once, request.cursor, limit, purpose)
+                )
             except LimitRefused as refused:
-                self.page_size.learn_cap(refused, asked)
-                log.info("page.capped", refused=asked, cap=self.page_size.cap)
+                size.learn_cap(refused, limit)
+                self.page_size.cap = min(self.page_size.cap, size.cap)
+                log.info("page.capped", refused=limit, cap=size.limit)
+            except Transient as error:
+                if error.too_much:
+                    size.shrink()
+                raise
+            else:
+                size.succeeded()
+                return page
 
-
-def read(page: Callable[[], Page]) -> Page:
-    """Read a page that came. To ask for it again is of no use. Raises SourceUnavailable."""
-    try:
-        return page()
-    except Transient as error:
-        raise SourceUnavailable(str(error)) from error
+    def _fetch_once(self, cursor: str | None, limit: int, purpose: Purpose) -> Page:
+        return self._api.fetch_page(cursor, limit, newest_first=purpose == "poll")

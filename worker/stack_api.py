@@ -5,8 +5,6 @@ import ssl
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from threading import Event
 from types import TracebackType
 from typing import Self, TypeVar
@@ -22,15 +20,14 @@ from worker.answer import (
     refused,
 )
 from worker.body import read_body
+from worker.careful_reader import BrokenBody, parse_page, parse_user
 from worker.clock import Clock
 from worker.deadline import Network, choose_proxy, within
-from worker.decode import BrokenBody, parse_page, parse_user
 from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
-from worker.glance import Glance
 from worker.model import Page, Single
 from worker.names import USUAL_NAMES, Names
-from worker.outline import Arrival, Outline, outline_of
-from worker.unpacking import Unpacking, packed_page
+from worker.page_reader import read_page
+from worker.version import installed_version
 
 Answered = TypeVar("Answered", Page, Single)
 
@@ -76,8 +73,6 @@ class StackApi:
         self._way = self._host + _through(proxy, url)
         self._clock = clock
         self._stop = stop
-        # How pages are read by whoever sweeps again and again.
-        self._glance: Glance | None = None
         self._client = httpx.Client(
             base_url=f"{str(url).rstrip('/')}/api/v1",
             headers=_headers(access),
@@ -87,15 +82,7 @@ class StackApi:
         )
 
     def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page:
-        """Ask for up to `limit` users, beginning with the one whose id is `cursor`."""
-        answer = self._ask_list(cursor, limit, newest_first)
-        return self._glance_at(answer) or self._read(answer, parse_page)
-
-    def fetch_arrival(self, cursor: str | None, limit: int) -> Arrival:
-        """Ask for a page likewise, and leave it to the caller when to read all of it."""
-        return self._arrival(self._ask_list(cursor, limit, newest_first=False))
-
-    def _ask_list(self, cursor: str | None, limit: int, newest_first: bool) -> Answer:  # noqa: FBT001
+        """Ask for up to `limit` users, behind the one whose id is `cursor` or beginning with it."""
         query = {"limit": str(limit), "order_by": "signed_up_at"}
         query["desc"] = "true" if newest_first else "false"
         if cursor is not None:
@@ -104,11 +91,8 @@ class StackApi:
             query["include_anonymous"] = "true"
         answer = self._ask("/users", query)
         self._check(answer)
-        return answer
-
-    def mark_users(self) -> None:
-        """Give users marks from now on, by which they are known again at a glance."""
-        self._glance = Glance(self._access.ignored_fields)
+        page = read_page(answer.body, answer.observed_at, self._access.ignored_fields)
+        return page or self._read(answer, parse_page)
 
     def fetch_user(self, user_id: str) -> Single:
         """Ask for one user. Nothing but the API's own USER_NOT_FOUND proves that there is none."""
@@ -153,34 +137,6 @@ class StackApi:
             raise self._unanswered(error) from cause
         self.on_answer(str(answer.status_code))
         return Answer(answer.status_code, answer.headers, body, observed_at)
-
-    def _arrival(self, answer: Answer) -> Arrival:
-        """Read no more than is needed to ask for the next page, if that is less work."""
-        seen = self._glance_at(answer)
-        if seen is not None:
-            return Arrival(seen, lambda: seen)
-        outline = outline_of(answer.body)
-        if outline is not None:
-            return Arrival(outline, partial(self._read_outlined, outline, answer))
-        page = self._read(answer, parse_page)
-        return Arrival(page, lambda: page)
-
-    def _read_outlined(self, outline: Outline, answer: Answer) -> Page:
-        """Read the rest of a page; what the glance did not know is learnt for the next ones."""
-        records = Unpacking(answer.body, self._access.ignored_fields)
-        if self._glance is not None:
-            self._glance.learn(records.raws())
-            seen = self._glance_at(answer)
-            if seen is not None:
-                return seen
-        if records.are_plain():
-            return packed_page(outline, records, answer.observed_at)
-        return self._read(answer, parse_page)
-
-    def _glance_at(self, answer: Answer) -> Page | None:
-        glance = self._glance
-        in_full = partial(self._read, answer, parse_page)
-        return glance.read_page(answer.body, answer.observed_at, in_full) if glance else None
 
     def _read(
         self,
@@ -239,18 +195,11 @@ def _headers(access: Access) -> dict[str, str]:
     return {
         "accept": "application/json",
         "accept-encoding": "gzip",  # no other is unpacked
-        "user-agent": f"users-sync/{_version()}",
+        "user-agent": f"users-sync/{installed_version()}",
         "x-stack-access-type": "server",
         "x-stack-project-id": access.project_id,
         "x-stack-secret-server-key": access.secret_server_key,
     }
-
-
-def _version() -> str:
-    try:
-        return version("users-sync")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"
 
 
 def _through(proxy: httpx.Proxy | None, url: httpx.URL) -> str:

@@ -28,6 +28,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 # A table that somebody else writes to all the time cannot be compared with anything.
 MOST_RESTARTS = 20
+# Nor would a sweep ever end that begins at the start of the list each time.
+MOST_FROM_START = 3
 # A sweep that lost its mirror goes on from its own checkpoint, however it was told to begin.
 RESTART_MINUTES = 5.0
 
@@ -37,7 +39,7 @@ class Report:
     """What a sweep did, as it is logged: counts as in the `sweep` table, and what is beside it.
 
     `waiting` deletions are proven and wait for the grace period, or for a newer proof; `candidates`
-    are not settled.
+    are not settled. `api_seconds` is how long the API worked for it: an outage is no work.
     """
 
     sweep: int
@@ -49,6 +51,7 @@ class Report:
     candidates: int
     duration_seconds: float
     changed_something: bool
+    api_seconds: float
     error: str | None = None
 
     @property
@@ -87,17 +90,31 @@ class Sweep:
         """
         began = self.store.database.clock.monotonic()
         reading = self._begin(self.resume_minutes)
-        for _ in range(MOST_RESTARTS):
+        for restart in range(MOST_RESTARTS):
+            replaced = self.store.lease.replaced
             try:
                 return self._attempt(reading, began)
             except MirrorOutdated:
-                before = reading.findings
-                self.memory.reload(self.store, before.generation)
-                reading = self._begin(self.resume_minutes or RESTART_MINUTES)
-                reading.findings.carry_on(before)
+                from_start = self.store.lease.replaced != replaced and restart < MOST_FROM_START
+                reading = self._go_on(reading.findings, began, from_start=from_start)
         error = SweepIncomplete(f"the table was written by somebody else {MOST_RESTARTS} times")
         self._end(reading, "incomplete", error, began)
         raise error
+
+    def _go_on(self, before: Findings, began: float, *, from_start: bool) -> Reading:
+        """Load the mirror again, and read on behind the checkpoint.
+
+        What was read before is read again if the table is not the one that it was compared with.
+        """
+        try:
+            self.memory.reload(self.store, before.generation)
+        except (DatabaseUnavailable, LeaseLost, Misconfigured) as error:
+            self._tell(before, "failed", error, began)
+            raise
+        minutes = None if from_start else self.resume_minutes or RESTART_MINUTES
+        reading = self._begin(minutes)
+        reading.findings.carry_on(before)
+        return reading
 
     def _begin(self, resume_minutes: float | None) -> Reading:
         store, now = self.store, self.store.database.clock.now()
@@ -113,7 +130,8 @@ class Sweep:
         try:
             reading.read()
             settling = Settling(reading, self.rules, self._list_was_empty(reading.findings))
-            closing = settling.settle()
+            refused = self._refused_all(reading.findings)
+            closing = settling.settle() if refused is None else []
         except Stopped as error:
             reading.save()
             self._end(reading, "stopped", error, began)
@@ -125,9 +143,14 @@ class Sweep:
         except (DatabaseUnavailable, LeaseLost) as error:
             self._tell(reading.findings, "failed", error, began)
             raise
+        if refused is not None:
+            # The list was read to its end: the next sweep begins at its start.
+            self._end(reading, "failed", refused, began, [self.store.progress.clear()])
+            raise refused
         if settling.trouble is not None:
             self._end(reading, "incomplete", settling.trouble, began, closing)
             raise settling.trouble
+        reading.findings.counts["unasked"] = settling.unasked
         return self._complete(reading, closing, began)
 
     def _complete(self, reading: Reading, closing: list[Statement], began: float) -> Report:
@@ -142,6 +165,16 @@ class Sweep:
             if findings.whole:
                 findings.forget()
             return report
+
+    def _refused_all(self, findings: Findings) -> Misconfigured | None:
+        """Say why nobody could be stored, if the database refuses all users: no record is odd."""
+        reason = findings.refused_all
+        if reason is None or self.kind == "plan":
+            return None
+        return Misconfigured(
+            f"no user could be stored, the last was {reason}; see the triggers and constraints of"
+            " the table, and the log of the database"
+        )
 
     @staticmethod
     def _list_was_empty(findings: Findings) -> bool:
@@ -187,6 +220,7 @@ class Sweep:
             candidates=len(findings.in_state("candidate")),
             duration_seconds=round(seconds, 3),
             changed_something=findings.changed_something,
+            api_seconds=findings.row().api_seconds,
             error=str(error) if error else None,
         )
         tell = self._loudness(findings, outcome)
@@ -197,6 +231,7 @@ class Sweep:
             outcome=outcome,
             **report.figures,
             duration_seconds=report.duration_seconds,
+            api_seconds=report.api_seconds,
             **({"error": report.error} if report.error else {}),
         )
         return report

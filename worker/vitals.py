@@ -5,16 +5,20 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 from typing import Literal
+
+from worker.pace import longest_sweep_age
+from worker.version import installed_version
 
 State = Literal["starting", "standing by", "working", "quiet", "stopping"]
 
 # The main loop beats once a second. A machine that swaps is slow, too, but not for this long.
 LONGEST_SILENCE_SECONDS = 30
-# An outage that is over within this time is not worth waking anybody.
-LEAST_SWEEP_AGE_SECONDS = 300
+# The longest step of any job: reading the keys of millions of users takes up to ten minutes.
+LONGEST_STEP_SECONDS = 660
+# One failed sweep is followed by another one soon; a second failure is no accident.
+MOST_FAILED_SWEEPS = 1
 KEPT_SWEEPS = 50
 # A sweep with held deletions has seen the whole list, too.
 WHOLE = {"complete", "held"}
@@ -22,7 +26,10 @@ WHOLE = {"complete", "held"}
 
 @dataclass(frozen=True, slots=True)
 class SweepSummary:
-    """What one sweep did: counts as in the `sweep` table, and `unchanged` and `waiting`."""
+    """What one sweep did: counts as in the `sweep` table, and `unchanged` and `waiting`.
+
+    `api_seconds` is how long the API worked for it.
+    """
 
     number: int
     kind: str
@@ -30,6 +37,7 @@ class SweepSummary:
     finished_at: datetime
     duration_seconds: float
     counts: Mapping[str, int]
+    api_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,8 @@ class Snapshot:
     seconds_since_sweep: float | None
     seconds_since_poll: float | None
     longest_sweep_age: float
+    failed_sweeps: int
+    last_error: str
     users: int | None
     held: int
     candidates: int
@@ -56,6 +66,7 @@ class Snapshot:
     trouble_seconds: float | None
     trouble_is_fatal: bool
     sweeps: tuple[SweepSummary, ...]  # newest first
+    table_replaced: bool = False
 
     @property
     def not_ready(self) -> tuple[str, ...]:
@@ -66,16 +77,23 @@ class Snapshot:
         """
         reasons = [self.trouble] if self.trouble_is_fatal else []
         if self.state != "standing by":
-            reasons += [self._too_old(), self._held()]
+            reasons += [self._too_old(), self._failing(), self._held()]
         return tuple(reason for reason in reasons if reason)
 
     def _too_old(self) -> str | None:
         age, limit = self.seconds_since_sweep, self.longest_sweep_age
+        if self.table_replaced:
+            return "no sweep was completed since the table was replaced, or lost rows"
         if age is None:
             return None if self.state == "quiet" else "no sweep was completed yet"
         if age <= limit:
             return None
         return f"the last complete sweep ended {age:.0f} s ago (longer than {limit:.0f} s)"
+
+    def _failing(self) -> str | None:
+        if self.failed_sweeps <= MOST_FAILED_SWEEPS:
+            return None
+        return f"the last {self.failed_sweeps} sweeps failed: {self.last_error}"
 
     def _held(self) -> str | None:
         if not self.held:
@@ -96,13 +114,6 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _installed_version() -> str:
-    try:
-        return version("users-sync")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"
-
-
 @dataclass(slots=True, kw_only=True)
 class Vitals:
     """Safe to be called from any thread. Moments are seconds of `monotonic`."""
@@ -111,17 +122,22 @@ class Vitals:
     api_host: str
     sweep_seconds: float
     sweep_share: float = 0.25
+    longest_step_seconds: float = LONGEST_STEP_SECONDS
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = _utc_now
-    version: str = field(default_factory=_installed_version)
+    version: str = field(default_factory=installed_version)
 
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)
     _state: State = field(default="starting", init=False)
     _started_at: datetime = field(init=False)
     _beat_at: float = field(init=False)
+    _moved_at: float = field(init=False)
     _swept_at: float | None = field(default=None, init=False)
+    _table_replaced: bool = field(default=False, init=False)
     _polled_at: float | None = field(default=None, init=False)
-    _sweep_duration: float = field(default=0.0, init=False)
+    _api_seconds: float = field(default=0.0, init=False)
+    _failed_sweeps: int = field(default=0, init=False)
+    _last_error: str = field(default="", init=False)
     _users: int | None = field(default=None, init=False)
     _held: int = field(default=0, init=False)
     _candidates: int = field(default=0, init=False)
@@ -134,15 +150,30 @@ class Vitals:
 
     def __post_init__(self) -> None:
         self._started_at = self.now()
-        self._beat_at = self.monotonic()
+        self._beat_at = self._moved_at = self.monotonic()
         self._sweeps = deque(maxlen=KEPT_SWEEPS)
 
     def beat(self) -> None:
         """Tell that the main loop goes round; once a second."""
         self._beat_at = self.monotonic()
 
-    def is_alive(self) -> bool:
-        return self.monotonic() - self._beat_at <= LONGEST_SILENCE_SECONDS
+    def moved(self) -> None:
+        """Tell that a job got somewhere, or that none has anything to do."""
+        self._moved_at = self.monotonic()
+
+    def stalled(self) -> bool:
+        """Whether no job got anywhere for longer than any step of one takes."""
+        return self.monotonic() - self._moved_at > self.longest_step_seconds
+
+    @property
+    def not_alive(self) -> tuple[str, ...]:
+        """Say why only a restart can help; nothing if none is needed."""
+        reasons = []
+        if self.monotonic() - self._beat_at > LONGEST_SILENCE_SECONDS:
+            reasons.append("the main loop stands still")
+        if self.stalled():
+            reasons.append(f"no job has moved for {self.longest_step_seconds:.0f} s")
+        return tuple(reasons)
 
     def enter(self, state: State) -> None:
         with self._lock:
@@ -153,15 +184,30 @@ class Vitals:
         with self._lock:
             self._sweeps.appendleft(summary)
             if summary.outcome in WHOLE:
+                self._table_replaced = False
                 self._swept_at = self.monotonic()
-                self._sweep_duration = summary.duration_seconds
+                self._api_seconds = summary.api_seconds
+                self._failed_sweeps = 0
+
+    def sweep_failed(self, error: str) -> None:
+        """Remember that a sweep did not come to its end, and why."""
+        with self._lock:
+            self._failed_sweeps += 1
+            self._last_error = error
 
     def poll_finished(self, *, whole_list: bool = False) -> None:
         """Remember a poll; one that saw the whole list is as good as a sweep."""
         with self._lock:
             self._polled_at = self.monotonic()
             if whole_list:
+                self._table_replaced = False
                 self._swept_at = self._polled_at
+                self._failed_sweeps = 0
+
+    def table_replaced(self) -> None:
+        """Note that sweeps until now say nothing about the table as it is."""
+        with self._lock:
+            self._table_replaced = True
 
     def set_rows(self, *, users: int) -> None:
         with self._lock:
@@ -220,7 +266,11 @@ class Vitals:
             version=self.version,
             seconds_since_sweep=self._since(self._swept_at),
             seconds_since_poll=self._since(self._polled_at),
-            longest_sweep_age=self._longest_sweep_age(),
+            longest_sweep_age=longest_sweep_age(
+                self._api_seconds, self.sweep_share, self.sweep_seconds
+            ),
+            failed_sweeps=self._failed_sweeps,
+            last_error=self._last_error,
             users=self._users,
             held=self._held,
             candidates=self._candidates,
@@ -232,13 +282,8 @@ class Vitals:
             trouble_seconds=self._since(trouble.since) if trouble else None,
             trouble_is_fatal=trouble is not None and trouble.fatal,
             sweeps=tuple(self._sweeps),
+            table_replaced=self._table_replaced,
         )
 
     def _since(self, moment: float | None) -> float | None:
         return None if moment is None else max(0.0, self.monotonic() - moment)
-
-    def _longest_sweep_age(self) -> float:
-        """Allow for three pauses and a sweep; the pause after a long sweep is long, too."""
-        duration = self._sweep_duration
-        pause = max(self.sweep_seconds, duration * (1 / self.sweep_share - 1))
-        return max(LEAST_SWEEP_AGE_SECONDS, 3 * pause + duration)

@@ -8,11 +8,11 @@ differ in whether a page begins with the cursor's user or behind it: both prove 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from worker.errors import SweepIncomplete
 from worker.mirror import Span
-from worker.model import Key, Place, Places, last_key
+from worker.model import Key, Page, Place, Places, last_key
 
 # Finding the way back takes a step for each doubling of a page's length, and of the mirror's.
 MAX_RECOVERIES = 60
@@ -34,22 +34,6 @@ class Pair(NamedTuple):
 
     cursor: Place
     last: Place
-
-
-class Outlined(Protocol):
-    """A page, or what it says of its place in the list: everything is as in `Page`."""
-
-    @property
-    def places(self) -> Places: ...
-
-    @property
-    def ascending(self) -> bool: ...
-
-    @property
-    def descending(self) -> bool: ...
-
-    @property
-    def next_cursor(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +76,7 @@ class Walk:
         self._without_progress = 0
         self._ways_back = _from_mirror(resume_at, pairs_before)
 
-    def take(self, page: Outlined) -> Span | None:
+    def take(self, page: Page) -> Span | None:
         """Return the span that this answer to `request` proves, or None if it proves nothing.
 
         Afterwards `request` is what to ask next, unless the walk has `ended`. Raises
@@ -106,17 +90,18 @@ class Walk:
             return None
         return self._advance(page)
 
-    def _proven(self, page: Outlined) -> bool:
+    def _proven(self, page: Page) -> bool:
         pair, places = self.request.pair, page.places
         continues = pair is None or _begins(places, pair) or _begins(places, [pair.last])
         return continues and (page.descending if self._newest_first else page.ascending)
 
     def _goes_on(self, places: Places) -> bool:
-        """Whether there is a pair to ask behind, and it is further than the one before."""
+        """Whether the page brings the walk on; else a larger one is needed."""
         pair = self.request.pair
-        return len(places) > 1 and (pair is None or places[-1] != pair.last)
+        goes_on = last_key(places) is not None if pair is None else places[-1] != pair.last
+        return len(places) > 1 and goes_on
 
-    def _advance(self, page: Outlined) -> Span:
+    def _advance(self, page: Page) -> Span:
         after = self.request.after
         reached = self._further(after, last_key(page.places))
         self.ended = page.next_cursor is None
@@ -126,7 +111,9 @@ class Walk:
         if reached is not None and self._further(self._furthest, reached) != self._furthest:
             self._furthest = reached
             self._without_progress = 0
-        if not self.ended:
+        if self.ended:
+            self.request = Request(self.request.pair, reached)
+        else:
             self.request = Request(Pair(page.places[-2], page.places[-1]), reached)
             self._ways_back = _through(page.places, self._pairs_before)
         return Span(after, None if self.ended else reached)

@@ -128,15 +128,16 @@ def _answer(method: str, path: Callable[[], Answer] | None) -> Answer:
 
 
 def _health(vitals: Vitals) -> Answer:
-    if vitals.is_alive():
-        return Answer(HTTPStatus.OK, "ok\n")
-    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "the main loop stands still\n")
+    return _verdict("ok", vitals.not_alive)
 
 
 def _readiness(vitals: Vitals) -> Answer:
-    reasons = vitals.snapshot().not_ready
+    return _verdict("ready", (*vitals.not_alive, *vitals.snapshot().not_ready))
+
+
+def _verdict(good: str, reasons: tuple[str, ...]) -> Answer:
     if not reasons:
-        return Answer(HTTPStatus.OK, "ready\n")
+        return Answer(HTTPStatus.OK, f"{good}\n")
     return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "".join(f"{reason}\n" for reason in reasons))
 
 

@@ -15,6 +15,7 @@ from tests.bench import (
     freshness,
     growth,
     initial_load,
+    manners,
     unchanged,
 )
 from tests.bench.figures import Conditions, Figure, described, show, write_docs, write_json
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
     "changes": changes.run,
     "growth": growth.run,
     "freshness": freshness.run,
+    "manners": manners.run,
 }
 
 

@@ -9,7 +9,7 @@ from tests.bench.postgres import Databases
 from tests.bench.workers import EAGER, running
 from worker.ids import unpack_id
 from worker.mirror import Mirror
-from worker.model import User
+from worker.model import User, Users
 
 # Fewer later sweeps say little.
 LEAST_SWEEPS = 3
@@ -90,9 +90,9 @@ def _mirror_bytes(users: int) -> float:
     mirror = Mirror()
     for page in range(0, users, 10_000):
         mirror.accept(
-            [
-                User(unpack_id(number.to_bytes(16, "big")), number, b"digest..", b"", b"mark....")
+            Users.of(
+                User(unpack_id(number.to_bytes(16, "big")), number, b"hash....", b"")
                 for number in range(page, page + 10_000)
-            ]
+            )
         )
     return mirror.size / users

@@ -8,8 +8,8 @@ from tests.bench.figures import Conditions, Figure, in_turns
 from tests.bench.postgres import Databases
 from tests.bench.workers import apply_alone, once, read_ahead
 
-# As large as a page becomes by itself.
-PAGE = 10_000
+# What today's server gives at most.
+PAGE = 1_000
 
 
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:

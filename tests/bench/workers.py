@@ -27,7 +27,6 @@ from worker.once import (
     rules,
     sweep_once,
 )
-from worker.outline import Arrival
 from worker.page_size import PageSize
 from worker.retry import Retry
 from worker.settings import Settings
@@ -51,6 +50,11 @@ class Nobody:
     def succeeded(self, service: str) -> None: ...
 
     def answered(self, status: str) -> None: ...
+
+    def moved(self) -> None: ...
+
+    def stalled(self) -> bool:
+        return False
 
 
 def settings(api: RemoteApi, page_size: int = 1_000) -> Settings:
@@ -112,12 +116,14 @@ class Replayed:
         self._pages = iter(pages)
         self._clock = clock
 
-    def fetch_arrival(self, cursor: str | None, limit: int) -> Arrival:  # noqa: ARG002
-        page = replace(next(self._pages), observed_at=self._clock.now())
-        return Arrival(page, lambda: page)
-
-    def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page:
-        raise NotImplementedError
+    def fetch_page(
+        self,
+        cursor: str | None,  # noqa: ARG002
+        limit: int,  # noqa: ARG002
+        *,
+        newest_first: bool = False,  # noqa: ARG002
+    ) -> Page:
+        return replace(next(self._pages), observed_at=self._clock.now())
 
     def fetch_user(self, user_id: str) -> Single:
         raise NotImplementedError

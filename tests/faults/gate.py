@@ -14,10 +14,10 @@ import httpx
 
 from worker.errors import UsersSyncError
 from worker.model import Page, Single
-from worker.source import THREADS, Arrived, Source
+from worker.source import THREADS, Source
 from worker.walk import Request
 
-Answered = TypeVar("Answered", Page, Single, Arrived)
+Answered = TypeVar("Answered", Page, Single)
 Pool = Literal["page", "newest", "user"]
 
 # So many requests of a kind are at the gate at once, as long as there are more of them.
@@ -162,7 +162,7 @@ class WatchedSource(Source):
         there = Counter(waiting.pool for waiting in self.gate.waiting)
         return all(there[pool] == min(WIDTH[pool], self._asked[pool]) for pool in WIDTH)
 
-    def ask_page(self, request: Request) -> Future[Arrived]:
+    def ask_page(self, request: Request) -> Future[Page]:
         return self._counted("page", super().ask_page(request))
 
     def ask_newest(self, request: Request, limit: int) -> Future[Page]:

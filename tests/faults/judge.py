@@ -32,6 +32,7 @@ _UNDECIDED = "select user_id from users_sync_worker.deletion where state in ('hi
 NEVER = datetime.min.replace(tzinfo=UTC)
 # How much earlier than it was the worker may believe a moment to have been.
 DRIFT = timedelta(seconds=1)
+FEWEST_ON_A_PAGE = 3
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ class Judge:
     rows: dict[str, Row] = field(default_factory=dict)
     _floors: dict[str, int] = field(default_factory=dict)
     _by_hand: dict[str, datetime] = field(default_factory=dict)
-    _marked: dict[str, datetime] = field(default_factory=dict)
     _lease: tuple[int, int] = (0, 0)
     _records: list[int] = field(default_factory=lambda: [0, 0])
     _holder: object = None
@@ -134,9 +134,6 @@ class Judge:
             if row != before:
                 self._judge(user_id, before, row)
                 self._left_so.discard(user_id)
-                self._marked[user_id] = max(
-                    row.deleted_at or NEVER, self._marked.get(user_id, NEVER)
-                )
                 self._floors[user_id] = max(row.version or 0, self._floors.get(user_id, 0))
         self.rows = rows
         self._judge_sweeps()
@@ -209,16 +206,24 @@ class Judge:
                 self._judge_passed(user_id, started)
 
     def _judge_suspects(self) -> None:
-        """See that nobody is suspected who was seen since.
-
-        Who has been marked deleted since is done with for a sweep that goes on; should the user be
-        back, the suspicion stays until the next sweep, and proves nothing.
-        """
+        """See that no user is suspected who stood still, or was seen since."""
         for user_id, noticed_at in self.query(_SUSPECTS):
-            if user_id in self._by_hand or self._marked.get(user_id, NEVER) > noticed_at - DRIFT:
+            still = noticed_at > self._misled_at and self._stood_still(user_id, noticed_at)
+            assert not still, f"{user_id} is suspected, though on the list all the time"
+            if user_id in self._by_hand:
                 continue
             seen_at = self._accepted.get((self._holder, user_id), NEVER)
             assert noticed_at + DRIFT > seen_at, f"{user_id} is suspected, though seen since"
+
+    def _stood_still(self, user_id: str, since: datetime) -> bool:
+        """Whether a user was on the list all the time, where the row has them, which is no newer.
+
+        Then every list that was asked for since shows them there.
+        """
+        row, states = self.rows[user_id], self.people.states_since(user_id, since)
+        steady = bool(states) and states[0].at <= since and row.written_at < since
+        key = (row.columns[-1], user_id)
+        return steady and all(state.listed and state.key == key for state in states)
 
     def _judge_passed(self, user_id: str, started: datetime) -> None:
         row = self.rows.get(user_id)

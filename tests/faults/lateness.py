@@ -27,17 +27,28 @@ meanwhile = st.builds(
 )
 # About somebody who is gone: whether that is still true, or the row is another's by now.
 meanwhile_back = st.builds(
-    Meanwhile, st.sampled_from(["come or go", "by hand"]), st.sampled_from([0, 70]), st.booleans()
+    Meanwhile,
+    st.sampled_from(["come or go", "come or go", "by hand"]),
+    st.sampled_from([0, 0, 70]),
+    st.sampled_from([True, True, False]),
 )
 
 
 def answer_late(scene: Scene, worker: Worker, request: Waiting, meanwhile: Meanwhile) -> None:
     """Let the API answer now what is delivered some time after."""
     worker.gate.answer(request)
-    happen(scene, meanwhile.what, request.cursor)
+    happen(scene, meanwhile.what, _about_whom(scene, request))
     scene.time.pass_by(meanwhile.seconds)
     if meanwhile.polled:
         poll(scene, worker)
+
+
+def _about_whom(scene: Scene, request: Waiting) -> str | None:
+    """Give the user about whom something is asked, or the first one on a page."""
+    if request.pool == "user" or request.said is None:
+        return request.cursor
+    there = request.said.there
+    return next((user_id for user_id in scene.people.project.ids() if user_id in there), None)
 
 
 def happen(scene: Scene, what: str, who: str | None) -> None:
@@ -53,6 +64,15 @@ def happen(scene: Scene, what: str, who: str | None) -> None:
         people.delete(who)
     elif what == "edit" and who in people.users:
         people.edit(who)
+
+
+def lose(scene: Scene, what: str, request: Waiting, behind: int) -> None:
+    """Let the user at whom a page's cursor stands leave that place, and some of those behind."""
+    listed = scene.people.project.ids()
+    first = listed.index(request.cursor) if request.cursor in listed else len(listed)
+    for user_id in listed[first : first + 1 + behind]:
+        if what != "upgrade" or user_id in scene.people.anonymous:
+            getattr(scene.people, what)(user_id)
 
 
 def write_by_hand(scene: Scene, how: str, user_id: str) -> None:

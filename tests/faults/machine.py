@@ -18,6 +18,7 @@ from tests.faults.lateness import (
     Meanwhile,
     answer_late,
     live,
+    lose,
     meanwhile,
     meanwhile_back,
     sweep_until,
@@ -66,7 +67,7 @@ class Machine(RuleBasedStateMachine):
         self._time = time
         self._begun_within = sys.exc_info()[1]
 
-    @initialize(users=st.integers(0, 9), anonymous=st.integers(0, 3), options=options)
+    @initialize(users=st.integers(0, 9), anonymous=st.integers(0, 9), options=options)
     def begin(self, users: int, anonymous: int, options: Options) -> None:
         self.scene = Scene(self._url, self._time, options)
         for number in range(users):
@@ -164,6 +165,22 @@ class Machine(RuleBasedStateMachine):
         self._sweep_late(of, "page", page, meanwhile)
         self.scene.go_on(then)
 
+    @precondition(lambda self: self.scene.sweepers())
+    @rule(
+        of=nth,
+        page=st.integers(1, 3),
+        what=st.sampled_from(["delete", "hide", "upgrade"]),
+        behind=st.integers(0, 2),
+        then=rounds,
+    )
+    def lose_the_way(self, of: int, page: int, what: str, behind: int, then: int) -> None:
+        """Let those leave behind whom a sweep asks for one of its pages."""
+        worker = self.scene.sweepers()[of % len(self.scene.sweepers())]
+        request = sweep_until(self.scene, worker, "page", page)
+        if request is not None:
+            lose(self.scene, what, request, behind)
+        self.scene.go_on(then)
+
     @precondition(lambda self: bool(self.scene.sweepers() and live(self.scene)))
     @rule(of=nth, who=nth, meanwhile=meanwhile_back, then=rounds)
     def ask_late(self, of: int, who: int, meanwhile: Meanwhile, then: int) -> None:
@@ -193,7 +210,7 @@ class Machine(RuleBasedStateMachine):
         self.scene.go_on(then)
 
     @precondition(lambda self: self.scene.workers)
-    @rule(of=nth, write=st.integers(1, 2), then=rounds)
+    @rule(of=nth, write=st.integers(1, 4), then=rounds)
     def freeze(self, of: int, write: int, then: int) -> None:
         """Let a worker be stopped just before a write to come, with all that it knows."""
         worker = self.scene.workers[of % len(self.scene.workers)]

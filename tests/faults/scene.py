@@ -228,7 +228,11 @@ class Scene:
         self.take_note()
 
     def come_to_rest(self) -> None:
-        """Let nothing more go wrong: two sweeps then make table and project equal."""
+        """Let nothing more go wrong: two sweeps then make table and project equal.
+
+        One well-formed user signs up, because a sweep that may store nobody fails.
+        """
+        self.people.sign_up(anonymous=False, long_ago=True)
         for worker in self.workers:
             worker.proxy.cut(None)
             if worker.frozen:

@@ -182,7 +182,6 @@ class Worker:
             )
         )
         if self.manner.lasts:
-            api.mark_users()
             minutes = float("inf")
         self._source = WatchedSource(
             self.gate,

@@ -9,7 +9,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.faults.servers import Server, running_server
-from tests.faults.watched import Watched, at_request, stopped_cleanly, watched
+from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
 from tests.processes import until
 from tests.users_apis import both_servers
 from worker.sandbox.postgres import create_database
@@ -86,3 +86,25 @@ def test_a_sweep_outlives_a_server_that_goes_down(
         assert sweep.end().code == 0
         assert world.wanted() == world.rows()
         world.change(dice, edits=100, deletions=0)
+
+
+@pytest.mark.fault(
+    "the database server crashes, which empties an unlogged table, under a long-running worker",
+    held="the next census misses the rows, and the table equals the project again",
+    quick=1,
+    thorough=5,
+)
+@pytest.mark.parametrize("way", ["crash", "crash of a backend"])
+def test_a_table_that_a_crash_empties_is_filled_again(
+    world: Watched, server: Server, way: str, tries: int
+) -> None:
+    world.site.execute("alter table neon_auth.users_sync set unlogged")
+    worker = world.shell.having(USERS_SYNC_SCHEDULE__CENSUS_MINUTES="0").start()
+    world.catches_up()
+    for number in range(1, tries + 1):
+        goes_down(world, server, way)
+        if server.process is None:
+            server.start()
+        until("rows are missed", lambda: logged(worker, "mirror.discarded") >= number)  # noqa: B023
+        world.catches_up()
+    stopped_cleanly(worker)

@@ -27,6 +27,7 @@ class Wire:
     broken: Event = field(default_factory=Event)
     lost: Event = field(default_factory=Event)
     _words: bytes = b""
+    _again: bool = False
     _left: int | None = None
     _which: int = 0
     _reset: bool = False
@@ -39,19 +40,21 @@ class Wire:
             self.broken.clear()
             self._left, self._which, self._reset = sent, direction, reset
 
-    def lose_at(self, words: bytes) -> None:
+    def lose_at(self, words: bytes, *, again: bool = False) -> None:
         """Lose the next connection on which the server is told these words, and no other.
+
+        `again` means every such connection from now on.
 
         It stays open on both sides, and nothing comes through any more, not even the answer.
         """
-        self._words = words
+        self._words, self._again = words, again
         self.lost.clear()
 
     def loses(self, part: bytes, direction: int) -> bool:
         with self._lock:
             if direction or not self._words or self._words not in part:
                 return False
-            self._words = b""
+            self._words = self._words if self._again else b""
             return True
 
     def let_through(self, part: bytes, direction: int) -> tuple[bytes, bool]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from worker.decode import MAX_NESTING, nesting
+from worker.careful_reader import MAX_NESTING, nesting
 from worker.difference import Difference, differences, read_exactly
 from worker.model import User
 

@@ -1,6 +1,7 @@
 """Looks at everything a sweep needs; says, a line each, what is right and how to mend it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import Event
 
 from worker.clock import Clock
@@ -11,8 +12,10 @@ from worker.errors import (
     SourceUnavailable,
     UsersSyncError,
 )
+from worker.model import Page, User
 from worker.once import access
-from worker.operate.check_rights import require_creation, require_own_rights
+from worker.operate.check_refused import find_refusable, find_refused
+from worker.operate.check_rights import require_creation, require_own_rights, status_grant
 from worker.operate.check_table import look_at_table
 from worker.operate.check_writers import find_stale_rows
 from worker.operate.finding import Finding
@@ -21,7 +24,7 @@ from worker.retry import Retry
 from worker.settings import Settings
 from worker.source import Source
 from worker.stack_api import StackApi
-from worker.store.database import Connection, Database
+from worker.store.database import SEE_CHECK, Connection, Database
 from worker.store.schema import OWN_SCHEMA, missing_migrations
 from worker.walk import Walk
 
@@ -29,8 +32,7 @@ OLDEST_SERVER = 140000
 
 _SERVER = """
 select current_setting('server_version_num')::int, current_setting('server_version'),
-       current_setting('server_encoding'), pg_is_in_recovery(),
-       current_setting('default_transaction_read_only')::boolean
+       pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean
 """
 
 _LEASE = """
@@ -42,23 +44,28 @@ where target = %s
 def check(settings: Settings, url: str) -> Iterator[Finding]:
     """Give the findings as they are made. Nothing is written anywhere."""
     yield Finding("ok", "configuration", "read, and complete")
-    yield from _guarded("stack auth", lambda: _check_source(settings))
+    users: list[User] = []
+    yield from _guarded("stack auth", lambda: _check_source(settings, users))
     clock = Clock()
     retry = Retry("the database", 0, Event(), DatabaseUnavailable)
     database = Database(url, clock, retry)
     try:
-        yield from _check_database(database, settings)
+        yield from _check_database(database, settings, users)
     finally:
         database.close()
 
 
-def _check_database(database: Database, settings: Settings) -> Iterator[Finding]:
+def _check_database(
+    database: Database, settings: Settings, users: Sequence[User]
+) -> Iterator[Finding]:
     server = _guarded("database", lambda: database.call(_check_server))
     yield from server
     if any(finding.exit_code for finding in server):
         return  # the others could only say the same again
     schema = settings.database.schema_name
     yield from _guarded("table", lambda: database.call(lambda conn: look_at_table(conn, schema)))
+    refusable = partial(find_refusable, schema=schema, users=users)
+    yield from _guarded("table", lambda: database.call(refusable))
     yield from _guarded("worker", lambda: database.call(lambda conn: _check_own(conn, settings)))
 
 
@@ -70,26 +77,29 @@ def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
         # Of its cause: it was asked once only, so for how long is of no interest.
         return [Finding("FAIL", subject, str(error.__cause__ or error), code)]
     except UsersSyncError as error:
-        return [Finding("FAIL", subject, str(error), 2)]
+        return [Finding("FAIL", subject, str(error).removesuffix(SEE_CHECK), 2)]
 
 
-def _check_source(settings: Settings) -> list[Finding]:
-    """Ask for pages as a sweep does, and see that the second one continues the first."""
+def _check_source(settings: Settings, users: list[User]) -> list[Finding]:
+    """Ask for pages as a sweep does, and see that the second one continues the first.
+
+    The users on them are added to `users`.
+    """
     stop = Event()
     retry = Retry("Stack Auth", 0, stop, SourceUnavailable)
     page_size, walk = PageSize(settings.stack.page_size), Walk()
     with StackApi(access(settings), clock=Clock(), stop=stop) as api:
         source = Source(api, retry, page_size=page_size, lease=_NoLease())
         try:
-            pages = [source.await_answer(source.ask_page(walk.request)).outline]
+            pages = [_ask_page(source, walk, users)]
             proven = walk.take(pages[0]) is not None
             if proven and not walk.ended:
-                pages.append(source.await_answer(source.ask_page(walk.request)).outline)
+                pages.append(_ask_page(source, walk, users))
                 proven = walk.take(pages[1]) is not None
         finally:
             source.close()
-    users = "has users" if len(pages[0].places) else "has no users yet"
-    text = f"{settings.stack.api_url} answers; the project {users}; limit up to {page_size.limit:,}"
+    has = "has users" if len(pages[0].places) or pages[0].next_cursor else "has no users yet"
+    text = f"{settings.stack.api_url} answers; the project {has}; limit up to {page_size.limit:,}"
     found = [Finding("ok", "stack auth", text)]
     if not proven:
         text = (
@@ -98,6 +108,14 @@ def _check_source(settings: Settings) -> list[Finding]:
         )
         found.append(Finding("warn", "stack auth", text))
     return found
+
+
+def _ask_page(source: Source, walk: Walk, users: list[User]) -> Page:
+    """Ask for the next page, and add the users to `users` that were not on the one before."""
+    page = source.await_answer(source.ask_page(walk.request))
+    known = {user.id for user in users}
+    users += [user for user in page.users if user.id not in known]
+    return page
 
 
 class _NoLease:
@@ -110,11 +128,9 @@ def _check_server(conn: Connection) -> list[Finding]:
     row = conn.execute(_SERVER).fetchone()
     if row is None:
         raise Misconfigured("the server does not describe itself")
-    number, version, encoding, standby, read_only = row
+    number, version, standby, read_only = row
     if number < OLDEST_SERVER:
         raise Misconfigured(f"PostgreSQL {version} is too old: 14 is the oldest that will do")
-    if encoding != "UTF8":
-        raise Misconfigured(f"the database's encoding is {encoding}: create one with UTF8")
     if standby or read_only:
         raise Misconfigured("the database takes no writes: set database.url to the primary")
     finding = Finding("ok", "database", f"PostgreSQL {version}, takes writes")
@@ -145,4 +161,12 @@ def _check_own(conn: Connection, settings: Settings) -> list[Finding]:
             " to it, or database.schema to another schema"
         )
     text = f"at work: {holder}" if live else "ready; nobody is at work"
-    return [Finding("ok", "worker", text), *find_stale_rows(conn, schema)]
+    found = [
+        Finding("ok", "worker", text),
+        *find_stale_rows(conn, schema),
+        *find_refused(conn, schema),
+    ]
+    if grant := status_grant(conn):
+        text = f"the worker's role may not use `users-sync status`: let its owner run `{grant}`"
+        found.append(Finding("warn", "worker", text))
+    return found

@@ -31,6 +31,15 @@ where n.nspname = %(schema)s and c.relname = 'users_sync' and c.relkind in ('r',
 group by n.nspname, c.relname
 """
 
+# What the view `status` calls is run with the rights of whoever reads the view.
+_EXECUTE_LACKING = """
+select format('grant execute on all functions in schema %%I to %%I', n.nspname, current_user)
+from pg_namespace n
+where n.nspname = %(schema)s and exists (
+    select from pg_proc p
+    where p.pronamespace = n.oid and not has_function_privilege(p.oid, 'execute'))
+"""
+
 _OWN_LACKING = """
 select format('grant select, insert, update, delete on all tables in schema %%I to %%I',
               n.nspname, current_user)
@@ -51,7 +60,8 @@ select format('grant usage on schema %%1$I to %%2$I;'
 
 _ALL_OF_OWN = """
 select format('grant usage on schema %%1$I to %%2$I;'
-              ' grant select, insert, update, delete on all tables in schema %%1$I to %%2$I',
+              ' grant select, insert, update, delete on all tables in schema %%1$I to %%2$I;'
+              ' grant execute on all functions in schema %%1$I to %%2$I',
               %(schema)s::text, current_user)
 """
 
@@ -92,6 +102,12 @@ def require_creation(conn: Connection, schema: str, *, may_create: bool) -> None
 def purge_grant(conn: Connection, schema: str) -> str | None:
     """Give what an owner has to run before `users-sync purge`; None if nothing is lacking."""
     row = conn.execute(_TABLE_LACKING, {"schema": schema, "rights": ["delete"]}).fetchone()
+    return None if row is None else str(row[0])
+
+
+def status_grant(conn: Connection) -> str | None:
+    """Give what an owner has to run before `users-sync status`; None if nothing is lacking."""
+    row = conn.execute(_EXECUTE_LACKING, {"schema": OWN_SCHEMA}).fetchone()
     return None if row is None else str(row[0])
 
 

@@ -1,9 +1,11 @@
 """What the check says of users_sync: its shape, its indexes, and the foreign keys to it."""
 
+from worker.operate.check_probe import find_refusals
 from worker.operate.check_rights import purge_grant, require_table_rights
 from worker.operate.check_writers import find_writers
 from worker.operate.finding import Finding, alike
 from worker.store.database import Connection
+from worker.store.identity import TREE
 from worker.store.shape import detect_shape
 
 _INDEXES = """
@@ -12,15 +14,43 @@ select format('%%I.users_sync', %(schema)s::text), exists (
         on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
     where i.indrelid = format('%%I.users_sync', %(schema)s::text)::regclass
       and a.attname = 'deleted_at'
-), exists (
-    select from pg_index i cross join lateral (
-        select array_agg(pg_get_indexdef(i.indexrelid, position, true)) as keys
-        from generate_series(1, i.indnkeyatts) as p (position)
-    ) k
-    where i.indrelid = format('%%I.users_sync', %(schema)s::text)::regclass and i.indisunique
-      and array_to_string(keys, ' ') ~ '\\m(primary_)?email\\M' and 'id' <> all(keys)
 )
 """
+
+# What follows `using` in the definition, without its predicate, and how to drop the index. A
+# soft-deleted row keeps its address, so the predicate must leave it out.
+_UNIQUE_EMAILS = """
+select substr(d.definition, strpos(d.definition, d.begins) + length(d.begins),
+              length(d.definition) - length(d.ends) - strpos(d.definition, d.begins)
+              - length(d.begins) + 1),
+       d.predicate, c.relkind = 'I', case when o.conname is null
+           then format('drop index %%I.%%I', %(schema)s::text, c.relname)
+           else format('alter table %%I.users_sync drop constraint %%I',
+                       %(schema)s::text, o.conname) end
+from pg_index i join pg_class c on c.oid = i.indexrelid
+left join pg_constraint o on o.conindid = c.oid and o.contype in ('p', 'u')
+cross join lateral (
+    select array_agg(pg_get_indexdef(i.indexrelid, position, true)) as keys
+    from generate_series(1, i.indnkeyatts) as p (position)
+) k
+cross join lateral (
+    select pg_get_indexdef(i.indexrelid) as definition,
+           pg_get_expr(i.indpred, i.indrelid) as predicate,
+           format('%%I.users_sync USING ', %(schema)s::text) as begins,
+           coalesce(' WHERE ' || pg_get_expr(i.indpred, i.indrelid), '') as ends
+) d
+where i.indrelid = format('%%I.users_sync', %(schema)s::text)::regclass and i.indisunique
+  and array_to_string(keys, ' ') ~ '\\m(primary_)?email\\M' and 'id' <> all(keys)
+order by c.relname
+"""
+
+_LIVE_ONLY = "(deleted_at IS NULL)"
+_UNLOGGED = f"""
+{TREE}
+select format('alter table %%I.%%I set logged', n.nspname, c.relname)
+from tree join pg_class c using (oid) join pg_namespace n on n.oid = c.relnamespace
+where c.relpersistence = 'u' order by c.oid
+"""  # noqa: S608  our own statements
 
 # A partition's foreign keys and indexes are its parent's. Those that are not enforced, which came
 # with PostgreSQL 18, do nothing. A partial index finds rows by a foreign key if it leaves out null.
@@ -58,23 +88,46 @@ def look_at_table(conn: Connection, schema: str) -> list[Finding]:
         return [Finding("ok", "table", text)]
     return [
         Finding("ok", "table", f"{schema}.users_sync can be adopted: {shape.value}"),
+        *find_unlogged(conn, schema),
         *find_index_troubles(conn, schema),
         *find_purge_rights(conn, schema),
         *find_foreign_keys(conn, schema),
         *find_writers(conn, schema),
+        *find_refusals(conn, schema, shape),
     ]
+
+
+def find_unlogged(conn: Connection, schema: str) -> list[Finding]:
+    """Say that a crash of the server empties the table."""
+    unlogged = [
+        f"unlogged: a crash of the server empties it; run `{fix}`"
+        for (fix,) in conn.execute(_UNLOGGED, {"target": schema})
+    ]
+    return alike("warn", "table", unlogged)
 
 
 def find_index_troubles(conn: Connection, schema: str) -> list[Finding]:
     """Say which index is missing, and which one will refuse users."""
-    [(table, indexed, unique_email)] = conn.execute(_INDEXES, {"schema": schema})
+    [(table, indexed)] = conn.execute(_INDEXES, {"schema": schema})
     findings = []
     if not indexed:
         fix = f"create index concurrently users_sync_deleted_at_idx on {table} (deleted_at)"
         findings.append(Finding("warn", "table", f"deleted_at has no index: run `{fix}`"))
-    if unique_email:
+    unique = conn.execute(_UNIQUE_EMAILS, {"schema": schema}).fetchall()
+    if unique:
         text = "email is unique: users who swap addresses stay in quarantine"
         findings.append(Finding("warn", "table", text))
+    for keys, predicate, partitioned, drop in unique:
+        if _LIVE_ONLY not in (predicate or ""):
+            # On a partitioned table Postgres makes no index concurrently.
+            how = "create unique index on" if partitioned else "create unique index concurrently on"
+            rows = f"deleted_at is null and {predicate}" if predicate else "deleted_at is null"
+            text = (
+                "email is unique among deleted users, too: whoever signs up again with the address"
+                f" of a deleted account stays in quarantine; run `{how} {table} using {keys}"
+                f" where {rows}`, then `{drop}`"
+            )
+            findings.append(Finding("warn", "table", text))
     return findings
 
 

@@ -10,7 +10,7 @@ import httpx
 
 from worker.clock import Clock
 from worker.errors import DataRefused, Misconfigured, Stopped
-from worker.model import Single, Unreadable, User
+from worker.model import Single, Unreadable, User, Users
 from worker.once import opened_source
 from worker.operate.patience import impatient, opened_at_once
 from worker.settings import Settings
@@ -118,6 +118,11 @@ class Desk:
     def sync(self, user_id: str, single: Single | None = None) -> Outcome:
         """Bring one user's row into line with `single`, or with what the API says now."""
         single = single or self.ask(user_id)
+        outcome = self._sync(user_id, single)
+        # A worker that wrote the row at the same moment may have written just this.
+        return self._sync(user_id, single) if outcome.became == "stale" else outcome
+
+    def _sync(self, user_id: str, single: Single) -> Outcome:
         match single.found:
             case None:
                 return self._delete(user_id, single)
@@ -128,7 +133,7 @@ class Desk:
 
     def _apply(self, user: User, single: Single) -> Outcome:
         statements = [
-            self.table.apply([user], single.observed_at),
+            self.table.apply(Users.of([user]), single.observed_at),
             self.deletions.clear([user.id]),
             self.quarantine.forget(user.id),
         ]

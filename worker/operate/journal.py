@@ -5,11 +5,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from worker.findings import Findings
-from worker.model import User
+from worker.model import User, Users
 from worker.operate.change import Change, Kind, update
 from worker.store.quarantine import Rejected
 from worker.store.unwritten import Proof
-from worker.store.users import DELETED, INSERTED, RESTORED, STALE, UPDATED, WAITING
+from worker.store.users import DELETED, INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, WAITING
+
+_WRITTEN = {INSERTED, RESTORED, UPDATED}
 
 _YOUNG = "the row is younger than deletions.grace_seconds"
 _NEWER = "the row is newer than the answer"
@@ -25,7 +27,8 @@ _HIDDEN = "missing from the list, but GET still finds the user"
 class Journal:
     """What is told of one plan; `errors` is what is wrong with the records in quarantine.
 
-    A batch may be tried again, so what a page changes is told after the page, each thing once.
+    A batch may be tried again, so what a page changes is told after the page, each thing once. The
+    last users of a page come again with the next one: a sweep has written them by then.
     `different` says whether anything was told that a sweep would do, or should do and could not.
     """
 
@@ -36,11 +39,18 @@ class Journal:
     _findings: Findings | None = None
     _page: dict[tuple[Kind, str], Change] = field(default_factory=dict)
     _left: set[tuple[Kind, str]] = field(default_factory=set)
+    _written: set[str] = field(default_factory=set)
 
-    def compared(self, users: Sequence[User], letters: str, old: Sequence[str]) -> None:
+    def compared(self, users: Users, letters: str, old: Sequence[str]) -> str:
         rows = iter(old)
         for user, letter in zip(users, letters, strict=True):
-            self._note(self._change(user, letter, rows))
+            change = self._change(user, letter, rows)
+            if user.id not in self._written:
+                self._note(change)
+        return "".join(
+            UNCHANGED if letter in _WRITTEN and user_id in self._written else letter
+            for user_id, letter in zip(users.ids, letters, strict=True)
+        )
 
     def proven(self, proofs: Sequence[Proof], letters: str, *, approved: bool) -> None:
         for (user_id, asked_at), letter in zip(proofs, letters, strict=True):
@@ -66,6 +76,8 @@ class Journal:
         for at, change in self._page.items():
             if change.reason:
                 self._left.add(at)
+            if change.kind in {"insert", "restore", "update"}:
+                self._written.add(change.subject)
             self.different = self.different or change.kind != "hide"
             self.tell(change)
         self._page.clear()

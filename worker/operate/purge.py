@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,13 +13,23 @@ from worker.store.purging import Purging, Reference
 
 BATCH = 500
 
+# So many answers lie between two signs of life, and a stop ends it between any two.
+ASKED_AT_ONCE = 20
+
 # So old that no answer which is still under way can bring a purged user back.
 LEAST_SECONDS = 3600
 
+DAY_SECONDS = 86_400
+
+# Moments before year 1 are beyond what Postgres and Python can write.
+LONGEST_AGE_SECONDS = 36_500 * DAY_SECONDS
+
 FOREIGN_KEY_VIOLATION = "23503"
 
+OnAsked = Callable[[int, int], None]
+
 _AGE = re.compile(r"(\d{1,6})\s*([smhdw])")
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": DAY_SECONDS, "w": 604_800}
 _BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
 
 
@@ -43,25 +53,36 @@ def seconds_of(text: str, option: str) -> int:
     found = _AGE.fullmatch(text.strip().lower())
     if found is None:
         raise Misconfigured(f"{option}: should be a number with s, m, h, d or w, such as 30d")
-    return int(found[1]) * _UNIT_SECONDS[found[2]]
+    seconds = int(found[1]) * _UNIT_SECONDS[found[2]]
+    if seconds > LONGEST_AGE_SECONDS:
+        raise Misconfigured(f"{option}: should be at most {LONGEST_AGE_SECONDS // DAY_SECONDS}d")
+    return seconds
 
 
 @dataclass(slots=True)
 class Purge:
-    """One purge of rows soft-deleted more than `seconds` ago; raises what asking and writing do."""
+    """One purge of rows soft-deleted more than `seconds` ago; raises what asking and writing do.
+
+    `on_asked` is told how many users the API was asked for, of how many in all.
+    """
 
     desk: Desk
     seconds: int
     dry_run: bool
+    on_asked: OnAsked = lambda _asked, _of: None
     purged: Purged = field(default_factory=Purged)
+    _asked: int = 0
+    _of: int = 0
 
     def run(self) -> Purged:
         """Purge in batches; rows that somebody else keeps are passed by."""
         rows = Purging(self.desk.table, self.seconds)
         references = self.desk.database.call(rows.references) if self.dry_run else []
         self.purged.uncounted = [each for each in references if not each.countable]
+        self._of = self.desk.database.call(rows.count_due, LONGEST_SECONDS)
+        self.on_asked(0, self._of)
         for ids in self._due(rows):
-            gone = self.desk.gone(ids)
+            gone = self._gone(ids)
             self.purged.known += len(ids) - len(gone)
             batch = [user_id for user_id in ids if user_id in gone]
             if self.dry_run:
@@ -69,6 +90,18 @@ class Purge:
             else:
                 self._purge(rows, batch)
         return self.purged
+
+    def _gone(self, ids: Sequence[str]) -> set[str]:
+        """Ask for these users, a few at a time; gives those that are gone."""
+        gone: set[str] = set()
+        for at in range(0, len(ids), ASKED_AT_ONCE):
+            some = ids[at : at + ASKED_AT_ONCE]
+            gone |= self.desk.gone(some)
+            self._asked += len(some)
+            # Rows may fall due while it works.
+            self._of = max(self._of, self._asked)
+            self.on_asked(self._asked, self._of)
+        return gone
 
     def _due(self, rows: Purging) -> Iterator[list[str]]:
         behind = _BEFORE_ALL
@@ -117,7 +150,7 @@ class Purge:
 def _reason(error: DataRefused | Blocked) -> str:
     if isinstance(error, DataRefused) and error.sqlstate == FOREIGN_KEY_VIOLATION:
         return _kept_by(error.constraint or "")
-    return f"the database refuses: {error}"
+    return f"the database refuses: {error.code if isinstance(error, DataRefused) else error}"
 
 
 def _kept_by(constraint: str) -> str:

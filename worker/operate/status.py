@@ -34,6 +34,9 @@ _FACTS = (
     "too_old",
     "other_reasons",
     "verdict",
+    "failures",
+    "failing_since",
+    "last_error",
 )
 
 _DURATIONS = {"last_complete_age", "longest_age"}
@@ -41,6 +44,13 @@ _DURATIONS = {"last_complete_age", "longest_age"}
 _STATUS = f"""
 select {", ".join(_FACTS)}, clock_timestamp() from users_sync_worker.status where target = %s
 """  # noqa: S608  names of columns
+
+# The view says nothing of the rights to the table, which not every monitor has.
+_MAY_READ = """
+select has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = 'users_sync' and c.relkind in ('r', 'p')
+"""
 
 _SWEEPS = f"""
 select number, kind, started, finished, outcome, error, {", ".join(COUNTS)}
@@ -76,8 +86,19 @@ def read_status(conn: Connection, target: str, longest_age: timedelta | None) ->
         )
     names = ("number", "kind", "started", "finished", "outcome", "error", *COUNTS)
     sweeps = [dict(zip(names, sweep, strict=True)) for sweep in found]
-    status = Status(dict(zip(_FACTS, row, strict=False)), sweeps, row[-1])
+    facts = dict(zip(_FACTS, row, strict=False))
+    if conn.execute(_MAY_READ, (target,)).fetchone() == (False,):
+        facts = _unreadable(facts)
+    status = Status(facts, sweeps, row[-1])
     return status if longest_age is None else _judged(status, longest_age)
+
+
+def _unreadable(facts: dict[str, Any]) -> dict[str, Any]:
+    """Say that our role may not read the table: nor may a worker with the same settings."""
+    reason = f"this role may not read {facts['target']}.users_sync: users-sync check"
+    others = [reason, *facts["other_reasons"]]
+    verdict = "; ".join([facts["too_old"], *others] if facts["too_old"] else others)
+    return {**facts, "other_reasons": others, "healthy": False, "verdict": verdict}
 
 
 def _judged(status: Status, longest_age: timedelta) -> Status:
@@ -115,6 +136,7 @@ def lines(status: Status) -> list[str]:
         "target": f"{facts['target']}.users_sync, project {facts['project'] or 'not known yet'}",
         "worker": _worker(status),
         "last sweep": _freshness(facts),
+        **_failing(status),
         "users": _users(facts),
         "deletions": deletions,
         "quarantine": f"{facts['quarantined']:,}",
@@ -154,9 +176,19 @@ def _freshness(facts: dict[str, Any]) -> str:
     return f"completed {_whole(facts['last_complete_age'])} ago{limit}"
 
 
+def _failing(status: Status) -> dict[str, str]:
+    """Say what keeps sweeps from their end since the last complete one."""
+    facts = status.facts
+    if not facts["failures"]:
+        return {}
+    since = _whole(status.now - facts["failing_since"])
+    times = "once" if facts["failures"] == 1 else f"{facts['failures']:,} times"
+    return {"last error": f"{facts['last_error']} (failed {times}, first {since} ago)"}
+
+
 def _users(facts: dict[str, Any]) -> str:
     if facts["users_live"] is None:
-        return "this role may not read the table"
+        return "cannot be counted"
     return f"{facts['users_live']:,} live, {facts['users_deleted']:,} deleted"
 
 

@@ -14,9 +14,12 @@ from worker.store.touched import Touched
 from worker.store.users import Table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Store:
-    """One target: its table, and the worker's own tables beside it."""
+    """One target: its table, and the worker's own tables beside it.
+
+    `table` is described again whenever it is loaded.
+    """
 
     database: Database
     lease: Lease

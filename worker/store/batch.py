@@ -6,8 +6,8 @@ from datetime import datetime
 
 import structlog
 
-from worker.errors import Blocked, DataRefused, Transient
-from worker.model import Key, User
+from worker.errors import Blocked, DataRefused, Transient, UpdatesRefused
+from worker.model import Key, User, Users
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine, Rejected, refused
 from worker.store.statement import Row, Statement
@@ -43,14 +43,14 @@ class Applied:
     moved: list[Key] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
 
-    def by(self, *wanted: str) -> Iterator[Sequence[User]]:
+    def by(self, *wanted: str) -> Iterator[Users]:
         """Give the users with one of these letters, part by part."""
         for users, letters in self.outcomes:
             kinds = set(letters)
             if kinds and kinds.issubset(wanted):
                 yield users
             elif not kinds.isdisjoint(wanted):
-                yield [u for u, letter in zip(users, letters, strict=True) if letter in wanted]
+                yield users.only([n for n, letter in enumerate(letters) if letter in wanted])
 
 
 @dataclass(slots=True)
@@ -66,33 +66,50 @@ class Batch:
     sweep: int
     observed_at: datetime
     newcomers: bool = False
+    part_bytes: int = PART_BYTES
+    statement_bytes: int = STATEMENT_BYTES
     applied: Applied = field(default_factory=Applied)
     blocked: int = 0
     _length: int = 1
+    _refusal: UpdatesRefused | None = None
+    _recorded: int = 0
 
-    def apply(self, users: Sequence[User], size: int, extras: Sequence[Extra]) -> Applied:
-        """Apply `users`, `size` bytes in all; `extras` are committed with the last part.
+    def apply(self, users: Users, extras: Sequence[Extra]) -> Applied:
+        """Apply `users`; `extras` are committed with the last part.
 
-        Raises what Lease.commit raises, and Transient if the table as a whole is locked.
+        Raises what Lease.commit raises, and Transient if the table as a whole is locked. Before it
+        raises UpdatesRefused, because a row would have to be updated, it has inserted those who had
+        none, without the extras.
         """
-        self._length = _length(users, size, STATEMENT_BYTES)
-        parts = _cut(users, _length(users, size, PART_BYTES))
+        self._length = _length(users, self.statement_bytes)
+        parts = _cut(users, _length(users, self.part_bytes))
         for part in parts[:-1]:
             self._apply(part, ())
         self._apply(parts[-1], extras)
+        if self._refusal is not None and any(self.applied.by(STALE)):
+            self._commit_rejected()
+            raise self._refusal
+        if self._refusal is not None:
+            self._commit([], extras)
+        self._commit_rejected()
         return self.applied
 
-    def _apply(self, users: Sequence[User], extras: Sequence[Extra]) -> None:
+    def _apply(self, users: Users, extras: Sequence[Extra]) -> None:
+        extras = () if self._refusal else extras
         if not users:
             self._commit([], extras)
             return
         parts = _cut(users, self._length)
-        write = self.table.insert if self.newcomers else self.table.apply
-        statements = [write(part, self.observed_at) for part in parts]
+        statements = [self._write(part) for part in parts]
         try:
             rows = self._commit(statements, extras, parts)
         except _KnownAfterAll:
             self._look_up(users, extras)
+        except UpdatesRefused as error:
+            if self._refusal is not None:
+                raise  # it is a table of ours that takes no updates
+            self._refusal = error
+            self._apply(users, ())
         except (DataRefused, Blocked) as error:
             if self.newcomers:
                 self._look_up(users, extras)
@@ -103,14 +120,18 @@ class Batch:
             for part, row in zip(parts, rows, strict=False):
                 self._take(part, row)
 
-    def _look_up(self, users: Sequence[User], extras: Sequence[Extra]) -> None:
+    def _write(self, users: Users) -> Statement:
+        if self.newcomers:
+            return self.table.insert(users, self.observed_at)
+        write = self.table.add if self._refusal else self.table.apply
+        return write(users, self.observed_at)
+
+    def _look_up(self, users: Users, extras: Sequence[Extra]) -> None:
         """Apply those of whom nobody was known to have a row, after all as any others."""
         self.newcomers = False
         self._apply(users, extras)
 
-    def _halve(
-        self, users: Sequence[User], extras: Sequence[Extra], error: DataRefused | Blocked
-    ) -> None:
+    def _halve(self, users: Users, extras: Sequence[Extra], error: DataRefused | Blocked) -> None:
         """Look for the culprit: one of two halves, or the one user that is left."""
         middle = len(users) // 2
         if middle and isinstance(error, Blocked) and (free := self._not_locked(users)) is not users:
@@ -123,7 +144,7 @@ class Batch:
         else:
             self._leave(users[0], error, extras)
 
-    def _not_locked(self, users: Sequence[User]) -> Sequence[User]:
+    def _not_locked(self, users: Users) -> Users:
         """Leave rows that an application keeps locked for the next sweep, however many."""
         try:
             [row] = self._commit([self.table.locked(users)], ())
@@ -133,17 +154,15 @@ class Batch:
         for user in users:
             if user.id in locked:
                 self._leave_locked(user)
-        return [user for user in users if user.id not in locked] if locked else users
+        return users.without(locked) if locked else users
 
     def _leave_locked(self, user: User) -> None:
-        self.applied.outcomes.append(([user], STALE))
+        self.applied.outcomes.append((Users.of([user]), STALE))
         log.warning("row.blocked", user=user.id)
 
     def _reject(self, user: User, error: DataRefused, extras: Sequence[Extra]) -> None:
-        rejected = refused(user, error)
-        self._commit([self.quarantine.put([rejected])], extras)
-        self.applied.rejected.append(rejected)
-        log.warning("record.quarantined", user=user.id, error=rejected.error)
+        self.applied.rejected.append(refused(user, error))
+        self._commit([], extras)
 
     def _leave(self, user: User, error: Blocked, extras: Sequence[Extra]) -> None:
         """Leave a user at whom the database keeps waiting for the next sweep."""
@@ -157,10 +176,11 @@ class Batch:
         self,
         first: list[Statement],
         extras: Sequence[Extra],
-        parts: Sequence[Sequence[User]] = (),
+        parts: Sequence[Users] = (),
     ) -> list[Row | None]:
         """Commit statements, the first of which apply these parts, and the extras."""
         known = [extra for extra in extras if isinstance(extra, Statement)]
+        known += self._record() if extras else []
         later = [extra for extra in extras if not isinstance(extra, Statement)]
         if not (first or extras):
             return []
@@ -174,7 +194,19 @@ class Batch:
                 outcomes.append((part, letters))
             return [build(outcomes) for build in later]
 
-        return self.lease.commit([*first, *known], self.sweep, closing)
+        rows = self.lease.commit([*first, *known], self.sweep, closing)
+        self._recorded = len(self.applied.rejected) if extras else self._recorded
+        return rows
+
+    def _commit_rejected(self) -> None:
+        """Quarantine who was refused and is not recorded yet."""
+        if unrecorded := self._record():
+            self.lease.commit(unrecorded, self.sweep)
+
+    def _record(self) -> list[Statement]:
+        """Give the statement that quarantines who was refused: all of them together, at the end."""
+        new = self.applied.rejected[self._recorded :]
+        return [self.quarantine.put(new)] if new else []
 
     def _told(self, row: Row | None) -> Row:
         """Give letters, positions and millis as `Table.apply` returns them."""
@@ -182,18 +214,18 @@ class Batch:
             raise Transient("the database gave no answer to a statement")
         return (INSERTED * row[0], None, None) if self.newcomers else row
 
-    def _take(self, users: Sequence[User], row: Row | None) -> None:
+    def _take(self, users: Users, row: Row | None) -> None:
         letters, positions, millis = self._told(row)
         self.applied.outcomes.append((users, letters))
         for position, old in zip(positions or (), millis or (), strict=True):
             self.applied.moved.append((old, users[position].id))
 
 
-def _length(users: Sequence[User], size: int, most: int) -> int:
-    """Say how many of these users, `size` bytes in all, are `most` bytes."""
-    return max(1, len(users) * most // max(size, most))
+def _length(users: Users, most: int) -> int:
+    """Say how many of these users are `most` bytes."""
+    return max(1, len(users) * most // max(users.size, most))
 
 
-def _cut(users: Sequence[User], length: int) -> list[Sequence[User]]:
+def _cut(users: Users, length: int) -> list[Users]:
     """Cut users into parts of this length; nobody is one part, too."""
     return [users[at : at + length] for at in range(0, len(users), length)] or [users]

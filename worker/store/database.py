@@ -1,5 +1,6 @@
 """One connection: opened when it is needed, replaced when it broke; its errors mapped once."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -10,15 +11,25 @@ import structlog
 from psycopg.rows import RowFactory
 
 from worker.clock import Clock
-from worker.errors import Blocked, DataRefused, Misconfigured, Transient, UsersSyncError
+from worker.errors import (
+    Blocked,
+    DataRefused,
+    Misconfigured,
+    Transient,
+    UpdatesRefused,
+    UsersSyncError,
+)
 from worker.retry import Retry
 from worker.store.connecting import CONNECT_SECONDS, not_connected
-from worker.store.patience import LONGEST_SECONDS, PatientConnection, unless_stopped
+from worker.store.patience import LONGEST_SECONDS, PatientConnection, Stopping, unless_stopped
 
 log = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
+
+# What the server finds wrong with a row, whoever wrote the statement.
+_ABOUT_ROWS = {"21", "22", "23", "44", "54", "P0"}
 
 # Of these classes the standard makes no use, and Postgres neither: a trigger's author made it up.
 _MADE_UP = tuple("6789IJKLMNOQRSTUVWYZ")
@@ -26,6 +37,18 @@ _MADE_UP = tuple("6789IJKLMNOQRSTUVWYZ")
 # What a function says, such as a trigger's, may quote the row. These of Postgres' own, by their
 # names in its source, speak of privileges and locks alone.
 _SPEAKERS = {"aclcheck_error", "DeadLockReport", "ProcessInterrupts"}
+
+# Whether subscribers could find an updated row is looked at for every update of any row.
+_REPLICATION = "CheckCmdReplicaIdentity"
+# Triggers and functions, in every language of the server: their author may raise any SQLSTATE. The
+# context may quote a row, so it is looked at and never told.
+_IN_CODE = re.compile(r"\bPL/|\bSQL\b")
+
+# By these, in the source of Postgres, an author raises an error on purpose.
+_RAISERS = {"exec_stmt_raise", "PLy_elog_impl", "throw_tcl_error"}
+
+# How an error ends that the check explains; the check itself leaves it out.
+SEE_CHECK = "; `users-sync check` says why"
 
 _PARAMETERS: dict[str, Any] = {
     "application_name": "users-sync",
@@ -36,6 +59,9 @@ _PARAMETERS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
+
+
+_GREETING = "select clock_timestamp(), current_setting('server_encoding')"
 
 
 class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
@@ -61,6 +87,7 @@ class Database:
         self.lock = RLock()
         self._url = url
         self._seconds = seconds
+        self._stopping = Stopping(retry.stop)
         self._connection: PatientConnection | None = None
 
     def call(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
@@ -84,22 +111,31 @@ class Database:
                 return work(self._connected(seconds))
             except UsersSyncError:
                 raise
-            except BaseException:
-                # What state a connection is in after an error is not worth finding out.
-                self.close()
+            except BaseException as error:
+                if not _leaves_connection_whole(error, self._connection):
+                    self.close()
                 raise
 
     def _connected(self, seconds: float) -> Connection:
-        stop = self.retry.stop
         if self._connection is not None and not self._connection.closed:
-            self._connection.limit(seconds, stop)
+            self._connection.limit(seconds, self._stopping)
             return self._connection
-        self._connection = unless_stopped(lambda: connect(self._url), stop)
-        self._connection.limit(seconds, stop)
-        row = self._connection.execute("select clock_timestamp()").fetchone()
+        self._connection = unless_stopped(lambda: connect(self._url), self._stopping)
+        self._connection.limit(seconds, self._stopping)
+        row = self._connection.execute(_GREETING).fetchone()
         if row is not None:
+            self._require_unicode(row[1])
             self.clock.learn(row[0])
         return self._connection
+
+    def _require_unicode(self, encoding: str) -> None:
+        """Raise Misconfigured for a database that cannot hold every name."""
+        if encoding != "UTF8":
+            self.close()
+            raise Misconfigured(
+                f"the database's encoding is {encoding}, which cannot hold every name: create a"
+                " database with the encoding UTF8, and set database.url (DATABASE_URL) to it"
+            )
 
 
 def connect(url: str) -> PatientConnection:
@@ -130,25 +166,66 @@ def _ours(error: psycopg.Error) -> UsersSyncError | None:
     state = error.sqlstate
     if state is None:
         return _without_sqlstate(error)
-    # For what a record met, the server's own words hold emails: only the SQLSTATE is kept.
-    if state[:2] in {"21", "22", "23", "44", "54", "P0"} or state.startswith(_MADE_UP):
-        return DataRefused(state, error.diag.constraint_name)
     text = f"{_words(error)} ({state})"
+    replicated = error.diag.source_function == _REPLICATION
+    if not replicated and _is_about_a_row(error, state):
+        message = f"the database refuses: {text}; see its log, and the triggers and constraints"
+        constraint, in_code = error.diag.constraint_name, _is_in_code(error)
+        return DataRefused(message, state, constraint, in_code=in_code)
     if state in {"55P03", "57014"}:
         return Blocked(text)
-    if state[:2] in {"08", "25", "40", "53", "55", "57", "58", "XX"}:
+    if state[:2] in {"08", "25", "40", "53", "55", "57", "58", "XX"} and not replicated:
         return Transient(text)
-    if state[:2] in {"0A", "28", "3D", "3F", "42"}:
-        return Misconfigured(f"the database refuses: {text}; `users-sync check` says why")
-    # Postgres has no such errors for statements like ours, but what a trigger runs may raise any.
-    return DataRefused(state, error.diag.constraint_name) if error.diag.context else None
+    if replicated or state[:2] in {"0A", "28", "3D", "3F", "42"}:
+        kind = UpdatesRefused if replicated else Misconfigured
+        return kind(f"the database refuses: {text}{SEE_CHECK}")
+    return None
+
+
+def _is_about_a_row(error: psycopg.Error, state: str) -> bool:
+    """Whether other rows may pass: the row is refused, or code that it ran into failed.
+
+    That code may be locked out, deadlocked or stopped as any statement; and what ends the
+    connection says nothing of a row.
+    """
+    if state[:2] in _ABOUT_ROWS or state.startswith(_MADE_UP):
+        return True
+    diag = error.diag
+    if diag.severity_nonlocalized != "ERROR" or not _is_in_code(error):
+        return False
+    passing = state in {"55P03", "57014"} or state.startswith("40")
+    return not passing or diag.source_function in _RAISERS
+
+
+def _is_in_code(error: psycopg.Error) -> bool:
+    return bool(_IN_CODE.search(error.diag.context or ""))
 
 
 def _words(error: psycopg.Error) -> str:
+    """Give the server's own words where they cannot quote a row; else the name of the SQLSTATE."""
     diag = error.diag
-    if diag.context and diag.source_function not in _SPEAKERS:
-        return type(error).__name__
-    return diag.message_primary or ""
+    quotes = diag.context or (error.sqlstate or "")[:2] in _ABOUT_ROWS
+    if quotes and diag.source_function not in _SPEAKERS:
+        return _name_of(error)
+    return diag.message_primary or _name_of(error)
+
+
+def _name_of(error: psycopg.Error) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+
+
+def _leaves_connection_whole(error: BaseException, connection: PatientConnection | None) -> bool:
+    """Whether the connection is as before: a row was refused, and the transaction rolled back.
+
+    After any other error it is not worth finding out what state a connection is in.
+    """
+    return (
+        isinstance(error, psycopg.Error)
+        and error.sqlstate is not None
+        and _is_about_a_row(error, error.sqlstate)
+        and connection is not None
+        and connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+    )
 
 
 def _without_sqlstate(error: psycopg.Error) -> UsersSyncError | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from psycopg import sql
 
@@ -41,6 +41,11 @@ update users_sync_worker.deletion set state = 'hidden', asked_at = clock_timesta
 where target = %(target)s and user_id = any(%(ids)s)
 """
 
+_ASKED = """
+update users_sync_worker.deletion set asked_at = clock_timestamp()
+where target = %(target)s and user_id = any(%(ids)s)
+"""
+
 _KEEP = """
 update users_sync_worker.deletion set last_noticed = %(sweep)s
 where target = %(target)s and user_id = any(%(ids)s) and last_noticed < %(sweep)s
@@ -61,6 +66,8 @@ from users_sync_worker.deletion where target = %(target)s
 order by first_noticed, state, user_id
 """
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
@@ -70,6 +77,11 @@ class Suspect:
     first_noticed: int
     noticed_at: datetime
     asked_at: datetime | None = None
+
+    @property
+    def turn(self) -> tuple[datetime, int]:
+        """When it is its turn to be asked about: what was asked longest ago comes first."""
+        return self.asked_at or _NEVER, self.first_noticed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,10 @@ class Deletions:
     def hide(self, ids: Iterable[str]) -> Statement:
         """Record that the API still knows these users, though the list leaves them out."""
         return self._statement(_HIDE, ids)
+
+    def asked(self, ids: Iterable[str]) -> Statement:
+        """Record that the API was asked about these users just now."""
+        return self._statement(_ASKED, ids)
 
     def keep(self, ids: Iterable[str], sweep: int) -> Statement:
         """Record that these suspects were noticed again."""

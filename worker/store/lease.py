@@ -11,6 +11,7 @@ import structlog
 from worker.errors import LeaseLost, MirrorOutdated, Transient
 from worker.names import USUAL_NAMES
 from worker.store.database import Connection, Database
+from worker.store.identity import IDENTITY, no_table
 from worker.store.statement import Row, Statement
 from worker.store.transaction import LIMITS, limits, push, transaction
 
@@ -18,7 +19,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 _CREATE = "insert into users_sync_worker.lease (target) values (%(target)s) on conflict do nothing"
 
-_ACQUIRE = """
+_ACQUIRE = f"""
 update users_sync_worker.lease
 set epoch = epoch + 1, holder = %(holder)s, quiet = %(quiet)s, acquired_at = clock_timestamp(),
     sweep_seconds = %(sweep_seconds)s, sweep_share = %(sweep_share)s,
@@ -26,8 +27,8 @@ set epoch = epoch + 1, holder = %(holder)s, quiet = %(quiet)s, acquired_at = clo
 where target = %(target)s
   and (expires_at <= clock_timestamp() or holder = %(holder)s)
   and lower(coalesce(project, %(project)s)) = %(project)s
-returning epoch, writes, sweep, lower(project), clock_timestamp()
-"""
+returning epoch, writes, sweep, lower(project), clock_timestamp(), {IDENTITY}
+"""  # noqa: S608  our own statements
 
 _LOOK = """
 select epoch, lower(project), holder, expires_at::text,
@@ -43,20 +44,20 @@ where target = %(target)s and epoch = %(epoch)s
 
 # It checks, renews and puts writers in order at once: a takeover that waits for the row finds the
 # new state when it gets it.
-_FENCE = """
+_FENCE = f"""
 update users_sync_worker.lease
 set writes = writes + 1, sweep = greatest(sweep, %(sweep)s),
     expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
 where target = %(target)s and epoch = %(epoch)s and lower(project) = %(project)s
-returning writes, clock_timestamp()
-"""
+returning writes, clock_timestamp(), {IDENTITY}, pg_current_xact_id()::xid::text
+"""  # noqa: S608
 
-_RENEW = """
+_RENEW = f"""
 update users_sync_worker.lease
 set expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
 where target = %(target)s and epoch = %(epoch)s
-returning writes, clock_timestamp()
-"""
+returning writes, clock_timestamp(), {IDENTITY}
+"""  # noqa: S608
 
 _RELEASE = """
 update users_sync_worker.lease set expires_at = 'epoch', holder = null
@@ -120,12 +121,18 @@ class Lease:
         self.bound = False
         self.held = False
         self.sweep = 0
+        # How often the table was found to be another one, or to lack rows.
+        self.replaced = 0
+        # The transactions of this worker since the rows were last counted.
+        self.own_transactions: list[str] = []
         self._database = database
         self._quiet = claim.quiet
         # What `writes` must be; None after somebody else was found to have written.
         self._writes: int | None = 0
         # Up to which `writes` the mirror is true, as long as nobody else held the lease.
         self._true_until: int | None = None
+        # What the table was when the mirror was loaded.
+        self._identity: int | None = None
         self._touched_at = float("-inf")
         self._params: dict[str, Any] = {**asdict(claim), "epoch": 0}
         self._limits = limits(claim.seconds)
@@ -137,7 +144,7 @@ class Lease:
             row = self._run(_ACQUIRE)
             if row is None:
                 return False
-            self._params["epoch"], self._writes, sweep, project, now = row
+            self._params["epoch"], self._writes, sweep, project, now, self._identity = row
             self.sweep = max(sweep, self.sweep)
             self._true_until = None
             self.bound = project is not None
@@ -149,7 +156,8 @@ class Lease:
         """Take over `writes` as it is, before the mirror is brought up to date. Raises LeaseLost.
 
         Returns from where to where it went since the mirror was true, or None if another holder
-        may have been in between.
+        may have been in between, or the table is another one. Raises Misconfigured if there is no
+        table.
         """
         with self._database.lock:
             since, self._true_until = self._true_until, None
@@ -157,10 +165,20 @@ class Lease:
                 self._take_again()
                 since = None
             row = self._run(_RENEW)
-            writes = row[0] if row else 0
+            writes, identity = (row[0], row[2]) if row else (0, None)
+            if row and identity is None:
+                raise no_table(self.target)
+            if identity != self._identity:
+                self._identity, since = identity, None
             self._check(row, writes)
             self._writes = writes
             return None if since is None else (since, writes)
+
+    def distrust(self) -> None:
+        """Let nothing be written until all that is known of the table was loaded again."""
+        with self._database.lock:
+            self.replaced += 1
+            self._writes = self._true_until = None
 
     def rest(self) -> None:
         """Give the lease and the connection back until there is something to write again."""
@@ -185,13 +203,20 @@ class Lease:
         self._run(_RELEASE)
 
     def renew_if_due(self) -> None:
-        """Renew the lease every third of its life. Raises LeaseLost or MirrorOutdated."""
+        """Renew the lease every third of its life. Raises LeaseLost or MirrorOutdated.
+
+        A worker that makes no progress does not, so that another one takes over.
+        """
+        watch = self._database.retry.watch
+        if watch is not None and watch.stalled():
+            return
         with self._database.lock:
             if not self.held:
                 self._rested_or_lost()
-                return
-            if self._database.clock.monotonic() - self._touched_at >= self.seconds / 3:
+            elif self._database.clock.monotonic() - self._touched_at >= self.seconds / 3:
                 self._check(self._run(_RENEW), self._writes)
+            if self._writes is None:
+                raise MirrorOutdated("the mirror is yet to be loaded again")
 
     def commit(
         self, statements: Sequence[Statement], sweep: int, closing: Closing | None = None
@@ -206,13 +231,18 @@ class Lease:
         """
         with self._database.lock:
             if not self.held:
-                epoch, writes = self._params["epoch"], self._writes
+                epoch, writes, identity = self._params["epoch"], self._writes, self._identity
                 self._take_again()
+                if identity != self._identity:
+                    raise self._another_table()
                 alone = epoch == self._params["epoch"] - 1
                 if not alone or writes != self._writes:
                     self._writes, self._true_until = None, writes if alone else None
                     raise MirrorOutdated("somebody else wrote to the table meanwhile")
-            return self._call(lambda conn: self._commit(conn, statements, sweep, closing))
+            rows = self._call(lambda conn: self._commit(conn, statements, sweep, closing))
+        if (watch := self._database.retry.watch) is not None:
+            watch.moved()
+        return rows
 
     def _take_again(self) -> None:
         """Take the lease anew, which raises the epoch by one. Raises LeaseLost."""
@@ -271,7 +301,7 @@ class Lease:
                     cursors.append(conn.execute(each.query, each.params))
                     push(conn)
                 pipeline.sync()
-                self._check(fence.fetchone(), self._next())
+                self._check(fenced := fence.fetchone(), self._next())
                 rows = [_returned(cursor) for cursor in cursors]
                 for each in closing(rows) if closing else ():
                     conn.execute(each.query, each.params)
@@ -280,7 +310,13 @@ class Lease:
             if fence is None or fence.pgresult is None:
                 raise lease_row_is_locked() from error
             raise
+        except psycopg.Error:
+            # In a table that is another one statements fail for no fault of their own.
+            if fence is not None and fence.pgresult is not None and (row := fence.fetchone()):
+                self._check(row, self._next())
+            raise
         self._writes = self._next()
+        self.own_transactions += [fenced[3]] if fenced else []
         return rows
 
     def _next(self) -> int | None:
@@ -290,11 +326,17 @@ class Lease:
         if row is None:
             self.held = False
             raise LeaseLost(f"another worker took the lease on {self.target}")
+        if row[2] != self._identity:
+            raise self._another_table()
         if row[0] != writes:
             if self._writes is not None:
                 self._writes, self._true_until = None, self._writes
             raise MirrorOutdated("somebody else wrote to the table meanwhile")
         self._touched(row[1])
+
+    def _another_table(self) -> MirrorOutdated:
+        self.distrust()
+        return MirrorOutdated("the table was emptied, replaced or altered")
 
     def _touched(self, now: datetime) -> None:
         self._database.clock.learn(now)

@@ -30,17 +30,47 @@ LONGEST_SECONDS = 600.0
 # A stop lets what has begun come to its end, well within the time that process managers give.
 STOPPING_SECONDS = 3.0
 
-# Nor does whoever tidies up after it wait for long until there is a connection.
-STOPPED_CONNECT_SECONDS = 2.0
+# What begins only after the stop, such as giving back the lease, shares one deadline, however many
+# calls and connections it needs: a process ends within five seconds.
+TIDYING_SECONDS = 4.5
+
+# A database that answers is given its last statement even when a long computation delayed it.
+LEAST_SECONDS = 0.5
 
 # Nothing wakes a thread that waits for a connection, so it looks at the stop this often.
 GLANCE_SECONDS = 0.1
 
 
+class Stopping:
+    """The deadlines after a stop, counted from when it is first noticed, for one database."""
+
+    def __init__(self, stop: Event) -> None:
+        self._stop = stop
+        self._noticed_at: float | None = None
+
+    def patience(self, seconds: float) -> float:
+        """Return how long after a stop something may last that begins now; `seconds` before one."""
+        noticed_at = self._notice()
+        if noticed_at is None:
+            return seconds
+        return max(TIDYING_SECONDS, time.monotonic() - noticed_at + LEAST_SECONDS)
+
+    def ends_at(self, patience: float) -> float:
+        """Return the moment at which that time is over; never before a stop."""
+        noticed_at = self._notice()
+        return math.inf if noticed_at is None else noticed_at + patience
+
+    def _notice(self) -> float | None:
+        if self._noticed_at is None and self._stop.is_set():
+            self._noticed_at = time.monotonic()
+        return self._noticed_at
+
+
 class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection whose every wait ends; `limit` says when."""
 
-    _stop: Event | None = None
+    _stopping: Stopping | None = None
+    _patience = STOPPING_SECONDS
     _ends_at = math.inf
 
     @classmethod
@@ -52,12 +82,13 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
         """
         return cls((yield from opening(conninfo)))
 
-    def limit(self, seconds: float, stop: Event) -> None:
+    def limit(self, seconds: float, stopping: Stopping) -> None:
         """Give up so many seconds from now, and soon after a stop.
 
         Whatever waits then raises psycopg.OperationalError, for the connection is broken off.
         """
-        self._stop = stop
+        self._stopping = stopping
+        self._patience = stopping.patience(STOPPING_SECONDS)
         self._ends_at = time.monotonic() + seconds
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
@@ -76,12 +107,11 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
             return value
 
     def _check(self) -> None:
-        now = time.monotonic()
-        if self._stop is not None and self._stop.is_set():
-            self._ends_at = min(self._ends_at, now + STOPPING_SECONDS)
-        if now > self._ends_at:
+        if self._stopping is not None:
+            self._ends_at = min(self._ends_at, self._stopping.ends_at(self._patience))
+        if time.monotonic() > self._ends_at:
             log.warning("connection.abandoned")
-            self._ends_at = math.inf
+            self._stopping, self._ends_at = None, math.inf
             self._break_off()
 
     def _break_off(self) -> None:
@@ -97,22 +127,24 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
                 ours.detach()
 
 
-def unless_stopped(connect: Callable[[], PatientConnection], stop: Event) -> PatientConnection:
+def unless_stopped(
+    connect: Callable[[], PatientConnection], stopping: Stopping
+) -> PatientConnection:
     """Wait for `connect`, and leave it behind at a stop, or soon after one. Raises Stopped.
 
     Neither looking up a name nor connecting can be interrupted.
     """
     opening = aside(connect)
     try:
-        _wait_unless_stopped(opening, stop)
+        _wait_unless_stopped(opening, stopping)
     except BaseException:
         leave_behind(opening)
         raise
     return opening.result()
 
 
-def _wait_unless_stopped(opening: Future[PatientConnection], stop: Event) -> None:
-    ends_at = time.monotonic() + STOPPED_CONNECT_SECONDS if stop.is_set() else 0.0
+def _wait_unless_stopped(opening: Future[PatientConnection], stopping: Stopping) -> None:
+    patience = stopping.patience(0)
     while not wait([opening], GLANCE_SECONDS).done:
-        if stop.is_set() and time.monotonic() > ends_at:
+        if time.monotonic() > stopping.ends_at(patience):
             raise Stopped("asked to stop")

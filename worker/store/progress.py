@@ -29,6 +29,7 @@ COUNTS = (
     "stale",
     "quarantined",
     "held",
+    "unasked",
 )
 
 # Deletions are counted by their own statement, in the row of the sweep.
@@ -57,12 +58,15 @@ _CLEAR = "delete from users_sync_worker.checkpoint where target = %(target)s"
 
 _RECORD = """
 insert into users_sync_worker.sweep
-    (target, number, kind, started, finished, outcome, error, {columns})
+    (target, number, kind, started, finished, outcome, error, api_seconds, failures, {columns})
 values (%(target)s, %(number)s, %(kind)s, %(started)s,
         case when %(outcome)s::text is not null then clock_timestamp() end,
-        %(outcome)s, %(error)s, {values})
+        %(outcome)s, %(error)s, %(api_seconds)s,
+        coalesce(%(outcome)s::text in ('failed', 'incomplete'), false)::int, {values})
 on conflict (target, number) do update
-set finished = excluded.finished, outcome = excluded.outcome, error = excluded.error, {assignments}
+set finished = excluded.finished, outcome = excluded.outcome, error = excluded.error,
+    api_seconds = excluded.api_seconds, failures = sweep.failures + excluded.failures,
+    {assignments}
 """
 
 # Only the oldest are looked at, along the primary key: to look at all takes 20 ms for 43,000 rows,
@@ -102,6 +106,11 @@ class SweepRow:
     counts: Mapping[str, int]
     outcome: str | None = None
     error: str | None = None
+
+    @property
+    def api_seconds(self) -> float:
+        """How long the API worked for it."""
+        return self.counts.get("api_millis", 0) / 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +157,7 @@ class Progress:
             "started": row.started,
             "outcome": row.outcome,
             "error": row.error,
+            "api_seconds": row.api_seconds,
             **{name: row.counts.get(name, 0) for name in COUNTS},
         }
         query = sql.SQL(_RECORD).format(

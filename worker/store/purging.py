@@ -11,12 +11,16 @@ from worker.store.statement import Statement
 from worker.store.transaction import long_transaction
 from worker.store.users import Table, quoted
 
-# In the order of ids, so that those which have to stay are passed by once.
-_DUE = """
-select id::text from {table}
+_ALL_DUE = """ from {table}
 where deleted_at <= clock_timestamp() - make_interval(secs => %(seconds)s)
   and id::text ~ '^[0-9a-f]{{8}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{4}}-[0-9a-f]{{12}}$'
-  and id > %(behind)s::{id_type}
+"""
+
+_COUNT_DUE = f"select count(*){_ALL_DUE}"
+
+# In the order of ids, so that those which have to stay are passed by once.
+_DUE = f"""
+select id::text{_ALL_DUE}  and id > %(behind)s::{{id_type}}
 order by id limit %(limit)s
 """
 
@@ -82,6 +86,11 @@ class Purging:
 
     table: Table
     seconds: float
+
+    def count_due(self, conn: Connection) -> int:
+        """Count all that `due` would give."""
+        row = conn.execute(self._sql(_COUNT_DUE), {"seconds": self.seconds}).fetchone()
+        return row[0] if row else 0
 
     def due(self, conn: Connection, behind: str, limit: int) -> list[str]:
         """Give the next ids behind this one; ids that are no UUID are not Stack Auth's."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from psycopg import sql
 
@@ -12,7 +13,8 @@ from worker.store.database import Connection
 from worker.store.statement import Statement
 
 _LOAD = """
-select record, digest from users_sync_worker.quarantine where target = %(target)s and permanent
+select record, digest, error, permanent from users_sync_worker.quarantine
+where target = %(target)s
 """
 
 _PUT = """
@@ -44,18 +46,32 @@ delete from users_sync_worker.quarantine where target = %(target)s and record <>
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record and why it is not in the table; `permanent` if it fails for as long as it is so."""
+    """A record and why it is not in the table; `permanent` if it fails for as long as it is so.
+
+    That is sure only of what we refuse ourselves: an error of the database may come from a trigger,
+    a constraint or an index, whatever its SQLSTATE. `blames_data` says that the record itself looks
+    odd, and not what refused it.
+    """
 
     user_id: str | None
     digest: str
     payload: str
     error: str
     permanent: bool = True
+    blames_data: bool = True
 
     @property
     def record(self) -> str:
         """What it is known by: its user id, or its digest if that cannot be read."""
         return self.user_id or self.digest
+
+
+class Known(NamedTuple):
+    """What to remember of a record in quarantine."""
+
+    digest: str
+    error: str
+    permanent: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +93,10 @@ class Quarantine:
 
     target: str
 
-    def load(self, conn: Connection) -> dict[str, str]:
-        """Give the digest of every permanent record, by what it is known by."""
+    def load(self, conn: Connection) -> dict[str, Known]:
+        """Give every record, by what it is known by."""
         rows = conn.execute(_LOAD, {"target": self.target})
-        return {row[0]: row[1] for row in rows}
+        return {row[0]: Known(*row[1:]) for row in rows}
 
     def put(self, rejected: Sequence[Rejected]) -> Statement:
         """Record them, or that they were seen again; of a record that is there twice the last."""
@@ -106,13 +122,14 @@ def refused(user: User, error: DataRefused) -> Rejected:
     """Describe a user that the database refused."""
     return Rejected(
         user_id=user.id,
-        digest=user.digest.hex(),
+        digest=user.fingerprint.hex(),
         payload=user.json.decode(),
-        error=f"refused by the database: {error}",
-        permanent=error.permanent,
+        error=f"refused by the database: {error.code}",
+        permanent=False,
+        blames_data=error.blames_data,
     )
 
 
 def unreadable(record: Unreadable) -> Rejected:
     """Describe a record that could not even be read."""
-    return Rejected(record.id, record.digest.hex(), record.payload, record.error)
+    return Rejected(record.id, record.fingerprint.hex(), record.payload, record.error)

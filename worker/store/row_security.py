@@ -77,6 +77,7 @@ $policies$;
 --   create policy backend_reads on {table} for select to backend using (true);
 
 grant usage on schema {schema} to authenticated, anonymous;
+grant execute on function {schema}.user_id() to authenticated, anonymous;
 grant select on {table} to authenticated, anonymous;
 
 commit;

@@ -1,5 +1,6 @@
 """Creates what the worker needs: the schema and its table, and the worker's own numbered tables."""
 
+import textwrap
 from importlib import resources
 
 import structlog
@@ -9,6 +10,7 @@ from worker.errors import Misconfigured
 from worker.store.database import Connection, Database
 from worker.store.shape import Shape, detect_shape
 from worker.store.transaction import long_transaction
+from worker.version import installed_version
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -17,13 +19,20 @@ MIGRATION_LOCK = 6_152_907_331_845_720
 
 OWN_SCHEMA = "users_sync_worker"
 
+_NEON_SCHEMA = "neon_auth"
+
 _BOOKKEEPING = """create table if not exists users_sync_worker.migration (
     number int primary key,
     name text not null,
     applied_at timestamptz not null default now()
 );
 comment on table users_sync_worker.migration is 'Which of the numbered SQL files were applied.';
+alter table users_sync_worker.migration add column if not exists version text;
+comment on column users_sync_worker.migration.version is 'Which users-sync applied it.';
 """
+
+# As JSON, because the table of an earlier users-sync has no column for the version.
+_APPLIED = "select number, to_jsonb(m)->>'version' from users_sync_worker.migration m"
 
 _USERS_SYNC = """create table if not exists {table} (
     raw_json jsonb not null,
@@ -60,6 +69,7 @@ def prepare(database: Database, schema: str) -> Shape:
 def creation_sql(schema: str) -> str:
     """Write the SQL that `prepare` runs, for a person to read and run; once more does no harm."""
     parts = [
+        *(f"-- {line}\n" for line in textwrap.wrap(shared_name(schema), 98)),
         f"create schema if not exists {sql.Identifier(schema).as_string(None)};\n",
         _create_table_sql(schema).as_string(None),
         f"create schema if not exists {OWN_SCHEMA};\n",
@@ -68,6 +78,17 @@ def creation_sql(schema: str) -> str:
     for number, (name, text) in migrations().items():
         parts.append(_unless_applied(number, f"{text}\n{_record_sql(number, name).as_string()};"))
     return "begin;\n\n" + "\n".join(parts) + "\ncommit;\n"
+
+
+def shared_name(schema: str) -> str:
+    """Warn of a schema that others claim for themselves; empty for any other."""
+    if schema != _NEON_SCHEMA:
+        return ""
+    return (
+        "Neon's new managed auth uses the schema neon_auth for itself, and does not start while it"
+        " exists. If this database shall have that as well, set database.schema"
+        " (USERS_SYNC_DATABASE__SCHEMA) to another one, such as stack_auth."
+    )
 
 
 def _prepare(conn: Connection, schema: str) -> Shape:
@@ -99,12 +120,26 @@ def schema_exists(conn: Connection, schema: str) -> bool:
 
 
 def missing_migrations(conn: Connection) -> set[int]:
-    """Give the numbers of the SQL files that are yet to be applied."""
+    """Give the numbers of the SQL files that are yet to be applied.
+
+    Raises Misconfigured if files were applied that only a newer users-sync has.
+    """
     row = conn.execute("select to_regclass('users_sync_worker.migration') is not null").fetchone()
     if row != (True,):
         return set(migrations())
-    rows = conn.execute("select number from users_sync_worker.migration").fetchall()
-    return set(migrations()) - {number for (number,) in rows}
+    applied: dict[int, str | None] = dict(conn.execute(_APPLIED).fetchall())
+    if newer := applied.keys() - migrations().keys():
+        raise _too_new(applied[max(newer)])
+    return migrations().keys() - applied.keys()
+
+
+def _too_new(version: str | None) -> Misconfigured:
+    made_by = f"users-sync {version}" if version else "a newer users-sync"
+    wanted = f"{version} or later" if version else "the version that ran last"
+    return Misconfigured(
+        f"the tables in {OWN_SCHEMA} were made by {made_by}, and this is"
+        f" {installed_version()}: update this one to {wanted}"
+    )
 
 
 def require_tables(conn: Connection) -> None:
@@ -147,6 +182,6 @@ $migration$;
 
 def _record_sql(number: int, name: str) -> sql.Composed:
     return sql.SQL(
-        "insert into users_sync_worker.migration (number, name) values ({}, {})"
+        "insert into users_sync_worker.migration (number, name, version) values ({}, {}, {})"
         " on conflict do nothing"
-    ).format(sql.Literal(number), sql.Literal(name))
+    ).format(sql.Literal(number), sql.Literal(name), sql.Literal(installed_version()))

@@ -76,13 +76,17 @@ class Column:
     unique: bool
 
 
+# Moments are compared to the millisecond, so an ORM may ask for 3 digits or more.
+_MOMENT = ("timestamp with time zone", *(f"timestamp({n}) with time zone" for n in range(3, 7)))
+
+# Which types will do; the first one is the usual one.
 _TYPES = {
-    "raw_json": "jsonb",
-    "name": "text",
-    "email": "text",
-    "created_at": "timestamp with time zone",
-    "updated_at": "timestamp with time zone",
-    "deleted_at": "timestamp with time zone",
+    "raw_json": ("jsonb",),
+    "name": ("text",),
+    "email": ("text",),
+    "created_at": _MOMENT,
+    "updated_at": _MOMENT,
+    "deleted_at": _MOMENT,
 }
 _GENERATED = {"id", "name", "email", "created_at"}
 
@@ -121,11 +125,11 @@ def _table_exists(conn: Connection, schema: str) -> bool:
 
 
 def _fit(table: str, columns: dict[str, Column]) -> Shape:
-    for name, wanted in {"id": None, **_TYPES}.items():
+    for name, usable in {"id": (), **_TYPES}.items():
         if name not in columns:
             raise _unfit(table, name, "is missing")
-        if wanted is not None and columns[name].type != wanted:
-            raise _unfit(table, name, f"is {columns[name].type}, not {wanted}")
+        if usable and columns[name].type not in usable:
+            raise _unfit(table, name, f"is {columns[name].type}, not {usable[0]}")
     for name in ("updated_at", "deleted_at"):
         if columns[name].not_null:
             raise _unfit(table, name, "does not allow null, which a live user's row must have")

@@ -4,16 +4,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Self
 
 from psycopg import sql
 
-from worker.model import User
+from worker.model import Users
+from worker.store.census import Census
 from worker.store.database import Connection, Database
 from worker.store.deletions import Deletions, Suspect
 from worker.store.lease import Claim, Closing, Lease
 from worker.store.progress import Progress
-from worker.store.quarantine import Quarantine, Rejected
+from worker.store.quarantine import Known, Quarantine, Rejected
 from worker.store.statement import Row, Statement
 from worker.store.transaction import LIMITS, limits, push, transaction
 from worker.store.users import INSERTED, Table, quoted
@@ -79,8 +80,12 @@ class Told(Protocol):
     A batch may be tried again: what is told twice is the same.
     """
 
-    def compared(self, users: Sequence[User], letters: str, old: Sequence[str]) -> None:
-        """Take a letter for each user; `old` are the rows, as JSON, of those with u or s."""
+    def compared(self, users: Users, letters: str, old: Sequence[str]) -> str:
+        """Take a letter for each user; `old` are the rows, as JSON, of those with u or s.
+
+        Returns the letters that writing would give: who was written with an earlier page is
+        unchanged.
+        """
 
     def proven(self, proofs: Sequence[Proof], letters: str, *, approved: bool) -> None: ...
 
@@ -107,7 +112,19 @@ class UnwrittenTable(Table):
     def relation(self) -> sql.SQL:
         return quoted(self.schema) if self.exists else sql.SQL(_NO_ROWS)
 
-    def apply(self, users: Sequence[User], observed_at: datetime) -> Question:
+    def as_found(self, conn: Connection) -> Self:  # noqa: ARG002
+        """Stay as it was described: it may not be there."""
+        return self
+
+    def census(
+        self,
+        conn: Connection,
+        before: Census | None = None,
+        own: Sequence[str] = (),
+    ) -> None:
+        """Count nothing: what is read once need not be compared later."""
+
+    def apply(self, users: Users, observed_at: datetime) -> Question:
         """Ask what applying these users would do."""
         parts = [_DISAGREEING.format(name=name, of=of) for name, of in self.own_values.items()]
         disagreeing = sql.SQL(" || ").join(map(sql.SQL, ["'{}'::jsonb", *parts]))
@@ -115,7 +132,7 @@ class UnwrittenTable(Table):
         params = Table.apply(self, users, observed_at).params
         return Question(query, params, answered=partial(self._compared, users))
 
-    def insert(self, users: Sequence[User], observed_at: datetime) -> Question:
+    def insert(self, users: Users, observed_at: datetime) -> Question:
         """Ask how many of these users have no row yet."""
         question = self.apply(users, observed_at)
         return replace(question, answered=lambda row: (question.answered(row)[0].count(INSERTED),))
@@ -126,9 +143,8 @@ class UnwrittenTable(Table):
         answered = partial(self._proven, proofs, approved)
         return Question(self._sql(_PROVE), params, answered=answered)
 
-    def _compared(self, users: Sequence[User], row: Row) -> Row:
-        self.told.compared(users, row[0], row[-1])
-        return row[:-1]
+    def _compared(self, users: Users, row: Row) -> Row:
+        return (self.told.compared(users, row[0], row[-1]), *row[1:-1])
 
     def _proven(self, proofs: Sequence[Proof], approved: bool, row: Row) -> Row:  # noqa: FBT001
         self.told.proven(proofs, row[0], approved=approved)
@@ -205,7 +221,7 @@ class UnwrittenQuarantine(Quarantine):
     exists: bool
     told: Told
 
-    def load(self, conn: Connection) -> dict[str, str]:
+    def load(self, conn: Connection) -> dict[str, Known]:
         return Quarantine.load(self, conn) if self.exists else {}
 
     def put(self, rejected: Sequence[Rejected]) -> Statement:

@@ -1,19 +1,23 @@
 """What is done to users_sync: load the live keys, apply users, mark users deleted."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Self
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from worker.mirror import NO_MILLIS
-from worker.model import User, ids_of, json_array
+from worker.model import Users
+from worker.store.census import COUNT, LIST, MOVES, Census
 from worker.store.database import Connection
-from worker.store.shape import TABLE, Shape
+from worker.store.identity import no_table
+from worker.store.shape import TABLE, Shape, detect_shape
 from worker.store.statement import Statement
 from worker.store.transaction import long_transaction
 from worker.store.users_sql import (
+    ADD,
     APPLY,
     FRESH,
     INSERT,
@@ -35,7 +39,7 @@ from worker.store.users_sql import (
 INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
 DELETED, WAITING = "dw"
 
-Outcome = tuple[Sequence[User], str]
+Outcome = tuple[Users, str]
 """Users and what became of them, a letter for each."""
 
 # With the letters of a whole transaction this stays below what fits into a socket's buffers: a
@@ -71,6 +75,32 @@ class Table:
         """Give the columns that we write beside the record, each with what it must hold."""
         return {} if self.shape is Shape.GENERATED else PLAIN_VALUES
 
+    def as_found(self, conn: Connection) -> Self:
+        """Give the table as it is now. Raises Misconfigured if it is gone, or of no known shape."""
+        shape = detect_shape(conn, self.schema)
+        if shape is None:
+            raise no_table(self.schema)
+        return replace(self, shape=shape)
+
+    def census(
+        self, conn: Connection, before: Census | None = None, own: Sequence[str] = ()
+    ) -> Census | None:
+        """Count the live rows, and those that were written since, but not by our transactions.
+
+        None if Postgres counted no write since.
+        """
+        [(moves,)] = conn.execute(MOVES, {"target": self.schema}).fetchall()
+        if before is not None and moves is not None and moves == before.moves:
+            return None
+        params = {"since": before and before.snapshot, "own": list(own)}
+        [(snapshot, live, by_others)] = conn.execute(self._sql(COUNT), params).fetchall()
+        return Census(moves, snapshot, live, by_others)
+
+    def written_by_others(self, conn: Connection, before: Census, own: Sequence[str]) -> list[str]:
+        """Give the ids of the rows that were written since, but not by our transactions."""
+        params = {"since": before.snapshot, "own": list(own)}
+        return [row[0] for row in conn.execute(self._sql(LIST), params)]
+
     def load_keys(self, conn: Connection) -> Iterator[tuple[int, bytes]]:
         """Give (millis, 16-byte id) of every live row in the order of the list, in one pass."""
         with long_transaction(conn), conn.cursor("users_sync_keys", binary=True) as cursor:
@@ -93,14 +123,14 @@ class Table:
         row = conn.execute(self._sql(STATE), {"id": user_id}).fetchone()
         return None if row is None else bool(row[0])
 
-    def apply(self, users: Sequence[User], observed_at: datetime) -> Statement:
+    def apply(self, users: Users, observed_at: datetime) -> Statement:
         """Write what `observed_at` saw of these users, unless a row is newer.
 
         Returns one letter per user, in order, and of the rows whose key changed the positions and
         the millis they had before.
         """
         params = {
-            "records": Jsonb(users, dumps=json_array),
+            "records": Jsonb(users, dumps=_json),
             "ignored": list(self.ignored_fields),
             "observed_at": observed_at,
             "grace_seconds": self.grace_seconds,
@@ -108,17 +138,24 @@ class Table:
         }
         return Statement(self._sql(APPLY), params)
 
-    def insert(self, users: Sequence[User], observed_at: datetime) -> Statement:  # noqa: ARG002
+    def add(self, users: Users, observed_at: datetime) -> Statement:
+        """Write those of these users who have no row, and leave the others as they are.
+
+        Returns as `apply` does.
+        """
+        return replace(self.apply(users, observed_at), query=self._sql(ADD))
+
+    def insert(self, users: Users, observed_at: datetime) -> Statement:  # noqa: ARG002
         """Write users of whom nobody is known to have a row, whenever they were seen.
 
         Returns no rows. If some have one after all, the database refuses all of them.
         """
-        return Statement(self._sql(INSERT), {"records": Jsonb(users, dumps=json_array)})
+        return Statement(self._sql(INSERT), {"records": Jsonb(users, dumps=_json)})
 
-    def locked(self, users: Sequence[User]) -> Statement:
+    def locked(self, users: Users) -> Statement:
         """Find rows of these users that somebody else keeps locked; returns an array of ids."""
         these = sql.SQL(THESE).format(id_type=self.shape.id_type)
-        params = {"ids": ids_of(users), "most": MOST_LOCKED}
+        params = {"ids": users.ids, "most": MOST_LOCKED}
         return Statement(self._sql(LOCKED, these=these), params)
 
     def soft_delete(
@@ -162,6 +199,10 @@ class Table:
             columns=_listed(columns),
             values=_listed(columns.values()),
         )
+
+
+def _json(users: Users) -> bytes:
+    return users.json
 
 
 def quoted(schema: str) -> sql.SQL:

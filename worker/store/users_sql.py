@@ -46,13 +46,17 @@ CHANGED = """, changed as (
       and ({differs} or u.deleted_at is not null)
       and {not_stale}
     returning u.id
-), added as (
+)"""
+
+ADDED = """, added as (
     insert into {table} ({columns}, updated_at, deleted_at)
     select {values}, null, null
     from incoming i where not exists (select from old o where o.position = i.position)
     on conflict (id) do nothing
     returning id
-), letters as (
+)"""
+
+LETTERS = """, letters as (
     select position, o.old_millis, i.millis,
            case when a.id is not null then 'i'
                 when c.id is not null and o.was_deleted then 'r'
@@ -70,7 +74,17 @@ select coalesce(string_agg(letter, '' order by position), ''),
        (array_agg(coalesce(old_millis, {no_millis}) order by position)
         filter (where {moved}))[1:%(most_moved)s]"""
 
-APPLY = f"{COMPARED}{CHANGED}{RETURNED}\nfrom letters"
+APPLY = f"{COMPARED}{CHANGED}{ADDED}{LETTERS}{RETURNED}\nfrom letters"
+
+LETTERS_OF_ADDED = """
+select coalesce(string_agg(
+    case when a.id is not null then 'i' when o.same then '=' else 's' end, '' order by position),
+    ''), null, null
+from incoming i left join old o using (position) left join added a on a.id = i.id
+"""
+
+# For a table that refuses every update, also one that would find no row.
+ADD = f"{COMPARED}{ADDED}{LETTERS_OF_ADDED}"
 
 # Neither looked up nor prepared for a conflict, nor told of one by one: newcomers then take as long
 # as by `COPY`, and a fifth less than with `on conflict do nothing`.

@@ -1,20 +1,24 @@
-"""Reads answers of the users API so that one odd record never costs the page it stands on."""
+"""Reads answers of the users API so that one odd record never costs the page it stands on.
+
+Takes the pages that the fast reader leaves, and of all pages the records that changed.
+"""
 
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
-from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from worker.canonical import canonical, digest, whole
+from worker.canonical_json import canonical, whole
+from worker.fingerprint import fingerprint
 from worker.ids import is_user_id
-from worker.model import Page, Place, Single, Unreadable, User, is_sign_up
+from worker.model import Page, Place, Single, Unreadable, User, Users, is_sign_up
 
 # Postgres fails on deep nesting (54001), and orjson cannot write more than 254 levels.
 MAX_NESTING = 200
@@ -31,7 +35,6 @@ _LONG_NUMBER = re.compile(rb"[:,\[\s-]\d{19}")
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 _UNSTORABLE_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_key = attrgetter("millis", "id")
 
 
 class BrokenBody(ValueError):
@@ -64,14 +67,13 @@ def parse_page(
         record, was_cleaned = _read(item, ignored_fields, careful=careful)
         if record.id and record.id not in found:
             placed.append(Place(item["id"], item.get("signed_up_at_millis")))
-        found[record.id or record.digest] = record
+        found[record.id or record.fingerprint] = record
         if was_cleaned and record.id:
             cleaned.append(record.id)
-    users = [record for record in found.values() if isinstance(record, User)]
     keys = [place.key for place in placed if place.key is not None]
     ascending = sorted(keys)
     return Page(
-        users=tuple(sorted(users, key=_key)),
+        users=Users.of(record for record in found.values() if isinstance(record, User)),
         unreadable=tuple(record for record in found.values() if isinstance(record, Unreadable)),
         places=placed,
         ascending=keys == ascending,
@@ -79,7 +81,6 @@ def parse_page(
         next_cursor=next_cursor,
         observed_at=observed_at,
         cleaned=tuple(cleaned),
-        size=len(body),
     )
 
 
@@ -94,12 +95,57 @@ def parse_user(
     return Single(record, observed_at, cleaned)
 
 
-def parse_record(
-    body: bytes | bytearray, ignored_fields: Collection[str]
-) -> tuple[User | Unreadable, bool]:
-    """Read the JSON of one record; and say whether it had to be cleaned."""
-    item, careful = _load(body)
-    return _read(item, ignored_fields, careful=careful)
+class Storable(NamedTuple):
+    """Users whose records the database can hold, those it cannot hold, and whose were cleaned."""
+
+    users: Users
+    unreadable: Sequence[Unreadable] = ()
+    cleaned: Sequence[str] = ()
+
+
+def storable(users: Users, ignored_fields: Collection[str]) -> Storable:
+    """Look into records as they came: clean what can be cleaned, and put the rest aside.
+
+    Fingerprints stay those of the records as they came, so that each is known the next time.
+    """
+    records = [bytes(record) for record in users.records]
+    plain = _is_plain(b"".join(records))
+    odd = [
+        n for n, each in enumerate(records) if _may_be_deep(each) or not (plain or _is_plain(each))
+    ]
+    if not odd:
+        return Storable(users)
+    unreadable, put_aside, cleaned = [], set(), []
+    for number in odd:
+        item, careful = _load(records[number])
+        record, was_cleaned = _read(item, ignored_fields, careful=careful)
+        if isinstance(record, Unreadable):
+            unreadable.append(replace(record, fingerprint=users.fingerprint(number)))
+            put_aside.add(number)
+        elif was_cleaned:
+            records[number] = record.json
+            cleaned.append(record.id)
+    kept = replace(users, records=records).only(
+        [n for n in range(len(users)) if n not in put_aside]
+    )
+    return Storable(kept, unreadable, cleaned)
+
+
+def _may_be_deep(record: bytes) -> bool:
+    # A level costs a bracket; some of them may be in strings.
+    return record.count(b"{") + record.count(b"[") > MAX_NESTING
+
+
+def _is_plain(records: bytes) -> bool:
+    """Whether JSON can be stored as it came: jsonb has no room for NUL, and text must be UTF-8.
+
+    An integer may be too long even for jsonb. The fast reader refuses all else that is odd.
+    """
+    try:
+        records.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\\u0000" not in records and not _has_long_number(records)
 
 
 def _load(body: bytes | bytearray) -> tuple[Any, bool]:
@@ -108,7 +154,7 @@ def _load(body: bytes | bytearray) -> tuple[Any, bool]:
     orjson reads nearly every page. It refuses a page for one lone surrogate, and turns integers
     over 64 bits into floats: the standard library reads those, slower.
     """
-    if has_long_number(body):
+    if _has_long_number(body):
         return _load_slowly(body), True
     try:
         return orjson.loads(body), b"\\u0000" in body
@@ -116,7 +162,7 @@ def _load(body: bytes | bytearray) -> tuple[Any, bool]:
         return _load_slowly(body), True
 
 
-def has_long_number(body: bytes | bytearray) -> bool:
+def _has_long_number(body: bytes | bytearray) -> bool:
     """Whether there may be an integer of over 64 bits; it may also be in a string."""
     return b"0" * 19 in body.translate(_TO_ZEROS) and _LONG_NUMBER.search(body) is not None
 
@@ -178,7 +224,8 @@ def _read(
         canonical_json, text = _write(cleaned, ignored_fields)
     except _Unstorable as error:
         return _unreadable(item, ignored_fields, str(error)), False
-    user = User(cleaned["id"], cleaned["signed_up_at_millis"], digest(canonical_json), text)
+    mark = fingerprint(canonical_json)
+    user = User(cleaned["id"], cleaned["signed_up_at_millis"], mark, text)
     return user, cleaned is not item and cleaned != item
 
 
@@ -256,7 +303,7 @@ def _unreadable(item: Any, ignored_fields: Collection[str], error: str) -> Unrea
     found_id = item.get("id") if is_record else None
     return Unreadable(
         id=found_id if is_user_id(found_id) else None,
-        digest=digest(_ascii_json(kept).encode()),
+        fingerprint=fingerprint(_ascii_json(kept).encode()),
         payload=_ascii_json(item),
         error=error,
     )

@@ -1,13 +1,10 @@
-"""Writes a user's JSON in the one form by which two versions of it are compared, and hashes it."""
+"""Writes a user's JSON in one form, whichever way it came."""
 
 import json
 from collections.abc import Collection
-from hashlib import blake2b
 from typing import Any
 
 import orjson
-
-from worker.model import DIGEST_BYTES, UNKNOWN_DIGEST
 
 
 def dump(value: Any) -> bytes:
@@ -38,9 +35,3 @@ def whole(record: dict[str, Any], canonical_json: bytes, ignored_fields: Collect
         return canonical_json
     added = dump(ignored)
     return b"%b,%b" % (canonical_json[:-1], added[1:]) if canonical_json != b"{}" else added
-
-
-def digest(canonical_json: bytes) -> bytes:
-    """Hash canonical JSON to 8 bytes, never to UNKNOWN_DIGEST."""
-    short = blake2b(canonical_json, digest_size=DIGEST_BYTES).digest()
-    return short if short != UNKNOWN_DIGEST else b"\1" * DIGEST_BYTES

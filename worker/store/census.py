@@ -1,0 +1,50 @@
+"""Counts the live rows, and those that others wrote, in one pass that writes and locks nothing."""
+
+from dataclasses import dataclass
+
+from worker.store.identity import TREE
+
+# What Postgres counts anyway: while it stands still, there was no write. Null if it does not count.
+# Sessions report with up to a minute's delay. A crash sets it back, and this time with it.
+MOVES = f"""
+{TREE}
+select pg_stat_get_bgwriter_stat_reset_time()::text || ' ' || sum(
+    pg_stat_get_tuples_inserted(oid) + pg_stat_get_tuples_updated(oid)
+    + pg_stat_get_tuples_deleted(oid))::text
+from tree where current_setting('track_counts') = 'on'
+"""  # noqa: S608  our own statements
+
+# The transaction that wrote a row says who did, without a look at the row. New is what the census
+# before could not see: it began later, or was not over then. What a transaction in progress wrote
+# behind a savepoint passes unnoticed. The age of a row that was frozen long ago may be negative.
+_WRITTEN_BY_OTHERS = """
+(age(u.xmin) between 0 and (select age(pg_snapshot_xmax(%(since)s::pg_snapshot)::xid))
+ or u.xmin = any(array(select x.xip::xid from pg_snapshot_xip(%(since)s::pg_snapshot) x (xip))))
+and u.xmin <> all(%(own)s::text[]::xid[])
+"""
+
+COUNT = f"""
+select pg_current_snapshot()::text, count(*) filter (where u.deleted_at is null),
+       count(*) filter (where {_WRITTEN_BY_OTHERS})
+from {{table}} u
+"""  # noqa: S608
+
+LIST = f"""
+select u.id::text from {{table}} u
+where {_WRITTEN_BY_OTHERS}
+  and u.id::text ~ '^[0-9a-f]{{{{8}}}}-([0-9a-f]{{{{4}}}}-){{{{3}}}}[0-9a-f]{{{{12}}}}$'
+"""  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What one pass over the table found.
+
+    `moves` is what Postgres had counted before, `by_others` how many rows others have written
+    since the census before.
+    """
+
+    moves: str | None
+    snapshot: str
+    live: int
+    by_others: int
