@@ -101,21 +101,22 @@ class Demo:
 def _database() -> Iterator[str]:
     """Give a new database on the embedded server, dropped in the end."""
     with EmbeddedPostgres(FOLDER) as server, ExitStack() as ending:
-        _drop_old_demos(server)
         name = _NAME.replace("%", f"{random.getrandbits(32):08x}")
-        url = server.create_database(name)
-        ending.callback(server.drop_database, name)
-        # While somebody is connected, another demo knows that this one is still alive.
-        ending.enter_context(psycopg.connect(url))
+        with psycopg.connect(server.url(), autocommit=True) as conn:
+            # Until somebody is connected, another demo would take the new database for an old one.
+            conn.execute("select pg_advisory_lock(hashtext('users_sync_demo'))")
+            _drop_old_demos(conn)
+            url = server.create_database(name)
+            ending.callback(server.drop_database, name)
+            ending.enter_context(psycopg.connect(url))
         yield url
 
 
-def _drop_old_demos(server: EmbeddedPostgres) -> None:
+def _drop_old_demos(conn: psycopg.Connection) -> None:
     """Drop what demos left behind that were killed."""
-    with psycopg.connect(server.url(), autocommit=True) as conn:
-        for (name,) in conn.execute(_OLD_DEMOS, (_NAME,)).fetchall():
-            with suppress(psycopg.errors.ObjectInUse):
-                conn.execute(sql.SQL("drop database if exists {}").format(sql.Identifier(name)))
+    for (name,) in conn.execute(_OLD_DEMOS, (_NAME,)).fetchall():
+        with suppress(psycopg.errors.ObjectInUse):
+            conn.execute(sql.SQL("drop database if exists {}").format(sql.Identifier(name)))
 
 
 def _settings(project: Project, api_url: str, url: str) -> Settings:
