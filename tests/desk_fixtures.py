@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.sweep_world import World, settings
-from worker.operate.desk import Desk, opened_desk
+from worker.cli.session import Desk, opened_desk
 
 OpenDesk = Callable[..., Desk]
 

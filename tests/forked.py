@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import worker.operate.check
-import worker.sandbox.demo
-import worker.service  # noqa: F401  imported once, for all the processes that are forked
-from worker import cli
+import worker.cli.check.checks
+import worker.cli.demo
+import worker.service.supervisor  # noqa: F401  imported once, for all the processes that are forked
+from worker.cli.main import main
 
 
 def run_command(
@@ -27,4 +27,4 @@ def run_command(
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stderr.fileno(), 2)
     warnings.simplefilter("error")
-    cli.main()
+    main()

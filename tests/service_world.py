@@ -12,8 +12,8 @@ import pytest
 
 from tests.users_apis import api_of
 from worker.sandbox.api import FakeStackApi, Project, Request, serve
-from worker.service import Service
-from worker.settings import Settings
+from worker.service.supervisor import Service
+from worker.settings.settings import Settings
 
 # Much longer than anything takes that does not hang.
 PATIENCE_SECONDS = 20

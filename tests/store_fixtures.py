@@ -14,8 +14,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from tests.store_target import PLAIN_COLUMNS, Target
 from worker.sandbox.postgres import create_database, drop_database
-from worker.store.schema import creation_sql
-from worker.store.shape import Shape
+from worker.store.migrate import creation_sql
+from worker.store.table_shape import Shape
 
 # Every target has such a name: braces and percent signs mean something in templates of SQL.
 ODD_NAME = """we{{i}}rd %s "X" 'ü {number}"""

@@ -12,18 +12,18 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from worker.canonical_json import canonical, dump
 from worker.clock import Clock
 from worker.errors import DatabaseUnavailable
-from worker.fingerprint import fingerprint
 from worker.model import User, Users, is_sign_up
 from worker.retry import Retry
 from worker.sandbox.records import blank
+from worker.stack_auth.canonical_json import canonical, dump
+from worker.stack_auth.fingerprint import fingerprint
 from worker.store.database import Database
 from worker.store.lease import Claim, Lease
-from worker.store.shape import Shape
 from worker.store.statement import Row, Statement
-from worker.store.users import Table
+from worker.store.table import Table
+from worker.store.table_shape import Shape
 
 IGNORED = "last_active_at_millis"
 SIGNED_UP = 1_600_000_000_000

@@ -13,11 +13,11 @@ import psycopg
 from psycopg import sql
 
 from tests.users_apis import api_of
-from worker.findings import Findings
-from worker.once import sweep_once
 from worker.sandbox.api import Project, Reply, Request
-from worker.settings import Settings
-from worker.sweep import Report
+from worker.service.once import sweep_once
+from worker.settings.settings import Settings
+from worker.sync.state import Findings
+from worker.sync.sweep import Report
 
 API_URL = "http://127.0.0.1:1"
 IGNORED = "last_active_at_millis"

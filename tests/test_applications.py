@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from tests.sweep_world import PLAIN, World, settings
-from worker.operate.desk import Desk, opened_desk
-from worker.operate.purge import Purge
+from worker.cli.purge import Purge
+from worker.cli.session import Desk, opened_desk
 
 pytest_plugins = ["tests.sweep_fixtures"]
 

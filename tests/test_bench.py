@@ -13,8 +13,8 @@ from tests.bench.__main__ import BENCHMARKS
 from tests.bench.api import REAL_SERVER, Costs, SlowApi
 from tests.bench.figures import Figure, Turns, in_turns, write_docs
 from tests.bench.projects import Listed, Long
-from worker.page_reader import read_page
 from worker.sandbox.api import APRIL, FakeStackApi
+from worker.stack_auth.page_reader import read_page
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 

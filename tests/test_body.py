@@ -8,8 +8,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from worker.body import MAX_BODY_BYTES, MAX_VALUES, TUNED_BYTES, UNPACKED_BYTES, read_body
 from worker.errors import Transient
+from worker.stack_auth.body import (
+    MAX_BODY_BYTES,
+    MAX_VALUES,
+    TUNED_BYTES,
+    UNPACKED_BYTES,
+    read_body,
+)
 
 TEXT = b'{"items":[]}' * 300_000
 

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.careful_reader import (
+from worker.model import MAX_MILLIS, MIN_MILLIS, Page, Place, Unreadable, User, last_key
+from worker.stack_auth.careful_reader import (
     MAX_RECORDS,
     BrokenBody,
     parse_page,
     parse_user,
 )
-from worker.fingerprint import fingerprint
-from worker.model import MAX_MILLIS, MIN_MILLIS, Page, Place, Unreadable, User, last_key
-from worker.page_size import LARGEST
+from worker.stack_auth.fingerprint import fingerprint
+from worker.sync.page_size import LARGEST
 
 SAMPLES = Path(__file__).parent / "samples"
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)

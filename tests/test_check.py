@@ -9,23 +9,23 @@ import pytest
 from psycopg import sql
 
 from tests.store_target import PLAIN_COLUMNS, Target, people, person
-from worker.errors import DataRefused, Misconfigured
-from worker.operate.check import judge_way
-from worker.operate.check_refused import find_refusable, find_refused
-from worker.operate.check_rights import require_own_rights, require_table_rights
-from worker.operate.check_table import (
+from worker.cli.check.checks import judge_way
+from worker.cli.check.other_writers import find_sessions, find_stale_rows, find_writers
+from worker.cli.check.refused_users import find_refusable, find_refused
+from worker.cli.check.result import Finding
+from worker.cli.check.rights import require_own_rights, require_table_rights
+from worker.cli.check.table import (
     find_foreign_keys,
     find_index_troubles,
     find_purge_rights,
     find_unlogged,
     look_at_table,
 )
-from worker.operate.check_writers import find_sessions, find_stale_rows, find_writers
-from worker.operate.finding import Finding
+from worker.errors import DataRefused, Misconfigured
 from worker.store.database import Connection, connect
+from worker.store.migrate import creation_sql, missing_migrations
 from worker.store.quarantine import Quarantine, Rejected, refused
-from worker.store.schema import creation_sql, missing_migrations
-from worker.store.shape import Shape
+from worker.store.table_shape import Shape
 
 pytest_plugins = ["tests.store_fixtures"]
 

@@ -8,11 +8,11 @@ import pytest
 from psycopg import sql
 
 from tests.store_target import PLAIN_COLUMNS, Target, people
-from worker.operate.check_probe import find_refusals
-from worker.operate.check_table import look_at_table
-from worker.operate.finding import Finding
+from worker.cli.check.probe import find_refusals
+from worker.cli.check.result import Finding
+from worker.cli.check.table import look_at_table
 from worker.store.database import Connection, connect
-from worker.store.shape import Shape
+from worker.store.table_shape import Shape
 
 pytest_plugins = ["tests.store_fixtures"]
 

@@ -30,8 +30,8 @@ from tests.processes import (
 )
 from worker.sandbox.api import TODAY, Request, server_error
 from worker.sandbox.postgres import EmbeddedPostgres
-from worker.store.progress import COUNTS
-from worker.store.schema import creation_sql, migrations
+from worker.store.migrate import creation_sql, migrations
+from worker.store.sweeps import COUNTS
 
 LIVE = "select id from neon_auth.users_sync where deleted_at is null order by id"
 DELETED = "select id from neon_auth.users_sync where deleted_at is not null order by id"

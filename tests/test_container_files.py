@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.settings import Settings
+from worker.settings.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 

@@ -32,12 +32,12 @@ from worker.ids import pack
 from worker.model import Users
 from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
+from worker.store.connection import TIDYING_SECONDS, PatientConnection, Stopping, unless_stopped
 from worker.store.database import Connection, Database, connect
 from worker.store.lease import Claim, Lease
-from worker.store.patience import TIDYING_SECONDS, PatientConnection, Stopping, unless_stopped
-from worker.store.schema import prepare
+from worker.store.migrate import prepare
 from worker.store.statement import Statement
-from worker.store.users import Table
+from worker.store.table import Table
 
 pytest_plugins = ["tests.store_fixtures"]
 

@@ -14,16 +14,16 @@ import pytest
 
 from tests.connection_faults import Behaviour, FaultyServer, hang, send, serving, trickle
 from worker.clock import Clock
-from worker.deadline import (
+from worker.errors import Misconfigured, Stopped, Transient
+from worker.model import Page
+from worker.stack_auth.client import Access, StackApi
+from worker.stack_auth.transport import (
     LONGEST_WAIT_SECONDS,
     Backend,
     choose_proxy,
     is_loopback,
     within,
 )
-from worker.errors import Misconfigured, Stopped, Transient
-from worker.model import Page
-from worker.stack_api import Access, StackApi
 
 BODY = b'{"items":[],"is_paginated":true,"pagination":{"next_cursor":null}}'
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"

@@ -17,8 +17,8 @@ from worker.sandbox.api import (
     too_many_requests,
 )
 from worker.sandbox.replies import json_reply, known_error, unknown_path, user_not_found
-from worker.store.deletions import Deletions
-from worker.sweep import Report
+from worker.store.suspects import Deletions
+from worker.sync.sweep import Report
 
 pytest_plugins = ["tests.sweep_fixtures"]
 

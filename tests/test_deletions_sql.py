@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.store_target import Target
-from worker.store.deletions import Deletions, Suspect
 from worker.store.statement import Statement
+from worker.store.suspects import Deletions, Suspect
 
 pytest_plugins = ["tests.store_fixtures"]
 

@@ -10,8 +10,8 @@ from psycopg.types.json import Jsonb
 
 from tests.service_world import until
 from tests.sweep_world import World, numbered, raw_record, row_of, settings
+from worker.cli.session import Desk, opened_desk
 from worker.errors import Misconfigured, Stopped
-from worker.operate.desk import Desk, opened_desk
 
 OpenDesk = Callable[..., Desk]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.difference import ABSENT, as_json, differences, read_exactly, readable
+from worker.cli.plan.json_diff import ABSENT, as_json, differences, read_exactly, readable
 
 
 def told(old: Any, new: Any, *ignored: str) -> list[tuple[str, Any, Any]]:

@@ -15,14 +15,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from worker.cli import app
-from worker.log import LIBRARY_EVENT
-from worker.metrics import METRICS
-from worker.names import WELL_KNOWN
-from worker.operate.finding import Verdict
-from worker.setting_sources import variables
-from worker.settings import Settings
-from worker.store.progress import COUNTS
+from worker.cli.check.result import Verdict
+from worker.cli.main import app
+from worker.log.setup import LIBRARY_EVENT
+from worker.service.metrics import METRICS
+from worker.settings.names import WELL_KNOWN
+from worker.settings.settings import Settings
+from worker.settings.sources import variables
+from worker.store.sweeps import COUNTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,6 +1,6 @@
 import pytest
 
-from worker.guard import Guard
+from worker.sync.guard import Guard
 
 GUARD = Guard(max_count=500, max_fraction=0.2)
 

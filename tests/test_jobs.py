@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.processes import until
-from worker.jobs import Jobs
+from worker.service.scheduler import Jobs
 
 PATIENCE_SECONDS = 10
 HOUR = 3600.0

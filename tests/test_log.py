@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import structlog
 
-from worker.log import (
+from worker.log.queue import MOST_LINES, losses
+from worker.log.setup import (
     close_logging,
     configure_logging,
     flush_logging,
     keep_out_of_logs,
     reset_logging,
 )
-from worker.log_queue import MOST_LINES, losses
 
 # Made before any test configures logging, as the modules of the worker do.
 log = structlog.stdlib.get_logger("worker.early")

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import MirrorOutdated
-from worker.memory import Memory
-from worker.mirror import Delta
 from worker.model import User, Users
+from worker.sync.cache import Memory
+from worker.sync.mirror import Delta
 
 BEGAN = datetime(2026, 3, 14, tzinfo=UTC)
 IDS = [f"00000000-0000-4000-8000-00000000000{number}" for number in range(6)]

@@ -5,8 +5,8 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.worker_samples import Ticks, sample_sweep, sample_vitals
-from worker.metrics import METRICS, OUTCOMES, Metrics
-from worker.vitals import Vitals
+from worker.service.health import Vitals
+from worker.service.metrics import METRICS, OUTCOMES, Metrics
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.ids import pack
-from worker.mirror import NO_MILLIS, Delta, Mirror, Span
-from worker.mirror_columns import LONGEST_STRETCH, Columns
 from worker.model import UNKNOWN_FINGERPRINT, Key, User, Users
+from worker.sync.mirror import NO_MILLIS, Delta, Mirror, Span
+from worker.sync.mirror_columns import LONGEST_STRETCH, Columns
 
 EVERYTHING = Span(None, None)
 FINGERPRINTS = [b"11111111", b"22222222"]

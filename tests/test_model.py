@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.canonical_json import canonical, dump, whole
-from worker.fingerprint import fingerprint
 from worker.ids import is_user_id
 from worker.model import FINGERPRINT_BYTES, UNKNOWN_FINGERPRINT, Page, Unreadable, User, Users
+from worker.stack_auth.canonical_json import canonical, dump, whole
+from worker.stack_auth.fingerprint import fingerprint
 
 ID = "637a92dd-1790-4469-81a9-9c88e077a18f"
 OTHER_ID = "44431c56-ab7d-440f-935e-58f237ec991b"

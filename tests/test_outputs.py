@@ -15,7 +15,7 @@ import pytest
 
 from tests.processes import PATIENCE_SECONDS, Site, command, opened_site, until
 from tests.test_service_process import live, unused_port
-from worker.store.schema import creation_sql
+from worker.store.migrate import creation_sql
 
 FULL = Path("/dev/full")
 NAME = "Žofie 李"

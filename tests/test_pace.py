@@ -3,8 +3,8 @@
 import pytest
 
 from tests.worker_samples import Ticks
-from worker.api_time import ApiTime
-from worker.pace import Pace, longest_sweep_age
+from worker.service.pace import Pace, longest_sweep_age
+from worker.sync.api_time import ApiTime
 
 
 @pytest.fixture

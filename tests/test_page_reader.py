@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.careful_reader import parse_page, storable
 from worker.ids import pack
-from worker.mirror import Delta, Mirror, Span
 from worker.model import Page, Place, User, Users
-from worker.page_reader import read_page
+from worker.stack_auth.careful_reader import parse_page, storable
+from worker.stack_auth.page_reader import read_page
+from worker.sync.mirror import Delta, Mirror, Span
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
 IGNORED = ("last_active_at_millis",)

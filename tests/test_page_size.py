@@ -3,7 +3,7 @@
 import pytest
 
 from worker.errors import LimitRefused
-from worker.page_size import LARGEST, PAGES_BEFORE_GROWTH, SMALLEST, PageSize
+from worker.sync.page_size import LARGEST, PAGES_BEFORE_GROWTH, SMALLEST, PageSize
 
 
 def refused(size: PageSize, limit: int, largest: int | None) -> None:

@@ -31,17 +31,17 @@ from tests.sweep_world import (
     sign_up,
 )
 from tests.test_convergence import CUT, Happening, Story, happenings
-from worker.difference import Difference
+from worker.cli.plan.change import Change
+from worker.cli.plan.json_diff import Difference
+from worker.cli.plan.output import Telling, lines
+from worker.cli.plan.plan import Plan, plan
+from worker.cli.plan.recorder import Journal
 from worker.errors import Misconfigured, SourceUnavailable, Stopped
-from worker.findings import Findings
-from worker.memory import Memory
 from worker.model import Users
-from worker.operate.change import Change
-from worker.operate.journal import Journal
-from worker.operate.plan import Plan, plan
-from worker.operate.plan_lines import Telling, lines
 from worker.sandbox.api import Request, server_error
-from worker.store.deletions import Deletions
+from worker.store.suspects import Deletions
+from worker.sync.cache import Memory
+from worker.sync.state import Findings
 
 pytest_plugins = ["tests.sweep_fixtures", "tests.store_fixtures"]
 

@@ -13,22 +13,22 @@ from tests.service_world import LIVE, ServiceWorld, opened_service_world, until
 from tests.sweep_world import Nobody, sign_up
 from tests.users_apis import every_server
 from worker.clock import Clock
-from worker.duty import Duty
 from worker.errors import Misconfigured, Stopped
-from worker.figures import Figures
-from worker.findings import Findings, begin
-from worker.memory import Memory
-from worker.metrics import Metrics
-from worker.once import bind_project, open_store, opened_database, opened_source, rules
-from worker.page_size import PageSize
-from worker.poll import Poll
 from worker.sandbox.api import Reply, Request
-from worker.settings import Settings
-from worker.source import Source
+from worker.service.health import Vitals
+from worker.service.leader import Duty
+from worker.service.metrics import Metrics
+from worker.service.once import bind_project, open_store, opened_database, opened_source, rules
+from worker.service.telemetry import Figures
+from worker.settings.settings import Settings
 from worker.store import Store
-from worker.store.progress import Checkpoint
-from worker.sweep import Report, Sweep
-from worker.vitals import Vitals
+from worker.store.sweeps import Checkpoint
+from worker.sync.cache import Memory
+from worker.sync.fetcher import Source
+from worker.sync.page_size import PageSize
+from worker.sync.poll import Poll
+from worker.sync.state import Findings, begin
+from worker.sync.sweep import Report, Sweep
 
 SIZE = 5
 PAGE_SIZE = 10

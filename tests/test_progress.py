@@ -7,8 +7,8 @@ import pytest
 
 from tests.store_target import Target
 from worker.store.lease import Lease
-from worker.store.progress import COUNTS, Checkpoint, Progress, SweepRow
 from worker.store.statement import Statement
+from worker.store.sweeps import COUNTS, Checkpoint, Progress, SweepRow
 
 pytest_plugins = ["tests.store_fixtures"]
 

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from tests.sweep_world import World, numbered, sign_up
-from worker.display import asking
+from worker.cli import purge as module
+from worker.cli.output import asking
+from worker.cli.purge import Purge, Purged, seconds_of
+from worker.cli.session import Desk
 from worker.errors import Misconfigured, Stopped
-from worker.operate import purge as module
-from worker.operate.desk import Desk
-from worker.operate.purge import Purge, Purged, seconds_of
 from worker.sandbox.api import Request
 
 OpenDesk = Callable[..., Desk]

@@ -4,9 +4,9 @@ import re
 import tomllib
 from pathlib import Path
 
-from worker.cli import EXIT_CODES, app
-from worker.command import DIFFERENT, DONE, HELD, UNHEALTHY
-from worker.store.progress import COUNTS
+from worker.cli.main import EXIT_CODES, app
+from worker.cli.options import DIFFERENT, DONE, HELD, UNHEALTHY
+from worker.store.sweeps import COUNTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,12 +11,12 @@ from structlog.testing import capture_logs
 
 from tests.service_world import ServiceWorld, Worker, opened_service_world, until
 from tests.sweep_world import PLAIN
+from worker.cli.session import opened_desk
 from worker.errors import Misconfigured
-from worker.once import sweep_once
-from worker.operate.desk import opened_desk
 from worker.sandbox.api import Request
-from worker.store.schema import creation_sql
-from worker.store.touched import MOST_TOUCHED
+from worker.service.once import sweep_once
+from worker.store.invalidations import MOST_TOUCHED
+from worker.store.migrate import creation_sql
 
 Logs = list[MutableMapping[str, Any]]
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.sweep_world import World, delete_all, is_list, numbered, sign_up
 from worker.errors import SourceUnavailable, Stopped, UsersSyncError
-from worker.findings import Findings
 from worker.sandbox.api import Request, serve, server_error
+from worker.sync.state import Findings
 
 pytest_plugins = ["tests.sweep_fixtures"]
 

@@ -9,7 +9,7 @@ from psycopg import sql
 
 from tests.store_target import Target, people, person
 from worker.store.row_security import row_security_sql
-from worker.store.shape import detect_shape
+from worker.store.table_shape import detect_shape
 
 pytest_plugins = ["tests.store_fixtures"]
 

@@ -21,13 +21,13 @@ from worker.errors import DatabaseUnavailable, Misconfigured
 from worker.model import Users
 from worker.retry import Retry
 from worker.store.database import Database
-from worker.store.deletions import Deletions
 from worker.store.lease import Claim, Lease
-from worker.store.progress import Checkpoint, Progress, SweepRow
+from worker.store.migrate import creation_sql, migrations, prepare, require_tables
 from worker.store.quarantine import Quarantine, Rejected
-from worker.store.schema import creation_sql, migrations, prepare, require_tables
-from worker.store.shape import Shape
-from worker.store.users import Table
+from worker.store.suspects import Deletions
+from worker.store.sweeps import Checkpoint, Progress, SweepRow
+from worker.store.table import Table
+from worker.store.table_shape import Shape
 
 pytest_plugins = ["tests.store_fixtures"]
 

@@ -11,12 +11,12 @@ from psycopg.conninfo import make_conninfo
 from structlog.testing import capture_logs
 
 from tests.service_world import ServiceWorld, Worker, opened_service_world, until
+from worker.cli.session import opened_desk
 from worker.clock import Clock
 from worker.errors import MirrorOutdated, Misconfigured
-from worker.once import opened_database
-from worker.operate.desk import opened_desk
 from worker.sandbox.api import Reply, Request, server_error
 from worker.sandbox.replies import known_error
+from worker.service.once import opened_database
 from worker.store.lease import Claim, Lease
 
 SWEEPS = "select kind, outcome from users_sync_worker.sweep order by number"

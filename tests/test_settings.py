@@ -11,9 +11,15 @@ import pytest
 from pydantic import ValidationError
 
 from worker.errors import Misconfigured
-from worker.names import Names
-from worker.settings import DatabaseSettings, LogSettings, Settings, StackSettings, load_settings
-from worker.store.schema import OWN_SCHEMA
+from worker.settings.names import Names
+from worker.settings.settings import (
+    DatabaseSettings,
+    LogSettings,
+    Settings,
+    StackSettings,
+    load_settings,
+)
+from worker.store.migrate import OWN_SCHEMA
 
 KEY = "ssk_hush_hush"
 URL = "postgresql://me:hush%20hush@db.example.com:5432/app?sslmode=require"

@@ -5,7 +5,7 @@ import pytest
 
 from tests.store_target import PLAIN_COLUMNS, Target, person
 from worker.errors import Misconfigured
-from worker.store.shape import Shape, detect_shape
+from worker.store.table_shape import Shape, detect_shape
 
 pytest_plugins = ["tests.store_fixtures"]
 

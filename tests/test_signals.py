@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.signals import Signals
+from worker.cli.signals import Signals
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ RUNS_SQL = {"execute", "executemany", "copy", "stream"}
 
 # What looks like text put together, and why it is harmless. Whoever adds a line says so here.
 HARMLESS = {
-    ("operate/check_table.py", "TREE"): "a query of ours",
-    ("operate/status.py", "', '.join(COUNTS)"): "the names of our own counts",
-    ("operate/status.py", "', '.join(_FACTS)"): "the names of our own columns",
+    ("cli/check/table.py", "TREE"): "a query of ours",
+    ("cli/status.py", "', '.join(COUNTS)"): "the names of our own counts",
+    ("cli/status.py", "', '.join(_FACTS)"): "the names of our own columns",
     ("store/lease.py", "IDENTITY"): "a query of ours",
-    ("store/progress.py", "form.format(name)"): "the names of our own counts",
-    ("store/schema.py", "text.encode()"): "a file of ours, or what psycopg composed",
+    ("store/sweeps.py", "form.format(name)"): "the names of our own counts",
+    ("store/migrate.py", "text.encode()"): "a file of ours, or what psycopg composed",
 }
 
 

@@ -12,11 +12,11 @@ import httpx
 import pytest
 import respx
 
-from worker.body import MAX_BODY_BYTES
 from worker.clock import Clock
 from worker.errors import LimitRefused, Misconfigured, Stopped, Transient, UsersSyncError
 from worker.model import Single, User
-from worker.stack_api import Access, StackApi
+from worker.stack_auth.body import MAX_BODY_BYTES
+from worker.stack_auth.client import Access, StackApi
 
 URL = "https://stack.example.com"
 KEY = "ssk_very_secret"

@@ -10,8 +10,8 @@ import pytest
 from psycopg import sql
 
 from tests.sweep_world import World, before_page, sign_up
+from worker.cli.status import Status, as_json, lines, read_status, sweep_rows
 from worker.errors import Misconfigured, SourceUnavailable
-from worker.operate.status import Status, as_json, lines, read_status, sweep_rows
 from worker.sandbox.api import server_error
 
 pytest_plugins = ["tests.sweep_fixtures", "tests.store_fixtures"]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.worker_samples import BEGAN, Ticks, sample_sweep, sample_vitals
-from worker.metrics import Metrics
-from worker.status_page import SHOWN_SWEEPS, judge, render, span
-from worker.vitals import State, Vitals
-from worker.web import WebServer
+from worker.service.endpoints import WebServer
+from worker.service.health import State, Vitals
+from worker.service.metrics import Metrics
+from worker.service.status_page import SHOWN_SWEEPS, judge, render, span
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # A page and nothing else: no sandbox, for tests run as root in containers; no calls home.

@@ -13,10 +13,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.sweep_world import PLAIN, World, before_page, is_list, numbered, sign_up
 from tests.users_apis import every_server
-from worker.findings import Findings
 from worker.sandbox.api import APRIL, TODAY, Request
-from worker.settings import Settings
-from worker.sweep import Report
+from worker.settings.settings import Settings
+from worker.sync.state import Findings
+from worker.sync.sweep import Report
 
 pytest_plugins = ["tests.sweep_fixtures"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from worker.deadline import Network
 from worker.errors import Misconfigured
+from worker.stack_auth.transport import Network
 
 HTTPS = httpx.URL("https://stack.example.com")
 HTTP = httpx.URL("http://127.0.0.1:8102")

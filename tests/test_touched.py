@@ -3,7 +3,7 @@
 import pytest
 
 from tests.store_target import Target
-from worker.store.touched import MOST_TOUCHED, Touched
+from worker.store.invalidations import MOST_TOUCHED, Touched
 
 pytest_plugins = ["tests.store_fixtures"]
 

@@ -7,8 +7,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.worker_samples import Ticks, sample_vitals
-from worker.metrics import Metrics
-from worker.troubles import Troubles
+from worker.service.metrics import Metrics
+from worker.service.outages import Troubles
 
 Logs = list[MutableMapping[str, Any]]
 

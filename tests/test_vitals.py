@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.worker_samples import Ticks, sample_sweep, sample_vitals
-from worker.vitals import KEPT_SWEEPS, LONGEST_STEP_SECONDS, State, Vitals
+from worker.service.health import KEPT_SWEEPS, LONGEST_STEP_SECONDS, State, Vitals
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.careful_reader import parse_page
 from worker.errors import SweepIncomplete
 from worker.ids import pack
-from worker.mirror import Mirror, Span
 from worker.model import Key, Page, Place
-from worker.walk import MAX_RECOVERIES, Pair, Request, Walk
+from worker.stack_auth.careful_reader import parse_page
+from worker.sync.chain import MAX_RECOVERIES, Pair, Request, Walk
+from worker.sync.mirror import Mirror, Span
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
 

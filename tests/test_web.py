@@ -9,10 +9,10 @@ import pytest
 
 from tests.worker_samples import Ticks, sample_sweep, sample_vitals
 from worker.errors import Misconfigured
-from worker.metrics import Metrics
-from worker.vitals import LONGEST_STEP_SECONDS, Vitals
-from worker.web import WebServer, make_app, probe
-from worker.wsgi import WsgiServer
+from worker.http_server import WsgiServer
+from worker.service.endpoints import WebServer, make_app, probe
+from worker.service.health import LONGEST_STEP_SECONDS, Vitals
+from worker.service.metrics import Metrics
 
 LOOPBACK = "127.0.0.1"
 

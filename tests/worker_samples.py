@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from worker.vitals import SweepSummary, Vitals
+from worker.service.health import SweepSummary, Vitals
 
 BEGAN = datetime(2026, 3, 14, 13, 37, 0, tzinfo=UTC)
 COUNTS = ("pages", "users", "inserted", "updated", "restored", "deleted", "approved", "held")

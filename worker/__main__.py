@@ -1,5 +1,5 @@
 """Lets `python -m worker` do what `users-sync` does."""
 
-from worker.cli import main
+from worker.cli.main import main
 
 main()

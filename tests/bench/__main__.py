@@ -20,7 +20,7 @@ from tests.bench import (
 )
 from tests.bench.figures import Conditions, Figure, described, show, write_docs, write_json
 from tests.bench.postgres import Databases, opened_server
-from worker.log import configure_logging
+from worker.log.setup import configure_logging
 
 BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
     "api-bound": api_bound.run,

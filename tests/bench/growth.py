@@ -8,8 +8,8 @@ from tests.bench.figures import Conditions, Figure
 from tests.bench.postgres import Databases
 from tests.bench.workers import EAGER, running
 from worker.ids import unpack_id
-from worker.mirror import Mirror
 from worker.model import User, Users
+from worker.sync.mirror import Mirror
 
 # Fewer later sweeps say little.
 LEAST_SWEEPS = 3

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from tests.bench.waiting import until
 from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_database
-from worker.store.schema import creation_sql
+from worker.store.migrate import creation_sql
 
 CHUNK = 1 << 20
 

@@ -12,7 +12,7 @@ from tests.bench.figures import Conditions, Figure, in_turns
 from tests.bench.postgres import Databases, Link, linked, written
 from tests.bench.workers import Warm, warmed
 from worker.model import Page
-from worker.page_reader import read_page
+from worker.stack_auth.page_reader import read_page
 
 IGNORED = ("last_active_at_millis",)
 

@@ -16,9 +16,9 @@ from tests.bench.api import RemoteApi
 from tests.bench.waiting import PATIENCE_SECONDS, until
 from worker.clock import Clock
 from worker.errors import SourceUnavailable
-from worker.memory import Memory
 from worker.model import Page, Single
-from worker.once import (
+from worker.retry import Retry
+from worker.service.once import (
     access,
     bind_project,
     open_store,
@@ -27,13 +27,13 @@ from worker.once import (
     rules,
     sweep_once,
 )
-from worker.page_size import PageSize
-from worker.retry import Retry
-from worker.settings import Settings
-from worker.source import Source
-from worker.stack_api import StackApi
+from worker.settings.settings import Settings
+from worker.stack_auth.client import StackApi
 from worker.store import Store
-from worker.sweep import Report, Sweep
+from worker.sync.cache import Memory
+from worker.sync.fetcher import Source
+from worker.sync.page_size import PageSize
+from worker.sync.sweep import Report, Sweep
 
 # Sweeps one after another: what is measured is the work, not the pause.
 EAGER = {"USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.1", "USERS_SYNC_SCHEDULE__SWEEP_SHARE": "1"}

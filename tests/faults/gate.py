@@ -14,8 +14,8 @@ import httpx
 
 from worker.errors import UsersSyncError
 from worker.model import Page, Single
-from worker.source import THREADS, Source
-from worker.walk import Request
+from worker.sync.chain import Request
+from worker.sync.fetcher import THREADS, Source
 
 Answered = TypeVar("Answered", Page, Single)
 Pool = Literal["page", "newest", "user"]

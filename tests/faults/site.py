@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.sweep_world import API_URL
 from worker.sandbox.api import FakeStackApi
-from worker.settings import Settings
+from worker.settings.settings import Settings
 
 # A worker that gives up at the first failure, and one that tries again.
 AT_ONCE, LATER = 1e-9, 5

@@ -11,18 +11,18 @@ from tests.faults.proxy import Proxy, opened_proxy
 from tests.faults.site import Impatient, Manner, Silent, Site
 from tests.sweep_world import API_URL, nothing
 from worker.clock import Clock
-from worker.duty import Duty
 from worker.errors import LeaseLost, MirrorOutdated, SourceUnavailable, UsersSyncError
-from worker.figures import Figures
-from worker.memory import Memory
-from worker.metrics import Metrics
-from worker.once import access, give_back, open_store, opened_database, rules
-from worker.page_size import PageSize
 from worker.retry import Retry
-from worker.stack_api import StackApi
+from worker.service.health import Vitals
+from worker.service.leader import Duty
+from worker.service.metrics import Metrics
+from worker.service.once import access, give_back, open_store, opened_database, rules
+from worker.service.telemetry import Figures
+from worker.stack_auth.client import StackApi
 from worker.store import Store
-from worker.sweep import Sweep
-from worker.vitals import Vitals
+from worker.sync.cache import Memory
+from worker.sync.page_size import PageSize
+from worker.sync.sweep import Sweep
 
 
 class Worker:

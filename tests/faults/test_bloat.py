@@ -11,7 +11,7 @@ import pytest
 from tests.faults.watched import Watched, stopped_cleanly, watched
 from tests.processes import until
 from tests.service_world import ServiceWorld, Worker, opened_service_world
-from worker.vitals import KEPT_SWEEPS
+from worker.service.health import KEPT_SWEEPS
 
 USERS = 200
 EDITS, DELETIONS = 3, 1

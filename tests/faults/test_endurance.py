@@ -11,7 +11,7 @@ import pytest
 from tests.faults.watched import Watched, stopped_cleanly, watched
 from tests.processes import PATIENCE_SECONDS, Running, until
 from tests.users_apis import both_servers
-from worker.source import THREADS
+from worker.sync.fetcher import THREADS
 
 pytestmark = both_servers
 

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.faults.hostile_json import answers, damaged, odd, page_of, records, user_id, written
-from worker.careful_reader import BrokenBody, parse_page, storable
 from worker.clock import Clock
 from worker.errors import Misconfigured, Transient
 from worker.model import Page, Unreadable, User
-from worker.stack_api import Access, StackApi
+from worker.stack_auth.careful_reader import BrokenBody, parse_page, storable
+from worker.stack_auth.client import Access, StackApi
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
 IGNORED = ("last_active_at_millis",)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.faults.test_hostile_answers import repeated
 from tests.service_world import until
 from tests.worker_samples import Ticks, sample_vitals
-from worker.metrics import Metrics
-from worker.web import WAITRESS, WebServer
+from worker.service.endpoints import WAITRESS, WebServer
+from worker.service.metrics import Metrics
 
 LOOPBACK = "127.0.0.1"
 LIMIT = int(WAITRESS["connection_limit"])

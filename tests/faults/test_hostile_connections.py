@@ -10,11 +10,11 @@ from threading import Event
 import pytest
 
 from tests.connection_faults import Behaviour, FaultyServer, send, serving, trickle
-from worker.body import MAX_BODY_BYTES
 from worker.clock import Clock
 from worker.errors import Misconfigured, Transient, UsersSyncError
 from worker.model import Page
-from worker.stack_api import Access, StackApi
+from worker.stack_auth.body import MAX_BODY_BYTES
+from worker.stack_auth.client import Access, StackApi
 
 TIMEOUT_SECONDS = 0.3
 # A machine may be slow, but nothing here is to hang.

@@ -16,7 +16,7 @@ from tests.faults.canaries import EMAIL, KEY, NAME, PROXY, given_away
 from tests.processes import PATIENCE_SECONDS, Shell, Site, command, opened_site, until
 from tests.sweep_world import raw_record
 from worker.sandbox.api import server_error
-from worker.store.schema import creation_sql
+from worker.store.migrate import creation_sql
 
 ODD = "00000000-0000-4000-8000-000000000099"
 # The API is to be asked through a proxy, which no loopback address is.

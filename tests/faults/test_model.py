@@ -16,7 +16,7 @@ from tests.faults.machine import Machine
 from tests.faults.people import CONSTRAINTS
 from tests.faults.scene import Scene
 from tests.sweep_world import World
-from worker.store.schema import creation_sql
+from worker.store.migrate import creation_sql
 
 pytest_plugins = ["tests.sweep_fixtures"]
 

@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from tests.faults.test_hostile_answers import repeated
 from tests.faults.test_leaks import free_port
 from tests.processes import Site, command, opened_site, until
-from worker.deadline import choose_proxy, is_loopback
-from worker.settings import StackSettings
-from worker.web import probe
+from worker.service.endpoints import probe
+from worker.settings.settings import StackSettings
+from worker.stack_auth.transport import choose_proxy, is_loopback
 
 PROXIES = {"http": "http://me:hush@proxy.example", "https": "http://me:hush@proxy.example"}
 

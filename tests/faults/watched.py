@@ -15,9 +15,9 @@ import psycopg
 
 from tests.processes import Running, Shell, Site, opened_site, until
 from tests.sweep_world import IGNORED, nothing, row_of, settings
-from worker.once import sweep_once
 from worker.sandbox.api import FakeStackApi, Project, Reply, Request
-from worker.store.schema import creation_sql
+from worker.service.once import sweep_once
+from worker.store.migrate import creation_sql
 
 # Remembers whoever is marked deleted, were it for a moment between two looks at the table.
 WITNESS = """

@@ -11,6 +11,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import orjson
 
+from worker.http_server import WsgiServer
 from worker.sandbox.kinds import APRIL, TODAY, Kind
 from worker.sandbox.project import Asked, Entry, Project
 from worker.sandbox.replies import (
@@ -30,7 +31,6 @@ from worker.sandbox.replies import (
     user_not_found,
 )
 from worker.sandbox.requests import Request, check_access, check_user_id, fields, listing, read
-from worker.wsgi import WsgiServer
 
 __all__ = [
     "APRIL",

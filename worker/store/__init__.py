@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from worker.errors import Blocked, Transient
 from worker.store.database import Database
-from worker.store.deletions import Deletions
+from worker.store.invalidations import Touched
 from worker.store.lease import Lease
-from worker.store.progress import Progress
 from worker.store.quarantine import Quarantine
 from worker.store.statement import Statement
-from worker.store.touched import Touched
-from worker.store.users import Table
+from worker.store.suspects import Deletions
+from worker.store.sweeps import Progress
+from worker.store.table import Table
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from worker.model import Key, User, Users
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine, Rejected, refused
 from worker.store.statement import Row, Statement
-from worker.store.users import INSERTED, STALE, Outcome, Table
+from worker.store.table import INSERTED, STALE, Outcome, Table
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -21,7 +21,7 @@ from worker.errors import (
 )
 from worker.retry import Retry
 from worker.store.connecting import CONNECT_SECONDS, not_connected
-from worker.store.patience import LONGEST_SECONDS, PatientConnection, Stopping, unless_stopped
+from worker.store.connection import LONGEST_SECONDS, PatientConnection, Stopping, unless_stopped
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -9,7 +9,7 @@ import psycopg
 import structlog
 
 from worker.errors import LeaseLost, MirrorOutdated, Transient
-from worker.names import USUAL_NAMES
+from worker.settings.names import USUAL_NAMES
 from worker.store.database import Connection, Database
 from worker.store.identity import IDENTITY, no_table
 from worker.store.statement import Row, Statement

@@ -2,7 +2,7 @@
 
 from psycopg import sql
 
-from worker.store.shape import TABLE
+from worker.store.table_shape import TABLE
 
 # The policies are put together where the table is, because they depend on it. An own row is found
 # by the primary key: another permissive policy for the same role would make that a scan of all.

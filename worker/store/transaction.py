@@ -7,8 +7,8 @@ import psycopg
 from psycopg.pq.abc import PGconn
 from psycopg.waiting import Ready, Wait
 
+from worker.store.connection import LONGEST_SECONDS
 from worker.store.database import Connection
-from worker.store.patience import LONGEST_SECONDS
 
 # Waiting longer for a row that an application has locked would hold up everybody else's changes.
 LOCK_TIMEOUT_SECONDS = 2.0

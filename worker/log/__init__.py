@@ -1,0 +1,1 @@
+"""The log, and standard output: neither ever blocks the work."""

@@ -1,1 +1,0 @@
-"""The commands that do more than call one function."""

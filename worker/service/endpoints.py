@@ -1,0 +1,166 @@
+"""Health, readiness, metrics and the status page over HTTP, all answered from memory."""
+
+import errno
+import select
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from types import TracebackType
+from typing import Any, Self
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from worker.errors import Misconfigured
+from worker.http_server import WsgiServer
+from worker.service.health import Vitals
+from worker.service.metrics import Metrics
+from worker.service.status_page import render
+
+HTML = "text/html; charset=utf-8"
+TEXT = "text/plain; charset=utf-8"
+
+# The page's own style sheet is all that it needs.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
+)
+HEADERS = (
+    ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+)
+
+# Nobody has to send anything but a short GET. Slow clients keep their connections and no thread;
+# but past the limit nobody is let in, and no health check either. It is well below the usual 1,024
+# descriptors, for the database needs one, too.
+WAITRESS: Mapping[str, Any] = {
+    "threads": 4,
+    "connection_limit": 500,
+    "asyncore_use_poll": hasattr(select, "poll"),  # select() knows no descriptor above 1,024
+    "ident": None,
+    "max_request_header_size": 16_384,
+    "max_request_body_size": 1024,
+    "channel_timeout": 15,
+    "cleanup_interval": 5,
+}
+
+# Docker's and Kubernetes' own patience with a health check is of that order.
+PROBE_SECONDS = 3
+# What one cannot connect to, and what stands for this machine instead.
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  asked for, not bound
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a path says."""
+
+    status: HTTPStatus
+    text: str | bytes
+    content_type: str = TEXT
+
+
+class WebServer:
+    """Serves from when it is entered until it is left, in threads of its own.
+
+    Port 0 takes any free one; `port` tells which. Raises Misconfigured if it cannot be had.
+    """
+
+    def __init__(self, host: str, port: int, vitals: Vitals, metrics: Metrics) -> None:
+        self.host = host
+        self.port = port
+        self._app = make_app(vitals, metrics)
+
+    def __enter__(self) -> Self:
+        listening = _listen(self.host, self.port)
+        self.port = listening.getsockname()[1]
+        self._server = WsgiServer(self._app, listening, "web", WAITRESS)
+        self._server.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.__exit__(kind, error, traceback)
+
+
+def make_app(vitals: Vitals, metrics: Metrics) -> WSGIApplication:
+    """Return the WSGI app."""
+    paths: dict[str, Callable[[], Answer]] = {
+        "/": lambda: Answer(HTTPStatus.OK, render(vitals.snapshot()), HTML),
+        "/healthz": lambda: _health(vitals),
+        "/readyz": lambda: _readiness(vitals),
+        "/metrics": lambda: Answer(HTTPStatus.OK, *metrics.render()),
+    }
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        method = environ["REQUEST_METHOD"]
+        answer = _answer(method, paths.get(environ["PATH_INFO"]))
+        body = answer.text.encode() if isinstance(answer.text, str) else answer.text
+        allow = [("Allow", "GET, HEAD")] if answer.status is HTTPStatus.METHOD_NOT_ALLOWED else []
+        own = [("Content-Type", answer.content_type), ("Content-Length", str(len(body)))]
+        start_response(f"{answer.status.value} {answer.status.phrase}", [*own, *allow, *HEADERS])
+        return [] if method == "HEAD" else [body]
+
+    return app
+
+
+def probe(host: str, port: int) -> bool:
+    """Whether the worker that listens there is alive: for health checks without shell or curl."""
+    connection = HTTPConnection(WILDCARDS.get(host, host), port, timeout=PROBE_SECONDS)
+    with suppress(OSError, HTTPException), closing(connection):
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == HTTPStatus.OK
+    return False
+
+
+def _answer(method: str, path: Callable[[], Answer] | None) -> Answer:
+    if method not in {"GET", "HEAD"}:
+        return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n")
+    if path is None:
+        return Answer(HTTPStatus.NOT_FOUND, "there are /, /healthz, /readyz and /metrics\n")
+    return path()
+
+
+def _health(vitals: Vitals) -> Answer:
+    return _verdict("ok", vitals.not_alive)
+
+
+def _readiness(vitals: Vitals) -> Answer:
+    return _verdict("ready", (*vitals.not_alive, *vitals.snapshot().not_ready))
+
+
+def _verdict(good: str, reasons: tuple[str, ...]) -> Answer:
+    if not reasons:
+        return Answer(HTTPStatus.OK, f"{good}\n")
+    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "".join(f"{reason}\n" for reason in reasons))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, address = found[0][0], found[0][4]
+        # Whoever listens on every IPv6 address means every IPv4 address, too.
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, dualstack_ipv6=both)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host can be like that
+        raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> Misconfigured:
+    taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    if taken or isinstance(error, PermissionError):
+        why = "is taken" if taken else "needs a privileged user"
+        return Misconfigured(
+            f"http.port: port {port} of {host} {why}: set http.port (USERS_SYNC_HTTP__PORT) to"
+            " another one, or to 0 to do without health, metrics and status page"
+        )
+    return Misconfigured(
+        f"http.host: cannot listen on {host}: set http.host (USERS_SYNC_HTTP__HOST) to an address"
+        " of this machine, such as 127.0.0.1 or 0.0.0.0"
+    )

@@ -1,0 +1,157 @@
+"""What the holder of the lease does again and again: polls, sweeps, and audits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
+
+import structlog
+
+from worker.errors import Blocked, LeaseLost, Stopped
+from worker.model import Users
+from worker.service.once import rules
+from worker.service.pace import LONGEST_POLL_REST_SECONDS, Pace, rest_after
+from worker.service.telemetry import Figures
+from worker.settings.settings import Settings
+from worker.store import Store
+from worker.sync.api_time import Purpose
+from worker.sync.cache import Memory
+from worker.sync.fetcher import Source
+from worker.sync.poll import Poll
+from worker.sync.sweep import Report, Sweep
+
+log = structlog.stdlib.get_logger(__name__)
+
+SECONDS_PER_HOUR = 3600.0
+SECONDS_PER_MINUTE = 60.0
+
+
+@dataclass(slots=True)
+class Duty:
+    """The work under one lease, from when it was taken until it is lost.
+
+    Each of its jobs returns the seconds until it is due again. `warm` says that a sweep was
+    complete; before that, an unfinished one is resumed.
+    """
+
+    settings: Settings
+    source: Source
+    store: Store
+    memory: Memory
+    figures: Figures
+    warm: bool = False
+    pace: Pace = field(init=False)
+    # A sweep failed, and perhaps left a row that says so: the next one leaves its row, too.
+    _failed: bool = True
+    _audited_at: float = 0.0
+    _counted_at: float = 0.0
+    _sweeping: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        schedule = self.settings.schedule
+        self.pace = Pace(schedule.sweep_seconds, schedule.sweep_share, self._monotonic)
+        self._audited_at = self._counted_at = self._monotonic()
+        self.memory.on_inserted = self._inserted
+        self.memory.on_replaced = self.figures.vitals.table_replaced
+
+    def poll(self) -> float:
+        """Look at the newest users, or at all of them where that is no more."""
+        schedule = self.settings.schedule
+        began = self._monotonic()
+        small = self.warm and len(self.memory.mirror) < schedule.poll_page_size
+        if small and self._sweeping.acquire(blocking=False):
+            try:
+                worked = self._worked("sweep", lambda: self._swept("poll"))
+            finally:
+                self._sweeping.release()
+        else:
+            worked = self._worked("poll", self._poll_newest)
+        seconds = self._monotonic() - began
+        self.figures.metrics.observe_poll(seconds)
+        self._recount()
+        rest = min(rest_after(worked, schedule.poll_share), LONGEST_POLL_REST_SECONDS)
+        return max(schedule.poll_seconds - seconds, rest)
+
+    def sweep(self) -> float:
+        """Sweep, or audit where that is due: the mirror is thrown away and the list read anew."""
+        complete = None
+        with self._sweeping:
+            self.pace.begin()
+            before = self.source.api_time.of("sweep")
+            try:
+                complete = self._swept(self._kind()).api_seconds
+            finally:
+                self.pace.end(self.source.api_time.of("sweep") - before, complete)
+        self._recount()
+        return self.pace.pause
+
+    def renew(self) -> float:
+        """Keep the lease while there is nothing to write."""
+        self.store.lease.renew_if_due()
+        return self.store.lease.seconds / 6
+
+    def _poll_newest(self) -> None:
+        size = self.settings.schedule.poll_page_size
+        poll = Poll(self.source, self.store, self.memory, size, cold=not self.warm)
+        self.figures.poll_ended(poll.run())
+
+    def _worked(self, purpose: Purpose, work: Callable[[], object]) -> float:
+        """Work, and tell how long the API worked for it."""
+        before = self.source.api_time.of(purpose)
+        work()
+        return self.source.api_time.of(purpose) - before
+
+    def _swept(self, kind: str) -> Report:
+        """Sweep, and take note of how it ended."""
+        try:
+            report = self._sweep(kind).run()
+        except (Stopped, LeaseLost):
+            raise
+        except Exception as error:
+            self._failed = True
+            self.figures.sweep_failed(error)
+            raise
+        self._failed = False
+        self.warm = True
+        self.figures.sweep_ended(report)
+        return report
+
+    def _kind(self) -> str:
+        """Say what the next sweep is; for an audit the mirror is loaded anew."""
+        now = self._monotonic()
+        if now - self._audited_at < self.settings.schedule.audit_hours * SECONDS_PER_HOUR:
+            return "sweep"
+        self._audited_at = now
+        self.memory.load(self.store)
+        return "audit"
+
+    def _recount(self) -> None:
+        """Look now and then whether others changed rows, where the database is awake anyway."""
+        now, minutes = self._monotonic(), self.settings.schedule.census_minutes
+        if not self.store.lease.held or now - self._counted_at < minutes * SECONDS_PER_MINUTE:
+            return
+        self._counted_at = now
+        try:
+            # In quiet mode there may be no second look for days, and the counters lag.
+            self.memory.recount(self.store, trust_counters=not self.settings.database.quiet)
+        except Blocked as error:
+            log.warning("census.skipped", error=str(error))
+
+    def _sweep(self, kind: str) -> Sweep:
+        return Sweep(
+            self.source,
+            self.store,
+            self.memory,
+            rules(self.settings),
+            on_page=lambda _: self.figures.page_read(self.source.page_size.limit),
+            resume_minutes=None if self.warm else self.settings.schedule.resume_minutes,
+            kind=kind,
+            trace=self._failed or (kind != "poll" and not self.settings.database.quiet),
+        )
+
+    def _inserted(self, users: Users) -> None:
+        """Measure how fresh rows are; the users from before us tell nothing."""
+        if self.warm:
+            self.figures.rows_inserted(users)
+
+    def _monotonic(self) -> float:
+        return self.store.database.clock.monotonic()

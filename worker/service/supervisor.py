@@ -1,0 +1,256 @@
+"""The long-running worker: polls, sweeps, stands by, and outlives any outage of either side."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Event, Lock
+
+import structlog
+
+from worker.clock import Clock
+from worker.errors import (
+    LeaseLost,
+    MirrorOutdated,
+    Misconfigured,
+    Stopped,
+    SweepIncomplete,
+    UsersSyncError,
+    told,
+)
+from worker.retry import LONGEST_ASKED_SECONDS
+from worker.service.endpoints import WebServer
+from worker.service.health import LONGEST_STEP_SECONDS, State, Vitals
+from worker.service.leader import Duty
+from worker.service.metrics import Metrics
+from worker.service.once import (
+    another_project,
+    bind_project,
+    give_back,
+    open_store,
+    opened_database,
+    opened_source,
+)
+from worker.service.outages import FIRST_PAUSE_SECONDS, Troubles
+from worker.service.scheduler import Jobs
+from worker.service.telemetry import Figures
+from worker.settings.settings import Settings
+from worker.store import Store
+from worker.store.database import Database
+from worker.sync.cache import Memory
+from worker.sync.fetcher import Source
+
+log = structlog.stdlib.get_logger(__name__)
+
+BEAT_SECONDS = 1.0
+
+# How often a worker that stands by looks for the lease.
+LOOK_SECONDS = 1.0
+
+# What only the holder of the lease does.
+HOLDERS_JOBS = ("sweep", "poll", "renew")
+
+
+@dataclass(slots=True)
+class Service:
+    """One worker for one target, until `stop` is set."""
+
+    settings: Settings
+    url: str
+    stop: Event
+    clock: Clock = field(default_factory=Clock)
+    jobs: Jobs = field(default_factory=Jobs)
+    memory: Memory = field(default_factory=Memory)
+    vitals: Vitals = field(init=False)
+    metrics: Metrics = field(init=False)
+    _troubles: Troubles = field(init=False)
+    _figures: Figures = field(init=False)
+    _store: Store = field(init=False)
+    _source: Source = field(init=False)
+    # Whether what a person got wrong may have come only after the start.
+    _begun: bool = False
+    _duty: Duty | None = None
+    # Which time of holding the lease, or of waiting for it, this is.
+    _tenure: int = 0
+    _lock: Lock = field(default_factory=Lock)
+    _fatal: Misconfigured | None = None
+    _stalled: bool = False
+
+    def __post_init__(self) -> None:
+        self.vitals = Vitals(
+            target=self.settings.database.schema_name,
+            api_host=self.settings.stack.api_url.partition("://")[2],
+            sweep_seconds=self.settings.schedule.sweep_seconds,
+            sweep_share=self.settings.schedule.sweep_share,
+            # The API may ask for a long pause between two requests.
+            longest_step_seconds=LONGEST_STEP_SECONDS
+            + max(0.0, self.settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
+        )
+        self.metrics = Metrics(self.vitals.snapshot)
+        self._troubles = Troubles(self.vitals, self.metrics, self._recovered)
+        self._figures = Figures(self.vitals, self.metrics, self.memory, self.clock)
+
+    def run(self) -> None:
+        """Work until stopped. Raises Misconfigured if it cannot even begin."""
+        with ExitStack() as opened:
+            if self.settings.http.port:
+                http = self.settings.http
+                opened.enter_context(WebServer(http.host, http.port, self.vitals, self.metrics))
+            database = opened.enter_context(
+                opened_database(self.settings, self.url, self.clock, self.stop, self._troubles)
+            )
+            inner = opened.enter_context(ExitStack())
+            opened.callback(self.jobs.stop)
+            self.jobs.start()
+            self._arm("begin", partial(self._begin, inner, database), 0)
+            while not self.stop.wait(BEAT_SECONDS):
+                self._beat()
+            self.vitals.enter("stopping")
+            if not self.jobs.stop():
+                log.error("jobs.abandoned", jobs=self.jobs.running())
+                opened.pop_all()  # what they hold, such as a lock, would be waited for
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _beat(self) -> None:
+        """Look after the clock, and at whether the jobs get anywhere; once a second."""
+        self.vitals.beat()
+        self.jobs.mind_the_clock()
+        # Keeping the lease is not what the worker is there for.
+        if self.jobs.at_rest("renew"):
+            self.vitals.moved()
+        stalled = self.vitals.stalled()
+        if stalled and not self._stalled:
+            log.error("worker.stalled", jobs=self.jobs.running())
+        self._stalled = stalled
+
+    def _begin(self, inner: ExitStack, database: Database) -> None:
+        """Look at the table and open the API; then wait for the lease."""
+        self._store = open_store(self.settings, database)
+        inner.callback(give_back, self._store.lease)
+        self._source = inner.enter_context(
+            opened_source(self.settings, self.clock, self.stop, self._store.lease, self._troubles)
+        )
+        self._arm("stand by", self._stand_by, 0)
+
+    def _stand_by(self) -> float | None:
+        """Take the lease if it is free, and begin to work; else look again soon."""
+        lease = self._store.lease
+        if not lease.acquire():
+            sight = lease.look()
+            project = self.settings.stack.project_id
+            if sight is not None and sight.project not in {None, project}:
+                raise another_project(lease, sight.project)
+            self._enter("standing by")
+            self._begun = True
+            return LOOK_SECONDS
+        bind_project(self._store, self._source)
+        self.memory.load(self._store)
+        log.info("lease.acquired", target=lease.target)
+        self._enter("quiet" if self.settings.database.quiet else "working")
+        self.vitals.set_lease(True)
+        self._duty = duty = Duty(
+            self.settings, self._source, self._store, self.memory, self._figures
+        )
+        self._arm("sweep", duty.sweep, 0)
+        self._arm("poll", duty.poll, 0)
+        if not self.settings.database.quiet:
+            self._arm("renew", duty.renew, lease.seconds / 6)
+        return None
+
+    def _stand_down(self, tenure: int, error: LeaseLost) -> None:
+        """Stop working and wait for the lease; of several jobs that find out, the first does it."""
+        with self._lock:
+            if tenure != self._tenure:
+                return
+            self._tenure += 1
+            self._duty = None
+        log.warning("lease.lost", error=str(error))
+        self.vitals.set_lease(False)
+        # Whoever holds the lease now has them to tell.
+        self.vitals.set_deletions(held=0, candidates=0, oldest_candidate_since=None)
+        self.vitals.set_quarantined(0)
+        self.jobs.disarm(*HOLDERS_JOBS)
+        for name in HOLDERS_JOBS:
+            self._troubles.ended(name)
+        self._arm("stand by", self._stand_by, LOOK_SECONDS)
+
+    def _recovered(self) -> None:
+        """Sweep at once after an outage: what changed meanwhile has waited long enough."""
+        with self._lock:
+            if self._duty is not None:
+                self._duty.pace.hurry()
+                self._arm("sweep", self._duty.sweep, self._duty.pace.rest)
+
+    def _enter(self, state: State) -> None:
+        if self.vitals.snapshot().state != state:
+            self.vitals.enter(state)
+            log.info("worker.entered", state=state)
+
+    def _arm(self, name: str, work: Callable[[], float | None], seconds: float) -> None:
+        self.jobs.arm(name, partial(self._run, name, work, self._tenure), seconds)
+
+    def _run(self, name: str, work: Callable[[], float | None], tenure: int) -> None:
+        """Run one job and arm it again, unless it belongs to a lease that is lost."""
+        try:
+            again = self._attempt(name, work)
+        except LeaseLost as error:
+            self._stand_down(tenure, error)
+            return
+        finally:
+            if name != "renew":
+                self.vitals.moved()
+        if again is not None and tenure == self._tenure and not self.stop.is_set():
+            self._arm(name, work, again)
+
+    def _attempt(self, name: str, work: Callable[[], float | None]) -> float | None:
+        """Run one job and let no error of it get lost; returns when to run it again.
+
+        Raises LeaseLost, and nothing else.
+        """
+        try:
+            again = self._with_true_mirror(name, work)
+        except LeaseLost:
+            raise
+        except Stopped:
+            return None
+        except Misconfigured as error:
+            if self._begun:
+                return self._failed(name, error, fatal=True)
+            # Whoever started us made a mistake that nobody but they can mend.
+            self._fatal = error
+            self.stop.set()
+            return None
+        except UsersSyncError as error:
+            return self._failed(name, error)
+        except Exception as error:
+            log.exception("job.failed", job=name)
+            return self._failed(name, error)
+        self._begun = self._begun or name in HOLDERS_JOBS
+        self._troubles.ended(name)
+        return again
+
+    def _with_true_mirror(self, name: str, work: Callable[[], float | None]) -> float | None:
+        """Run one job; if the mirror turns out to be outdated, load it again and sweep."""
+        generation = self.memory.generation
+        try:
+            return work()
+        except MirrorOutdated:
+            self.memory.reload(self._store, generation)
+            if self._duty is not None and name in HOLDERS_JOBS:
+                self._arm("sweep", self._duty.sweep, 0)
+            return FIRST_PAUSE_SECONDS
+        finally:
+            if self.settings.database.quiet and name in HOLDERS_JOBS:
+                self._store.lease.rest()
+
+    def _failed(self, name: str, error: Exception, *, fatal: bool = False) -> float:
+        """Tell of it once, and give the pause before the next attempt, which grows."""
+        self._troubles.began(name, told(error), fatal=fatal)
+        pause, duty = self._troubles.next_pause(name), self._duty
+        if duty is None:
+            return pause
+        if isinstance(error, SweepIncomplete):
+            return max(pause, duty.pace.pause)
+        # However it failed, it was work for the API's server.
+        return max(pause, duty.pace.rest) if name == "sweep" else pause

@@ -1,0 +1,77 @@
+"""What polls and sweeps did, for the vitals and the metrics."""
+
+from dataclasses import dataclass
+
+from worker.clock import Clock
+from worker.errors import told
+from worker.model import Users
+from worker.service.health import SweepSummary, Vitals
+from worker.service.metrics import Metrics
+from worker.sync.cache import Memory
+from worker.sync.state import Findings
+from worker.sync.sweep import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Where the figures of one worker go. Safe to be called from any thread."""
+
+    vitals: Vitals
+    metrics: Metrics
+    memory: Memory
+    clock: Clock
+
+    def page_read(self, page_size: int) -> None:
+        self.vitals.moved()
+        self.vitals.set_page_size(page_size)
+        self.vitals.set_rows(users=len(self.memory.mirror))
+
+    def rows_inserted(self, users: Users) -> None:
+        """Measure how long sign-ups took to their rows."""
+        now = self.clock.now().timestamp()
+        for millis in users.millis:
+            self.metrics.observe_freshness(now - millis / 1000)
+
+    def poll_ended(self, findings: Findings) -> None:
+        self.vitals.poll_finished()
+        self.vitals.set_rows(users=len(self.memory.mirror))
+        # The users that sweeps read are counted there.
+        counts = {name: count for name, count in findings.counts.items() if name != "users"}
+        self.metrics.count_rows(counts)
+
+    def sweep_failed(self, error: Exception) -> None:
+        """Take in a sweep that did not come to its end."""
+        self.vitals.sweep_failed(told(error))
+
+    def sweep_ended(self, report: Report) -> None:
+        """Take in a sweep; one that was a poll is worth showing only if it changed something."""
+        counts = {name: count for name, count in report.figures.items() if name != "candidates"}
+        if report.kind == "poll":
+            self.vitals.poll_finished(whole_list=True)
+        if report.kind != "poll" or report.changed_something:
+            self.vitals.sweep_finished(
+                SweepSummary(
+                    report.sweep,
+                    report.kind,
+                    report.outcome,
+                    self.clock.now(),
+                    report.duration_seconds,
+                    counts,
+                    report.api_seconds,
+                )
+            )
+        self.metrics.count_rows(counts)
+        self.metrics.observe_sweep(report.duration_seconds)
+        self.vitals.set_quarantined(report.counts["quarantined"])
+        self.vitals.set_rows(users=len(self.memory.mirror))
+        self._count_suspects(report.counts["held"])
+
+    def _count_suspects(self, held: int) -> None:
+        with self.memory.lock:
+            suspects = list(self.memory.suspects.values())
+        noticed = [suspect.noticed_at for suspect in suspects if suspect.state == "candidate"]
+        since = None
+        if noticed:
+            age = (self.clock.now() - min(noticed)).total_seconds()
+            since = self.vitals.monotonic() - age
+        self.vitals.set_deletions(held=held, candidates=len(noticed), oldest_candidate_since=since)

@@ -1,0 +1,1 @@
+"""What can be configured, within which bounds, and from where."""

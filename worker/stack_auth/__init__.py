@@ -1,0 +1,1 @@
+"""The users API: an HTTP client, and the reading of its answers."""

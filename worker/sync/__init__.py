@@ -1,0 +1,1 @@
+"""The algorithm: walk the list, prove it, compare, apply, confirm deletions."""

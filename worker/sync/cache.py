@@ -1,0 +1,206 @@
+"""What the worker remembers between sweeps and polls, and which of two answers is the newer one."""
+
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from threading import RLock
+from typing import TypeVar
+
+import structlog
+
+from worker.errors import MirrorOutdated
+from worker.model import Users
+from worker.store import Store
+from worker.store.census import Census
+from worker.store.connection import LONGEST_SECONDS
+from worker.store.database import Connection
+from worker.store.invalidations import MOST_TOUCHED
+from worker.store.suspects import Suspect
+from worker.store.transaction import LIMITS, limits
+from worker.sync.mirror import Delta, Mirror
+from worker.sync.refusals import Refusals
+
+log = structlog.stdlib.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Memory:
+    """The mirror with what belongs to it, true for as long as nobody else writes.
+
+    `lock` is held from comparing an answer through applying to accepting it; answers are fetched
+    outside. `suspects` and `rejects` are what is recorded in the database: the digest of each
+    record in quarantine, or none if its user was stored since. `refusals` are the users among them
+    whom the database refused; `unmarked` those whom it refuses to mark deleted. `generation` rises
+    when all of it is loaded anew: answers that were asked for before count for nothing.
+    """
+
+    mirror: Mirror = field(default_factory=Mirror)
+    suspects: dict[str, Suspect] = field(default_factory=dict)
+    rejects: dict[str, str] = field(default_factory=dict)
+    refusals: Refusals = field(default_factory=Refusals)
+    unmarked: set[str] = field(default_factory=set)
+    generation: int = 0
+    census: Census | None = None
+    on_inserted: Callable[[Users], None] = lambda _users: None
+    on_replaced: Callable[[], None] = lambda: None
+    lock: RLock = field(default_factory=RLock)
+    _under_way: list[datetime] = field(default_factory=list)
+    _accepted_at: dict[str, datetime] = field(default_factory=dict)
+    # How often the table was replaced, as far as the mirror knows.
+    _replaced: int = 0
+    # Live rows whose ids are not Stack Auth's.
+    _strange: int = 0
+
+    def load(self, store: Store) -> None:
+        """Load the table's shape, and what is live, suspected and in quarantine.
+
+        Raises Misconfigured for a table that is gone or cannot be used.
+        """
+        database = store.database
+        with self.lock:
+            store.table = database.call(store.table.as_found)
+            # Before the keys: what is written in between is counted the next time.
+            self.census = database.call(store.table.census, LONGEST_SECONDS)
+            store.lease.own_transactions.clear()
+            self.mirror = database.call(
+                lambda conn: Mirror.load(store.table.load_keys(conn)), LONGEST_SECONDS
+            )
+            self._strange = self.census.live - len(self.mirror) if self.census else 0
+            self._load_records(store)
+
+    def _load_records(self, store: Store) -> None:
+        self.suspects = store.database.call(store.deletions.load)
+        known = store.database.call(store.quarantine.load)
+        self.rejects = {record: each.digest for record, each in known.items()}
+        self.refusals.load([record for record, each in known.items() if not each.permanent])
+        self._accepted_at.clear()
+        self.generation += 1
+
+    def reload(self, store: Store, outdated: int) -> None:
+        """Make true again what was found not to be; once, whoever finds it.
+
+        What commands wrote beside us is looked at again row by row; else everything is loaded.
+        """
+        with self.lock:
+            if self.generation != outdated:
+                return
+            try:
+                self._reload(store)
+            except BaseException:
+                # The next job finds the mirror still outdated.
+                store.lease.distrust()
+                raise
+
+    def _reload(self, store: Store) -> None:
+        gap = store.lease.resync()
+        ids = None
+        if gap is not None:
+            ids = store.database.call(lambda conn: store.touched.between(conn, *gap))
+        if ids is None:
+            log.info("mirror.discarded")
+            self.load(store)
+        else:
+            self._load_users(store, ids)
+        if store.lease.replaced != self._replaced:
+            self._replaced = store.lease.replaced
+            self.on_replaced()
+
+    def recount(self, store: Store, *, trust_counters: bool = True) -> None:
+        """Look whether others wrote the table, and forget what was known of the rows they wrote.
+
+        With `trust_counters` the table is read only if Postgres counted a write since.
+        Raises MirrorOutdated if they removed rows, or wrote too many, and Blocked if the table is
+        locked, or takes too long to read.
+        """
+        with self.lock:
+            own, before = store.lease.own_transactions, self.census
+            if before is None:
+                return
+            since = before if trust_counters else replace(before, moves=None)
+            found = _counted(store, lambda conn: store.table.census(conn, since, own))
+            if found is None:
+                return
+            if 0 < found.by_others <= MOST_TOUCHED:
+                ids = _counted(store, lambda conn: store.table.written_by_others(conn, before, own))
+                self._load_users(store, ids)
+            if found.by_others > MOST_TOUCHED or found.live != len(self.mirror) + self._strange:
+                store.lease.distrust()
+                raise MirrorOutdated("others removed rows, or wrote many")
+            self.census = found
+            own.clear()
+
+    def _load_users(self, store: Store, ids: Sequence[str]) -> None:
+        """Load what is live of these users, and all suspicions: a command may have ended some."""
+        log.info("mirror.amended", users=len(ids))
+        database = store.database
+        keys = database.call(lambda conn: store.table.load_keys_of(conn, ids))
+        self.mirror.replace(ids, keys)
+        self._load_records(store)
+
+    def check(self, generation: int) -> None:
+        """Raise MirrorOutdated if an answer was asked for before the memory was loaded anew."""
+        if self.generation != generation:
+            raise MirrorOutdated("the mirror was loaded anew meanwhile")
+
+    def asked(self, asked_at: datetime) -> datetime:
+        """Note that an answer is under way; returns the moment it was asked for."""
+        with self.lock:
+            self._under_way.append(asked_at)
+        return asked_at
+
+    def answered(self, asked_at: datetime) -> None:
+        """Note that an answer is dealt with; what only it could have contradicted is forgotten."""
+        with self.lock:
+            if asked_at in self._under_way:
+                self._under_way.remove(asked_at)
+            oldest = min(self._under_way, default=None)
+            if oldest is None:
+                self._accepted_at.clear()
+            elif self._accepted_at:
+                kept = {i: at for i, at in self._accepted_at.items() if at > oldest}
+                self._accepted_at = kept
+
+    def accepted(self, ids: Iterable[str], observed_at: datetime) -> None:
+        """Remember what this answer said of these ids while an older answer is under way."""
+        if any(asked_at < observed_at for asked_at in self._under_way):
+            for user_id in ids:
+                known = self._accepted_at.get(user_id)
+                if known is None or known < observed_at:
+                    self._accepted_at[user_id] = observed_at
+
+    def stored(self, ids: AbstractSet[str]) -> None:
+        """Note that these users are refused no longer; a sweep takes them out of quarantine."""
+        known = self.rejects.keys() & ids
+        self.rejects.update(dict.fromkeys(known, ""))
+        self.refusals.forget(known)
+
+    @property
+    def remembered(self) -> int:
+        """Of how many ids it is remembered when they were accepted."""
+        return len(self._accepted_at)
+
+    def still_news(self, delta: Delta, observed_at: datetime) -> Delta:
+        """Leave out the ids of which a later answer was accepted: this one says nothing of them."""
+        if not self._accepted_at:
+            return delta
+        outdated = {i for i, at in self._accepted_at.items() if at > observed_at}
+        return Delta(
+            delta.changed.without(outdated),
+            [key for key in delta.missing if key[1] not in outdated],
+            [key for key in delta.moved if key[1] not in outdated],
+            delta.newcomers,
+        )
+
+
+def _counted(store: Store, look: Callable[[Connection], T]) -> T:
+    """Read the table within the limits of a write: the lease must be renewed meanwhile."""
+
+    def attempt(conn: Connection) -> T:
+        with conn.transaction():
+            conn.execute(LIMITS, limits(store.lease.seconds))
+            return look(conn)
+
+    return store.database.call(attempt)

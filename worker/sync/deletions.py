@@ -1,0 +1,290 @@
+"""Settles the suspicions of a walk: asks about each, lets the guard judge, marks users deleted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from worker.errors import Blocked, DataRefused, Misconfigured, SourceUnavailable
+from worker.model import Single, Unreadable, User, Users
+from worker.store.batch import MOST_BLOCKED
+from worker.store.quarantine import unreadable
+from worker.store.statement import Row, Statement
+from worker.store.table import DELETED, WAITING
+from worker.sync.apply import Reading
+from worker.sync.guard import Guard
+
+log = structlog.stdlib.get_logger(__name__)
+
+# What one statement marks deleted.
+SOFT_DELETE_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What may be deleted: `deletions` of the settings, and `schedule.audit_hours`."""
+
+    guard: Guard
+    enabled: bool = True
+    grace_seconds: float = 60
+    audit_hours: float = 24
+
+
+@dataclass(slots=True)
+class Settling:
+    """The end of one sweep. `list_was_empty` is what the walk found."""
+
+    reading: Reading
+    rules: Rules
+    list_was_empty: bool
+    trouble: SourceUnavailable | Misconfigured | None = None
+    _gone: dict[str, datetime] = field(default_factory=dict)
+    _left: int = 0
+    _asked: set[str] = field(default_factory=set)
+    _put_off: set[str] = field(default_factory=set)
+    _refused: list[str] = field(default_factory=list)
+    _marked: int = 0
+
+    def settle(self) -> list[Statement]:
+        """Ask about the suspects and delete what is proven and not too much.
+
+        Returns the statements that the transaction which ends the sweep must run. If the API
+        could not answer for every suspect, `trouble` says why, and nobody is deleted; or why the
+        database refused every deletion.
+        """
+        if self.rules.enabled:
+            self._ask(self._suspects())
+            self._learn_of_approvals()
+            self._ask(self.reading.findings.in_state("approved"))
+        findings = self.reading.findings
+        with findings.memory.lock:
+            findings.memory.check(findings.generation)
+            # Somebody who was seen meanwhile, by a poll say, is a suspect no more.
+            self._gone = {i: at for i, at in self._gone.items() if i in findings.suspects}
+            if self._gone and self.trouble is None:
+                self._judge()
+                self._require_some_marked()
+            return self._closing_statements()
+
+    def _suspects(self) -> list[str]:
+        """Choose whom to ask about: no more than tell whether the guard holds."""
+        findings = self.reading.findings
+        now = self.reading.store.database.clock.now()
+        asked_before = now - timedelta(hours=self.rules.audit_hours)
+        due = []
+        with findings.memory.lock:
+            for user_id in findings.in_state("hidden"):
+                asked_at = findings.suspects[user_id].asked_at
+                if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
+                    due.append(user_id)
+            suspects = findings.in_state("candidate") + due
+        enough = self.rules.guard.enough
+        self._put_off = set(suspects[enough:])
+        return suspects[:enough]
+
+    @property
+    def unasked(self) -> int:
+        """How many suspects were left for the next sweep to ask about."""
+        suspects = self.reading.findings.suspects
+        return sum(
+            user_id in suspects and suspects[user_id].state != "held" for user_id in self._put_off
+        )
+
+    def _learn_of_approvals(self) -> None:
+        """Look whether somebody has approved meanwhile: that is written beside our memory."""
+        findings, store = self.reading.findings, self.reading.store
+        if not findings.in_state("held"):
+            return
+        recorded = store.database.call(store.deletions.load)
+        with findings.memory.lock:
+            for user_id in findings.in_state("held"):
+                if user_id in recorded and recorded[user_id].state == "approved":
+                    findings.suspects[user_id] = recorded[user_id]
+
+    def _ask(self, ids: Sequence[str]) -> None:
+        """Ask for each of these users with GET, a few at a time."""
+        source = self.reading.source
+        if self.trouble is not None:
+            return
+        answers = [(user_id, source.ask_user(user_id)) for user_id in ids]
+        found: list[tuple[str, Single]] = []
+        try:
+            for user_id, answer in answers:
+                single = source.await_answer(answer)
+                if single.found is None:
+                    self._gone[user_id] = single.observed_at
+                else:
+                    found.append((user_id, single))
+        except (SourceUnavailable, Misconfigured) as error:
+            self.trouble = error
+        finally:
+            for _, answer in answers:
+                answer.cancel()
+        self.reading.count_api_time()
+        self._asked.update(ids)
+        findings = self.reading.findings
+        with findings.memory.lock:
+            findings.memory.check(findings.generation)
+            still = {i: single for i, single in found if i in findings.suspects}
+            if still:
+                self._take_found(still)
+
+    def _take_found(self, found: dict[str, Single]) -> None:
+        """Take in users that the list left out though the API knows them: hidden, or moved."""
+        reading, findings = self.reading, self.reading.findings
+        users = {u: s.found for u, s in found.items() if isinstance(s.found, User)}
+        bad = [unreadable(s.found) for s in found.values() if isinstance(s.found, Unreadable)]
+        hidden = [u for u, user in users.items() if findings.noticed.get(u) in {None, user.key}]
+        for user_id in found.keys() - set(hidden):
+            key = findings.noticed.pop(user_id, None)
+            findings.mirror.remove([key] if key and user_id in users else [])
+        asked_at = reading.store.database.clock.now()
+        for user_id in found:
+            suspect = findings.suspects.pop(user_id)
+            if user_id in hidden:
+                findings.suspects[user_id] = replace(suspect, state="hidden", asked_at=asked_at)
+        touched = findings.touched
+        statements = [
+            reading.store.deletions.hide(hidden),
+            reading.store.deletions.strike(found.keys() - set(hidden)),
+            *reading.rejecting.reject(bad),
+        ]
+        # The earliest moment is true of all of them.
+        observed_at = min(single.observed_at for single in found.values())
+        reading.apply(Users.of(users.values()), observed_at, statements)
+        findings.counts["hidden"] += len(hidden)
+        findings.beside += findings.touched - touched
+
+    def _judge(self) -> None:
+        """Delete what a person approved, and the rest unless it is too much to believe."""
+        findings, store = self.reading.findings, self.reading.store
+        approved = {id_ for id_ in self._gone if findings.suspects[id_].state == "approved"}
+        rest = [user_id for user_id in self._gone if user_id not in approved]
+        holds = self.rules.guard.holds(
+            gone=len(rest),
+            deleted_today=store.database.call(store.progress.deleted_today),
+            live=len(findings.mirror),
+            list_was_empty=self.list_was_empty,
+        )
+        self._soft_delete(sorted(approved), approved=True)
+        if not holds:
+            self._soft_delete(rest, approved=False)
+        elif rest:
+            self._hold(rest)
+
+    def _hold(self, gone: Sequence[str]) -> None:
+        """Hold every candidate, proven or not, until a person approves."""
+        findings, store = self.reading.findings, self.reading.store
+        held = {*findings.in_state("candidate"), *gone}
+        for user_id in held:
+            findings.suspects[user_id] = replace(findings.suspects[user_id], state="held")
+        findings.wrote = True
+        store.write([store.deletions.hold(held)], findings.number)
+        log.warning("deletions.held", held=len(held), proven=len(gone), sweep=findings.number)
+
+    def _soft_delete(self, ids: Sequence[str], *, approved: bool) -> None:
+        young = {user_id for user_id in ids if self._just_inserted(user_id)}
+        self.reading.findings.waiting += len(young)
+        ripe = [user_id for user_id in ids if user_id not in young]
+        for at in range(0, len(ripe), SOFT_DELETE_BATCH):
+            self._mark(ripe[at : at + SOFT_DELETE_BATCH], approved=approved)
+
+    def _mark(self, ids: Sequence[str], *, approved: bool) -> None:
+        """Mark users deleted in one transaction, or in ever smaller ones to pass a locked row."""
+        findings, store = self.reading.findings, self.reading.store
+        findings.wrote = True
+        record = store.progress.record(findings.row())
+        proofs = [(user_id, self._gone[user_id]) for user_id in ids]
+        statement = store.table.soft_delete(proofs, findings.number, approved=approved)
+
+        def closing(rows: Sequence[Row | None]) -> list[Statement]:
+            # In the same transaction: a suspicion must not outlive its reason.
+            letters = _letters(rows)
+            settled = [i for i, each in zip(ids, letters, strict=True) if each != WAITING]
+            return [store.deletions.strike(settled)]
+
+        try:
+            rows = store.lease.commit([record, statement], findings.number, closing)
+        except (Blocked, DataRefused) as error:
+            self._mark_halves(ids, error, approved=approved)
+        else:
+            self._take(ids, _letters(rows), approved=approved)
+
+    def _mark_halves(
+        self, ids: Sequence[str], error: Blocked | DataRefused, *, approved: bool
+    ) -> None:
+        middle = len(ids) // 2
+        if not middle:
+            self._leave(ids[0], error)
+            return
+        for half in (ids[:middle], ids[middle:]):
+            # So many in a row are not a lock on some rows but one on the table: the next sweep.
+            if self._left < MOST_BLOCKED:
+                self._mark(half, approved=approved)
+
+    def _leave(self, user_id: str, error: Blocked | DataRefused) -> None:
+        """Leave a user a candidate; a deletion that the database refuses is told only once."""
+        if isinstance(error, Blocked):
+            self._left += 1
+            log.warning("deletion.blocked", user=user_id, error=str(error))
+            return
+        self._refused.append(error.code)
+        known = self.reading.findings.memory.unmarked
+        if user_id not in known:
+            log.warning("deletion.blocked", user=user_id, error=error.code)
+            known.add(user_id)
+
+    def _require_some_marked(self) -> None:
+        """Note it as the sweep's trouble if every deletion is refused: no user is to blame then."""
+        if len(self._refused) > 1 and not self._marked:
+            self.trouble = Misconfigured(
+                f"none of {len(self._refused)} users who are gone could be marked deleted, the last"
+                f" was refused by the database: {self._refused[-1]}; see the triggers and"
+                " constraints of the table, and the log of the database"
+            )
+
+    def _take(self, ids: Sequence[str], letters: str, *, approved: bool) -> None:
+        findings = self.reading.findings
+        for user_id, letter in zip(ids, letters, strict=True):
+            if letter == WAITING:
+                findings.waiting += 1
+                continue
+            key = findings.noticed.pop(user_id, None)
+            del findings.suspects[user_id]
+            findings.memory.unmarked.discard(user_id)
+            self._marked += 1
+            findings.mirror.remove([key] if key else [])
+            if letter == DELETED:
+                findings.counts["approved" if approved else "deleted"] += 1
+
+    def _just_inserted(self, user_id: str) -> bool:
+        now = self.reading.store.database.clock.monotonic()
+        since = now - self.rules.grace_seconds
+        return self.reading.findings.mirror.inserted_since(user_id, since)
+
+    def _closing_statements(self) -> list[Statement]:
+        """Forget what was not noticed again; only a sweep that saw everything can say so."""
+        findings, store = self.reading.findings, self.reading.store
+        statements = [store.deletions.keep(findings.noticed, findings.number)]
+        if self.trouble is None:
+            statements += self._note_asked()
+        if findings.whole and self.trouble is None:
+            statements.append(store.deletions.forget_others(findings.noticed))
+            statements.append(store.quarantine.forget_others(findings.seen))
+        return statements
+
+    def _note_asked(self) -> list[Statement]:
+        """Let the next sweep ask first about those about whom this one did not."""
+        findings, store = self.reading.findings, self.reading.store
+        left = self._asked.intersection(findings.in_state("candidate"))
+        asked_at = store.database.clock.now()
+        for user_id in left:
+            findings.suspects[user_id] = replace(findings.suspects[user_id], asked_at=asked_at)
+        return [store.deletions.asked(left)] if left else []
+
+
+def _letters(rows: Sequence[Row | None]) -> str:
+    """Give what `Table.soft_delete` told; it is the second statement, after the sweep's row."""
+    row = rows[1]
+    return str(row[0]) if row else ""

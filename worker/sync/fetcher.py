@@ -1,0 +1,122 @@
+"""Asks the API in the background, and keeps the lease alive while an answer is awaited."""
+
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from threading import Event
+from typing import Protocol, TypeVar
+
+import structlog
+
+from worker.errors import LimitRefused, Stopped, Transient
+from worker.model import Page, Single
+from worker.retry import Retry
+from worker.sync.api_time import ApiTime, Purpose
+from worker.sync.chain import Request
+from worker.sync.page_size import PageSize
+
+log = structlog.stdlib.get_logger(__name__)
+
+# Proofs are asked for side by side; one process serves the API, so more would only queue there.
+THREADS = 4
+
+# How soon a stop is noticed while an answer is awaited.
+GLANCE_SECONDS = 0.25
+
+
+Answered = TypeVar("Answered", Page, Single)
+
+
+class Api(Protocol):
+    """What is asked of the users API; each call is one attempt."""
+
+    def fetch_page(self, cursor: str | None, limit: int, *, newest_first: bool = False) -> Page: ...
+
+    def fetch_user(self, user_id: str) -> Single: ...
+
+
+class Renewed(Protocol):
+    """What must be kept alive while waiting."""
+
+    def renew_if_due(self) -> None: ...
+
+
+class Source:
+    """The users API with retries, in threads of its own: ask first, wait for the answer later."""
+
+    def __init__(self, api: Api, retry: Retry, *, page_size: PageSize, lease: Renewed) -> None:
+        self.page_size = page_size
+        self.api_time = ApiTime()
+        self._api = api
+        self._retry = retry
+        self._lease = lease
+        # A poll queues behind nothing that a sweep asks for. And each thread keeps for good what
+        # memory its largest page took, so one thread reads all the pages of a sweep.
+        self._pages = ThreadPoolExecutor(1, thread_name_prefix="ask-page")
+        self._newest = ThreadPoolExecutor(1, thread_name_prefix="ask-newest")
+        self._users = ThreadPoolExecutor(THREADS, thread_name_prefix="ask-user")
+
+    @property
+    def stop(self) -> Event:
+        return self._retry.stop
+
+    def ask_page(self, request: Request) -> Future[Page]:
+        """Begin to fetch a page, with retries."""
+        return self._pages.submit(self._retry.call, lambda: self._fetch_page(request))
+
+    def ask_newest(self, request: Request, limit: int) -> Future[Page]:
+        """Begin to fetch up to `limit` users, newest first, with retries.
+
+        Without a cursor this is cheap for the server.
+        """
+        size = PageSize(limit, self.page_size.cap)
+        return self._newest.submit(self._retry.call, lambda: self._fetch_newest(request, size))
+
+    def ask_user(self, user_id: str) -> Future[Single]:
+        """Begin to fetch one user, with retries."""
+        return self._users.submit(self._retry.call, lambda: self._fetch_user(user_id))
+
+    def await_answer(self, answer: Future[Answered]) -> Answered:
+        """Wait for an answer. Raises what asking raised, Stopped, LeaseLost or MirrorOutdated."""
+        self._lease.renew_if_due()
+        while not wait([answer], GLANCE_SECONDS).done:
+            if self.stop.is_set():
+                raise Stopped("asked to stop")
+            self._lease.renew_if_due()
+        return answer.result()
+
+    def close(self) -> None:
+        """Ask for nothing more; a request in flight ends when the stop is set."""
+        for pool in (self._pages, self._newest, self._users):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch_page(self, request: Request) -> Page:
+        return self._fetch(self.page_size, request, "sweep")
+
+    def _fetch_newest(self, request: Request, size: PageSize) -> Page:
+        return self._fetch(size, request, "poll")
+
+    def _fetch_user(self, user_id: str) -> Single:
+        return self.api_time.measured("sweep", lambda: self._api.fetch_user(user_id))
+
+    def _fetch(self, size: PageSize, request: Request, purpose: Purpose) -> Page:
+        """Fetch as many users as the server takes and bears; what it says of that is learnt."""
+        while True:
+            limit = size.limit_for(request.widen)
+            try:
+                page = self.api_time.measured(
+                    purpose, partial(self._fetch_once, request.cursor, limit, purpose)
+                )
+            except LimitRefused as refused:
+                size.learn_cap(refused, limit)
+                self.page_size.cap = min(self.page_size.cap, size.cap)
+                log.info("page.capped", refused=limit, cap=size.limit)
+            except Transient as error:
+                if error.too_much:
+                    size.shrink()
+                raise
+            else:
+                size.succeeded()
+                return page
+
+    def _fetch_once(self, cursor: str | None, limit: int, purpose: Purpose) -> Page:
+        return self._api.fetch_page(cursor, limit, newest_first=purpose == "poll")

@@ -1,0 +1,203 @@
+"""The worker's picture of the live rows: keys in the list's order, and a fingerprint for each."""
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from worker.ids import pack, unpack_id
+from worker.model import NO_USERS, UNKNOWN_FINGERPRINT, Key, User, Users
+from worker.sync.mirror_columns import Columns, index
+
+# Rows without created_at sort before every sign-up there can be.
+NO_MILLIS = -(2**63)
+
+
+class Span(NamedTuple):
+    """The part of the list a page covers: after the first key, up to and with the second.
+
+    None means no end in that direction: the spans of a walk cover everything.
+    """
+
+    after: Key | None
+    upto: Key | None
+
+    def covers(self, key: Key) -> bool:
+        above = self.after is None or key > self.after
+        return above and (self.upto is None or key <= self.upto)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a page and the mirror disagree on.
+
+    `changed` are users whose key or fingerprint differs or is unknown; `missing` are keys that the
+    mirror has within the span while their ids are not on the page; `moved` are such keys whose
+    users are on the page under another key. `newcomers` says that none of `changed` has a row.
+    """
+
+    changed: Users = NO_USERS
+    missing: list[Key] = field(default_factory=list)
+    moved: list[Key] = field(default_factory=list)
+    newcomers: bool = field(default=False, compare=False)
+
+
+class Mirror:
+    """Keys and fingerprints of all live rows, 32 bytes each, ordered as the list is.
+
+    A page of the list is a slice, and an unchanged page is recognized by comparing memory.
+    """
+
+    def __init__(self) -> None:
+        self._rows = Columns()
+        self._inserted: deque[tuple[float, bytes]] = deque()
+
+    @classmethod
+    def load(cls, keys: Iterable[tuple[int, bytes]]) -> "Mirror":
+        """Take (millis, 16-byte id) of every live row, in the list's order; no more is known."""
+        mirror = cls()
+        mirror._rows = Columns.of_keys(keys)
+        return mirror
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def compare(self, users: Users, span: Span, present: Callable[[], set[str]]) -> Delta:
+        """Find what differs between a page's users and the mirror, within the page's span.
+
+        `present` gives every id on the page, readable record or not; it is asked only if a row has
+        no user.
+        """
+        low, high = self._bounds(span)
+        before = users.count_upto(span.after)
+        if (
+            len(users) - before == high - low
+            and before <= low
+            and self._rows.are(users, low - before)
+        ):
+            return Delta()
+        left = {self._rows.packed_key(at): at for at in range(low, high)}
+        changed, known = [], 0
+        for number in range(len(users)):
+            at = self._find(users, number, left, span)
+            known += at is not None
+            if at is None or self._rows.fingerprint(at) != users.fingerprint(number):
+                changed.append(number)
+        delta = Delta(users.only(changed), newcomers=known == len(users) - len(changed))
+        return self._with_rows_left(delta, users, left, present) if left else delta
+
+    def _find(
+        self, users: Users, number: int, left: dict[tuple[int, bytes], int], span: Span
+    ) -> int | None:
+        """Find the row of a user, and take it out of those `left` if it is within the span."""
+        at = left.pop((users.millis[number], users.packed_id(number)), None)
+        if at is None and not span.covers(users.key(number)):
+            return self._rows.find(users.key(number))  # a user of the chain, met before
+        return at
+
+    @staticmethod
+    def _with_rows_left(
+        delta: Delta,
+        users: Users,
+        left: Iterable[tuple[int, bytes]],
+        present: Callable[[], set[str]],
+    ) -> Delta:
+        """Add the keys of rows whose users are not at their place on the page."""
+        keys = [(millis, unpack_id(packed)) for millis, packed in left]
+        there, readable = present(), set(users.ids)
+        return replace(
+            delta,
+            missing=[key for key in keys if key[1] not in there],
+            moved=[key for key in keys if key[1] in readable],
+        )
+
+    def accept(self, users: Users) -> None:
+        """Take over what the database now holds: new keys, and the fingerprints of all `users`."""
+        rows = self._rows
+        known = users.count_upto(rows.key(len(self) - 1)) if len(self) else 0
+        if known:
+            self._accept_known(users[:known])
+        rows.extend(users[known:])
+
+    def forget_fingerprint(self, key: Key) -> None:
+        """Let the database decide about this user the next time."""
+        at = self._rows.find(key)
+        if at is not None:
+            self._rows.set(at, UNKNOWN_FINGERPRINT)
+
+    def remove(self, keys: Iterable[Key]) -> None:
+        """Drop keys whose rows are no longer live, or stand elsewhere; unknown keys are none."""
+        self._rows.cut_out(sorted({at for key in keys if (at := self._rows.find(key)) is not None}))
+
+    def replace(self, ids: Iterable[str], keys: Iterable[tuple[int, bytes]]) -> None:
+        """Know of these users only what is given: (millis, 16-byte id) of those that are live."""
+        found = [at for user_id in ids if (at := self._rows.find_id(pack(user_id))) is not None]
+        self._rows.cut_out(sorted(found))
+        self.accept(
+            Users.of(
+                User(unpack_id(packed), millis, UNKNOWN_FINGERPRINT, b"") for millis, packed in keys
+            )
+        )
+
+    def note_inserted(self, users: Users, at: float, kept_seconds: float = math.inf) -> None:
+        """Remember for so long when rows were inserted: a list that lags may not have them yet."""
+        while self._inserted and self._inserted[0][0] < at - kept_seconds:
+            self._inserted.popleft()
+        if users:
+            self._inserted.append((at, users.packed))
+
+    def inserted_since(self, user_id: str, since: float) -> bool:
+        """Whether the row was inserted after that moment; what is older is forgotten."""
+        while self._inserted and self._inserted[0][0] < since:
+            self._inserted.popleft()
+        packed = pack(user_id)
+        return any(index(ids, packed) >= 0 for _, ids in self._inserted)
+
+    def below(self, key: Key) -> Key | None:
+        """Return the nearest key below this one that has a sign-up."""
+        at = self._rows.place(key) - 1
+        return self._rows.key(at) if at >= 0 and self._rows.millis[at] != NO_MILLIS else None
+
+    def pairs_before(self, key: Key) -> Iterator[tuple[Key, Key]]:
+        """Give pairs of neighbours below this key, the nearest first, then ever further down."""
+        step = 1
+        while (at := self._rows.place(key) - step) > 0 and self._rows.millis[at - 1] != NO_MILLIS:
+            yield self._rows.key(at - 1), self._rows.key(at)
+            step *= 2
+
+    def keys(self) -> Iterable[Key]:
+        """Give every key, in order."""
+        return (self._rows.key(at) for at in range(len(self)))
+
+    @property
+    def size(self) -> int:
+        """Give the bytes that it takes in memory, and those kept in reserve."""
+        rows = self._rows
+        return sum(map(sys.getsizeof, (rows.millis, rows.ids, rows.fingerprints)))
+
+    def __contains__(self, key: Key) -> bool:
+        return self._rows.find(key) is not None
+
+    def _bounds(self, span: Span) -> tuple[int, int]:
+        low = 0 if span.after is None else self._rows.place(span.after, behind=True)
+        high = len(self) if span.upto is None else self._rows.place(span.upto, behind=True)
+        return low, max(low, high)
+
+    def _accept_known(self, users: Users) -> None:
+        """Accept users up to the last row: mostly they are one slice, as a page is."""
+        rows = self._rows
+        low = rows.place(users.key(0))
+        if rows.have_keys(users, low):
+            rows.overwrite(users, low)
+            return
+        new = []
+        for number in range(len(users)):
+            at = rows.find(users.key(number))
+            if at is None:
+                new.append(number)
+            else:
+                rows.set(at, users.fingerprint(number))
+        if new:
+            rows.insert(users.only(new))

@@ -1,0 +1,84 @@
+"""The newest users, at once: mostly one cheap request that adds and updates, and never deletes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from worker.model import Page
+from worker.store import Store
+from worker.sync.apply import Reading
+from worker.sync.cache import Memory
+from worker.sync.chain import Walk
+from worker.sync.fetcher import Source
+from worker.sync.state import Findings
+
+# Behind so many strangers the next sweep is quicker: each page with a cursor costs the server a
+# look at all users before it.
+MOST_STRANGERS = 10_000
+# Nor is it worth looking for the way back for as long as a sweep does.
+MOST_RECOVERIES = 8
+
+
+@dataclass(slots=True)
+class Poll:
+    """Looks at the newest users; `size` is how many at first, `cold` that no sweep was complete.
+
+    Where a page is full of strangers, there are probably more behind it: the poll goes on as a walk
+    from the newest user, with the page size of a sweep, until it meets somebody who is known.
+    """
+
+    source: Source
+    store: Store
+    memory: Memory
+    size: int
+    cold: bool
+    _met: set[str] = field(default_factory=set)
+
+    def run(self) -> Findings:
+        """Bring the newest users into the table; returns what was found.
+
+        Raises SourceUnavailable, DatabaseUnavailable, LeaseLost, MirrorOutdated, Misconfigured or
+        Stopped.
+        """
+        findings = Findings(
+            # What a poll writes counts for the sweep before it; it takes no number of its own.
+            number=max(1, self.store.lease.sweep),
+            kind="poll",
+            started=self.store.database.clock.now(),
+            memory=self.memory,
+            generation=self.memory.generation,
+        )
+        walk, limit = Walk(newest_first=True), self.size
+        while self._look(findings, walk, limit):
+            limit = max(self.size, self.source.page_size.limit)
+        return findings
+
+    def _look(self, findings: Findings, walk: Walk, limit: int) -> bool:
+        """Take in one page; says whether to go on."""
+        at = self.store.database.clock.now()
+        self.memory.asked(at)
+        try:
+            page = self.source.await_answer(self.source.ask_newest(walk.request, limit))
+            with self.memory.lock:
+                proven, strangers = walk.take(page) is not None, self._are_strangers(page)
+                # An unproven page says nothing about those behind it: ask again from further back.
+                goes_on = (strangers or not proven) and self._is_worth_it(walk)
+                Reading(self.source, self.store, findings, _nobody_watches).take(page, None)
+            return goes_on
+        finally:
+            self.memory.answered(at)
+
+    def _is_worth_it(self, walk: Walk) -> bool:
+        """Whether to ask for another page. Back at the start there is nothing to do."""
+        few = len(self._met) < MOST_STRANGERS and walk.recoveries <= MOST_RECOVERIES
+        return few and not walk.ended and walk.request.pair is not None and not self.cold
+
+    def _are_strangers(self, page: Page) -> bool:
+        """Whether nobody on the page is known, but for those whom this poll has met before."""
+        new = page.ids - self._met
+        self._met |= new
+        return new.isdisjoint(self.memory.rejects) and not any(
+            user.key in self.memory.mirror for user in page.users if user.id in new
+        )
+
+
+_nobody_watches: Callable[[Findings], None] = lambda _findings: None  # noqa: E731

@@ -1,0 +1,194 @@
+"""What one sweep knows: where it is, what it has seen, and what it has done so far."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from worker.model import Key, User
+from worker.store import Store
+from worker.store.suspects import Suspect
+from worker.store.sweeps import Checkpoint, SweepRow
+from worker.store.table import INSERTED, RESTORED, STALE, UPDATED, Outcome
+from worker.sync.cache import Memory
+from worker.sync.mirror import Mirror
+
+_COUNTED = {INSERTED: "inserted", UPDATED: "updated", RESTORED: "restored", STALE: "stale"}
+
+
+@dataclass(slots=True)
+class Findings:
+    """The state of one sweep.
+
+    `known_at_start` is how many rows were live then. `whole` says that this process walks the list
+    from its start, so that what it has not noticed may be forgotten. `noticed` are the suspects
+    that were missing, with the key they had; `seen` are the quarantined records that were met,
+    `stale` the users whose row was newer, `not_live` the suspects without a live row when a resumed
+    sweep began. `aside` are users whom the database refused before, to be tried again when all
+    others are stored, and when they were observed. `beside` counts what became of users who are not
+    on the list, though the API knows them.
+    """
+
+    number: int
+    kind: str
+    started: datetime
+    memory: Memory
+    known_at_start: int = 0
+    resume_at: Key | None = None
+    whole: bool = True
+    counts: Counter[str] = field(default_factory=Counter)
+    noticed: dict[str, Key] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    stale: set[str] = field(default_factory=set)
+    not_live: set[str] = field(default_factory=set)
+    aside: dict[str, tuple[User, datetime]] = field(default_factory=dict)
+    beside: int = 0
+    furthest: Key | None = None
+    waiting: int = 0
+    generation: int = 0
+    wrote: bool = False
+
+    @property
+    def mirror(self) -> Mirror:
+        return self.memory.mirror
+
+    @property
+    def suspects(self) -> dict[str, Suspect]:
+        return self.memory.suspects
+
+    @property
+    def rejects(self) -> dict[str, str]:
+        return self.memory.rejects
+
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        """Count what became of the users of a batch; a stale one is met again on the next page."""
+        self.counts.update(self._counted(outcomes))
+        self.stale.update(_stale(outcomes))
+
+    def _counted(self, outcomes: Sequence[Outcome]) -> Counter[str]:
+        counts = Counter[str]()
+        for _, letters in outcomes:
+            counts.update({_COUNTED[each]: letters.count(each) for each in _COUNTED})
+        counts[_COUNTED[STALE]] -= len(self.stale.intersection(_stale(outcomes)))
+        return +counts
+
+    @property
+    def touched(self) -> int:
+        """How many users were not found as they were."""
+        return sum(self.counts[name] for name in (*_COUNTED.values(), "quarantined"))
+
+    @property
+    def unchanged(self) -> int:
+        return max(0, self.counts["users"] + self.beside - self.touched)
+
+    @property
+    def refused_all(self) -> str | None:
+        """Why the database refuses users whose records are fine, if nobody at all is stored."""
+        # A resumed sweep has counted some of them twice.
+        nobody = self.whole and self.counts["users"] + self.beside <= self.counts["quarantined"]
+        if len(self.mirror) and not nobody:
+            return None
+        return self.memory.refusals.reason(self.seen)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing was written and there is nothing to forget: a sweep without a trace."""
+        return not self.wrote and not (
+            self.whole
+            and (self.suspects.keys() - self.noticed.keys() or self.rejects.keys() - self.seen)
+        )
+
+    @property
+    def changed_something(self) -> bool:
+        names = ("inserted", "updated", "restored", "deleted", "approved", "hidden")
+        return any(self.counts[name] for name in names)
+
+    def forget(self) -> None:
+        """Forget what a sweep over everything has not noticed again."""
+        for user_id in self.suspects.keys() - self.noticed.keys():
+            del self.suspects[user_id]
+        for record in self.rejects.keys() - self.seen:
+            del self.rejects[record]
+
+    def in_state(self, *states: str) -> list[str]:
+        """Give the ids of suspects in these states: those never asked about first, then by age.
+
+        A resumed sweep cannot know what its first part noticed again, so it takes all whose rows
+        are live.
+        """
+        # A copy: a poll beside the sweep may strike some of them out.
+        suspects = self.suspects.copy()
+        ids = [
+            user_id
+            for user_id, suspect in suspects.items()
+            if suspect.state in states
+            and (user_id in self.noticed or not (self.whole or user_id in self.not_live))
+        ]
+        return sorted(ids, key=lambda user_id: (*suspects[user_id].turn, user_id))
+
+    def pass_over_who_is_not_live(self) -> None:
+        """Pass over suspects whose rows are marked deleted already: they count only once.
+
+        They stay in memory, as in the database, so that the next answer that shows them strikes
+        them out of both.
+        """
+        if self.suspects:
+            keys = self.mirror.keys()
+            self.not_live = self.suspects.keys() - {user_id for _, user_id in keys}
+
+    def carry_on(self, before: "Findings") -> None:
+        """Be the same sweep as `before`, whose mirror had to be thrown away.
+
+        The process has seen the part of the list before the checkpoint, and what was written stays
+        counted; the guard relies on that for deletions. Only the list is read again from there.
+        """
+        self.number, self.started = before.number, before.started
+        self.whole = before.whole or self.resume_at is None
+        self.noticed.update(before.noticed)
+        self.seen.update(before.seen)
+        # Those set aside wait for the next sweep: what was asked for before counts for nothing.
+        self.seen.update(before.aside)
+        self.stale.update(before.stale)
+        self.beside = before.beside
+        for name in before.counts.keys() - {"pages", "users"}:
+            self.counts[name] = max(self.counts[name], before.counts[name])
+        self.counts["quarantined"] += len(before.aside)
+        self.pass_over_who_is_not_live()
+
+    def checkpoint(self, key: Key, outcomes: Sequence[Outcome] = ()) -> Checkpoint:
+        """Say how far the sweep has come once what `outcomes` tell of a batch is counted, too."""
+        return Checkpoint(self.number, key, self.counts + self._counted(outcomes), self.started)
+
+    def row(self, outcome: str | None = None, error: str | None = None) -> SweepRow:
+        return SweepRow(self.number, self.kind, self.started, self.counts, outcome, error)
+
+
+def _stale(outcomes: Sequence[Outcome]) -> list[str]:
+    return [
+        user.id
+        for users, letters in outcomes
+        if STALE in letters
+        for user, letter in zip(users, letters, strict=True)
+        if letter == STALE
+    ]
+
+
+def begin(
+    store: Store, memory: Memory, kind: str, checkpoint: Checkpoint | None, now: datetime
+) -> Findings:
+    """Give what a sweep starts from: the start of the list, or an unfinished one's checkpoint."""
+    findings = Findings(
+        number=checkpoint.sweep if checkpoint else store.lease.sweep + 1,
+        kind=kind,
+        started=checkpoint.started if checkpoint else now,
+        memory=memory,
+        generation=memory.generation,
+    )
+    if checkpoint:
+        findings.resume_at = findings.furthest = checkpoint.key
+        findings.whole = False
+        findings.counts = Counter(checkpoint.counts)
+        findings.pass_over_who_is_not_live()
+    findings.known_at_start = len(findings.mirror)
+    store.lease.sweep = max(store.lease.sweep, findings.number)
+    return findings

@@ -1,0 +1,237 @@
+"""The use case: walk the whole list, bring the table into line, then settle the deletions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from worker.errors import (
+    DatabaseUnavailable,
+    LeaseLost,
+    MirrorOutdated,
+    Misconfigured,
+    SourceUnavailable,
+    Stopped,
+    SweepIncomplete,
+    UsersSyncError,
+)
+from worker.store import Store
+from worker.store.statement import Statement
+from worker.store.sweeps import COUNTS
+from worker.sync.apply import Reading
+from worker.sync.cache import Memory
+from worker.sync.deletions import Rules, Settling
+from worker.sync.fetcher import Source
+from worker.sync.state import Findings, begin
+
+log = structlog.stdlib.get_logger(__name__)
+
+# A table that somebody else writes to all the time cannot be compared with anything.
+MOST_RESTARTS = 20
+# Nor would a sweep ever end that begins at the start of the list each time.
+MOST_FROM_START = 3
+# A sweep that lost its mirror goes on from its own checkpoint, however it was told to begin.
+RESTART_MINUTES = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a sweep did, as it is logged: counts as in the `sweep` table, and what is beside it.
+
+    `waiting` deletions are proven and wait for the grace period, or for a newer proof; `candidates`
+    are not settled. `api_seconds` is how long the API worked for it: an outage is no work.
+    """
+
+    sweep: int
+    kind: str
+    outcome: str
+    counts: dict[str, int]
+    unchanged: int
+    waiting: int
+    candidates: int
+    duration_seconds: float
+    changed_something: bool
+    api_seconds: float
+    error: str | None = None
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """Give all that is counted, by name, in the order in which it is logged."""
+        return {
+            **self.counts,
+            "unchanged": self.unchanged,
+            "waiting": self.waiting,
+            "candidates": self.candidates,
+        }
+
+
+@dataclass(slots=True)
+class Sweep:
+    """One sweep of one target.
+
+    Without `resume_minutes` it begins at the start of the list; else it goes on from a checkpoint
+    that is younger. `trace` says whether a sweep that changed nothing leaves its row, too.
+    """
+
+    source: Source
+    store: Store
+    memory: Memory
+    rules: Rules
+    on_page: Callable[[Findings], None]
+    resume_minutes: float | None = None
+    kind: str = "sweep"
+    trace: bool = True
+
+    def run(self) -> Report:
+        """Sweep to the end; the report's outcome is `complete` or `held`.
+
+        Raises what kept it from ending, after it was recorded and logged: SourceUnavailable,
+        SweepIncomplete, DatabaseUnavailable, LeaseLost, Misconfigured or Stopped.
+        """
+        began = self.store.database.clock.monotonic()
+        reading = self._begin(self.resume_minutes)
+        for restart in range(MOST_RESTARTS):
+            replaced = self.store.lease.replaced
+            try:
+                return self._attempt(reading, began)
+            except MirrorOutdated:
+                from_start = self.store.lease.replaced != replaced and restart < MOST_FROM_START
+                reading = self._go_on(reading.findings, began, from_start=from_start)
+        error = SweepIncomplete(f"the table was written by somebody else {MOST_RESTARTS} times")
+        self._end(reading, "incomplete", error, began)
+        raise error
+
+    def _go_on(self, before: Findings, began: float, *, from_start: bool) -> Reading:
+        """Load the mirror again, and read on behind the checkpoint.
+
+        What was read before is read again if the table is not the one that it was compared with.
+        """
+        try:
+            self.memory.reload(self.store, before.generation)
+        except (DatabaseUnavailable, LeaseLost, Misconfigured) as error:
+            self._tell(before, "failed", error, began)
+            raise
+        minutes = None if from_start else self.resume_minutes or RESTART_MINUTES
+        reading = self._begin(minutes)
+        reading.findings.carry_on(before)
+        return reading
+
+    def _begin(self, resume_minutes: float | None) -> Reading:
+        store, now = self.store, self.store.database.clock.now()
+        checkpoint = None
+        if resume_minutes is not None:
+            checkpoint = store.database.call(lambda conn: store.progress.load(conn, resume_minutes))
+        findings = begin(store, self.memory, self.kind, checkpoint, now)
+        tell = log.debug if self.kind in {"poll", "plan"} else log.info
+        tell("sweep.started", sweep=findings.number, resumed=findings.resume_at is not None)
+        return Reading(self.source, store, findings, self.on_page)
+
+    def _attempt(self, reading: Reading, began: float) -> Report:
+        try:
+            reading.read()
+            settling = Settling(reading, self.rules, self._list_was_empty(reading.findings))
+            refused = self._refused_all(reading.findings)
+            closing = settling.settle() if refused is None else []
+        except Stopped as error:
+            reading.save()
+            self._end(reading, "stopped", error, began)
+            raise
+        except (SourceUnavailable, SweepIncomplete, Misconfigured) as error:
+            incomplete = isinstance(error, SweepIncomplete)
+            self._end(reading, "incomplete" if incomplete else "failed", error, began)
+            raise
+        except (DatabaseUnavailable, LeaseLost) as error:
+            self._tell(reading.findings, "failed", error, began)
+            raise
+        if refused is not None:
+            # The list was read to its end: the next sweep begins at its start.
+            self._end(reading, "failed", refused, began, [self.store.progress.clear()])
+            raise refused
+        if settling.trouble is not None:
+            self._end(reading, "incomplete", settling.trouble, began, closing)
+            raise settling.trouble
+        reading.findings.counts["unasked"] = settling.unasked
+        return self._complete(reading, closing, began)
+
+    def _complete(self, reading: Reading, closing: list[Statement], began: float) -> Report:
+        findings, store = reading.findings, self.store
+        with self.memory.lock:
+            findings.counts["held"] = len(findings.in_state("held"))
+            outcome = "held" if findings.counts["held"] else "complete"
+            if findings.settled and not self.trace:
+                return self._tell(findings, outcome, None, began)
+            closing += [store.progress.clear(), store.progress.prune()]
+            report = self._end(reading, outcome, None, began, closing)
+            if findings.whole:
+                findings.forget()
+            return report
+
+    def _refused_all(self, findings: Findings) -> Misconfigured | None:
+        """Say why nobody could be stored, if the database refuses all users: no record is odd."""
+        reason = findings.refused_all
+        if reason is None or self.kind == "plan":
+            return None
+        return Misconfigured(
+            f"no user could be stored, the last was {reason}; see the triggers and constraints of"
+            " the table, and the log of the database"
+        )
+
+    @staticmethod
+    def _list_was_empty(findings: Findings) -> bool:
+        return not findings.counts["users"] and not findings.seen
+
+    def _end(
+        self,
+        reading: Reading,
+        outcome: str,
+        error: UsersSyncError | None,
+        began: float,
+        closing: list[Statement] | None = None,
+    ) -> Report:
+        """Write the sweep's row with its outcome, and log it."""
+        findings = reading.findings
+        row = findings.row(outcome, str(error) if error else None)
+        self.store.write([*(closing or []), self.store.progress.record(row)], findings.number)
+        return self._tell(findings, outcome, error, began)
+
+    def _loudness(self, findings: Findings, outcome: str) -> Callable[..., object]:
+        """A poll that saw the whole list is worth a line only if it changed something.
+
+        A plan is no sweep at all.
+        """
+        whole = outcome in {"complete", "held"}
+        if self.kind == "plan":
+            return log.debug
+        if self.kind == "poll" and whole and not findings.changed_something:
+            return log.debug
+        return log.info if outcome in {"complete", "stopped"} else log.warning
+
+    def _tell(
+        self, findings: Findings, outcome: str, error: UsersSyncError | None, began: float
+    ) -> Report:
+        seconds = self.store.database.clock.monotonic() - began
+        report = Report(
+            sweep=findings.number,
+            kind=findings.kind,
+            outcome=outcome,
+            counts={name: findings.counts[name] for name in COUNTS},
+            unchanged=findings.unchanged,
+            waiting=findings.waiting,
+            candidates=len(findings.in_state("candidate")),
+            duration_seconds=round(seconds, 3),
+            changed_something=findings.changed_something,
+            api_seconds=findings.row().api_seconds,
+            error=str(error) if error else None,
+        )
+        tell = self._loudness(findings, outcome)
+        tell(
+            "sweep.finished",
+            sweep=report.sweep,
+            kind=report.kind,
+            outcome=outcome,
+            **report.figures,
+            duration_seconds=report.duration_seconds,
+            api_seconds=report.api_seconds,
+            **({"error": report.error} if report.error else {}),
+        )
+        return report
