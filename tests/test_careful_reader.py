@@ -13,7 +13,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.model import MAX_MILLIS, MIN_MILLIS, Page, Place, Unreadable, User, last_key
+from worker.model import (
+    LARGEST_PAGE,
+    MAX_MILLIS,
+    MIN_MILLIS,
+    Page,
+    Place,
+    Unreadable,
+    User,
+    last_key,
+)
 from worker.stack_auth.careful_reader import (
     MAX_RECORDS,
     BrokenBody,
@@ -21,7 +30,6 @@ from worker.stack_auth.careful_reader import (
     parse_user,
 )
 from worker.stack_auth.fingerprint import fingerprint
-from worker.sync.page_size import LARGEST
 
 SAMPLES = Path(__file__).parent / "samples"
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
@@ -573,7 +581,7 @@ def test_what_is_no_page_is_a_broken_body_and_not_quoted(body: bytes) -> None:
 
 
 def test_more_records_than_anybody_asks_for_are_a_broken_body() -> None:
-    assert MAX_RECORDS == LARGEST
+    assert MAX_RECORDS == LARGEST_PAGE
     parse(body_of(*[0] * MAX_RECORDS))
     with pytest.raises(BrokenBody, match="more than 30,000 records"):
         parse(body_of(*[0] * (MAX_RECORDS + 1)))

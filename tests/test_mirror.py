@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.ids import pack
-from worker.model import UNKNOWN_FINGERPRINT, Key, User, Users
-from worker.sync.mirror import NO_MILLIS, Delta, Mirror, Span
+from worker.model import NO_MILLIS, UNKNOWN_FINGERPRINT, Key, User, Users
+from worker.sync.mirror import Delta, Mirror, Span
 from worker.sync.mirror_columns import LONGEST_STRETCH, Columns
 
 EVERYTHING = Span(None, None)

@@ -3,7 +3,8 @@
 import pytest
 
 from worker.errors import LimitRefused
-from worker.sync.page_size import LARGEST, PAGES_BEFORE_GROWTH, SMALLEST, PageSize
+from worker.model import LARGEST_PAGE, SMALLEST_PAGE
+from worker.sync.page_size import PAGES_BEFORE_GROWTH, PageSize
 
 
 def refused(size: PageSize, limit: int, largest: int | None) -> None:
@@ -38,7 +39,7 @@ def test_cap_that_becomes_smaller_is_learnt_again() -> None:
 def test_cap_that_is_not_named_is_found_by_halves_and_is_no_cap_for_good() -> None:
     size = PageSize(2_000)
     refused(size, 2_000, None)
-    assert (size.limit, size.cap) == (1_000, LARGEST)
+    assert (size.limit, size.cap) == (1_000, LARGEST_PAGE)
     assert peace(size) == 2_000
 
 
@@ -58,7 +59,7 @@ def test_server_that_takes_too_few_for_a_chain_is_refused(limit: int, named: int
 
 def test_page_that_needs_more_users_gets_no_more_than_the_cap() -> None:
     size = PageSize(300)
-    assert [size.limit_for(times) for times in (1, 4, 1_024)] == [300, 1_200, LARGEST]
+    assert [size.limit_for(times) for times in (1, 4, 1_024)] == [300, 1_200, LARGEST_PAGE]
     refused(size, 2_400, 1_000)
     assert size.limit_for(8) == 1_000
 
@@ -68,7 +69,7 @@ def test_trouble_halves_down_to_what_a_chain_needs(times: int) -> None:
     size = PageSize(1_000)
     for _ in range(times):
         size.shrink()
-    assert size.limit == max(SMALLEST, 1_000 // 2**times)
+    assert size.limit == max(SMALLEST_PAGE, 1_000 // 2**times)
 
 
 def test_size_that_failed_is_tried_again_only_after_some_pages() -> None:

@@ -18,7 +18,7 @@ from worker.sandbox.api import Reply, Request
 from worker.service.health import Vitals
 from worker.service.leader import Duty
 from worker.service.metrics import Metrics
-from worker.service.once import bind_project, open_store, opened_database, opened_source, rules
+from worker.service.ownership import bind_project
 from worker.service.telemetry import Figures
 from worker.settings.settings import Settings
 from worker.store import Store
@@ -29,6 +29,7 @@ from worker.sync.page_size import PageSize
 from worker.sync.poll import Poll
 from worker.sync.state import Findings, begin
 from worker.sync.sweep import Report, Sweep
+from worker.wiring import open_store, opened_database, opened_source, rules
 
 SIZE = 5
 PAGE_SIZE = 10

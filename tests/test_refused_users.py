@@ -13,13 +13,14 @@ from tests.processes import until
 from tests.sweep_world import Nobody, World, delete_all, nothing, settings, sign_up
 from worker.clock import Clock
 from worker.errors import Misconfigured
-from worker.service.once import bind_project, open_store, opened_database, opened_source, rules
+from worker.service.ownership import bind_project
 from worker.store import Store
 from worker.sync.cache import Memory
 from worker.sync.fetcher import Source
 from worker.sync.poll import Poll
 from worker.sync.refusals import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Refusals
 from worker.sync.sweep import Report, Sweep
+from worker.wiring import open_store, opened_database, opened_source, rules
 
 pytest_plugins = ["tests.sweep_fixtures"]
 

@@ -16,8 +16,8 @@ from worker.clock import Clock
 from worker.errors import MirrorOutdated, Misconfigured
 from worker.sandbox.api import Reply, Request, server_error
 from worker.sandbox.replies import known_error
-from worker.service.once import opened_database
 from worker.store.lease import Claim, Lease
+from worker.wiring import opened_database
 
 SWEEPS = "select kind, outcome from users_sync_worker.sweep order by number"
 REFUSED = known_error(401, "INVALID_SECRET_SERVER_KEY", "The key is not valid.")

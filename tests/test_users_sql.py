@@ -11,11 +11,10 @@ from psycopg import sql
 
 from tests.store_target import IGNORED, SIGNED_UP, Target, people, person, user_id
 from worker.ids import pack
-from worker.model import User, Users
+from worker.model import NO_MILLIS, User, Users
 from worker.stack_auth.canonical_json import dump
 from worker.store.batch import PART_BYTES, STATEMENT_BYTES
 from worker.store.table import MOST_MOVED
-from worker.sync.mirror import NO_MILLIS
 
 pytest_plugins = ["tests.store_fixtures"]
 

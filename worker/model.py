@@ -19,6 +19,15 @@ UNKNOWN_FINGERPRINT = bytes(FINGERPRINT_BYTES)
 MIN_MILLIS = -210_866_803_200_000
 MAX_MILLIS = 9_224_318_015_999_998
 
+# More users in one answer make a server without a cap fail: it runs out of bind parameters.
+LARGEST_PAGE = 30_000
+
+# A page may begin with the two users that prove the chain, and needs a third to get on.
+SMALLEST_PAGE = 3
+
+# Rows without created_at sort before every sign-up there can be.
+NO_MILLIS = -(2**63)
+
 Key = tuple[int, str]
 """A user's place in the list: (signed_up_at_millis, id), compared in that order."""
 

@@ -18,15 +18,8 @@ from worker.clock import Clock
 from worker.errors import SourceUnavailable
 from worker.model import Page, Single
 from worker.retry import Retry
-from worker.service.once import (
-    access,
-    bind_project,
-    open_store,
-    opened_database,
-    opened_source,
-    rules,
-    sweep_once,
-)
+from worker.service.once import sweep_once
+from worker.service.ownership import bind_project
 from worker.settings.settings import Settings
 from worker.stack_auth.client import StackApi
 from worker.store import Store
@@ -34,6 +27,7 @@ from worker.sync.cache import Memory
 from worker.sync.fetcher import Source
 from worker.sync.page_size import PageSize
 from worker.sync.sweep import Report, Sweep
+from worker.wiring import access, open_store, opened_database, opened_source, rules
 
 # Sweeps one after another: what is measured is the work, not the pause.
 EAGER = {"USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.1", "USERS_SYNC_SCHEDULE__SWEEP_SHARE": "1"}

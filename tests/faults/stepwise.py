@@ -16,13 +16,14 @@ from worker.retry import Retry
 from worker.service.health import Vitals
 from worker.service.leader import Duty
 from worker.service.metrics import Metrics
-from worker.service.once import access, give_back, open_store, opened_database, rules
+from worker.service.ownership import give_back
 from worker.service.telemetry import Figures
 from worker.stack_auth.client import StackApi
 from worker.store import Store
 from worker.sync.cache import Memory
 from worker.sync.page_size import PageSize
 from worker.sync.sweep import Sweep
+from worker.wiring import access, open_store, opened_database, rules
 
 
 class Worker:

@@ -7,10 +7,10 @@ from threading import Event
 from worker.clock import Clock
 from worker.errors import DatabaseUnavailable
 from worker.retry import Retry
-from worker.service.once import opened_database
 from worker.settings.settings import Settings
 from worker.store.connecting import CONNECT_SECONDS
 from worker.store.database import Database
+from worker.wiring import opened_database
 
 # Whatever is out of order is told soon.
 PATIENCE_MINUTES = 0.5

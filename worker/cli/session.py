@@ -12,7 +12,6 @@ from worker.cli.patience import impatient, opened_at_once
 from worker.clock import Clock
 from worker.errors import DataRefused, Misconfigured, Stopped
 from worker.model import Single, Unreadable, User, Users
-from worker.service.once import opened_source
 from worker.settings.settings import Settings
 from worker.store.database import Connection, Database
 from worker.store.migrate import require_tables
@@ -32,6 +31,7 @@ from worker.store.table import (
 from worker.store.table_shape import Shape, detect_shape
 from worker.store.unleased import Beside
 from worker.sync.fetcher import Source
+from worker.wiring import opened_source
 
 # How often a user is asked for who is about to sign up.
 WAIT_SECONDS = 0.5

@@ -8,7 +8,6 @@ import structlog
 
 from worker.errors import Blocked, LeaseLost, Stopped
 from worker.model import Users
-from worker.service.once import rules
 from worker.service.pace import LONGEST_POLL_REST_SECONDS, Pace, rest_after
 from worker.service.telemetry import Figures
 from worker.settings.settings import Settings
@@ -18,6 +17,7 @@ from worker.sync.cache import Memory
 from worker.sync.fetcher import Source
 from worker.sync.poll import Poll
 from worker.sync.sweep import Report, Sweep
+from worker.wiring import rules
 
 log = structlog.stdlib.get_logger(__name__)
 

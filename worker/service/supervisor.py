@@ -23,15 +23,8 @@ from worker.service.endpoints import WebServer
 from worker.service.health import LONGEST_STEP_SECONDS, State, Vitals
 from worker.service.leader import Duty
 from worker.service.metrics import Metrics
-from worker.service.once import (
-    another_project,
-    bind_project,
-    give_back,
-    open_store,
-    opened_database,
-    opened_source,
-)
 from worker.service.outages import FIRST_PAUSE_SECONDS, Troubles
+from worker.service.ownership import another_project, bind_project, give_back
 from worker.service.scheduler import Jobs
 from worker.service.telemetry import Figures
 from worker.settings.settings import Settings
@@ -39,6 +32,7 @@ from worker.store import Store
 from worker.store.database import Database
 from worker.sync.cache import Memory
 from worker.sync.fetcher import Source
+from worker.wiring import open_store, opened_database, opened_source
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -10,8 +10,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from worker.model import LARGEST_PAGE, SMALLEST_PAGE
 from worker.settings.names import API_URL, PROJECT_ID, Setting
-from worker.sync.page_size import LARGEST, SMALLEST
 
 EMBEDDED = "embedded"
 # A change of these must reach the table: its columns are made of them.
@@ -183,4 +183,4 @@ Seconds = Annotated[float, Field(gt=0, le=DAY_SECONDS)]
 YEAR_HOURS = 8_760
 Hours = Annotated[float, Field(gt=0, le=YEAR_HOURS)]
 Minutes = Annotated[float, Field(ge=0, le=YEAR_HOURS * 60)]
-PageSize = Annotated[int, Field(ge=SMALLEST, le=LARGEST)]
+PageSize = Annotated[int, Field(ge=SMALLEST_PAGE, le=LARGEST_PAGE)]

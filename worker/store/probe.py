@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from psycopg import sql
 
 from worker.model import UNKNOWN_FINGERPRINT, User, Users
-from worker.stack_auth.canonical_json import dump
 from worker.store.database import Connection
 from worker.store.statement import Row, Statement
 from worker.store.table import RESTORED, UPDATED, Table
@@ -50,7 +50,7 @@ def probe_user(**changes: Any) -> User:
         "is_anonymous": False,
         **changes,
     }
-    return User(PROBE_ID, _MILLIS, UNKNOWN_FINGERPRINT, dump(record))
+    return User(PROBE_ID, _MILLIS, UNKNOWN_FINGERPRINT, orjson.dumps(record))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Self
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from worker.model import Users
+from worker.model import NO_MILLIS, Users
 from worker.store.census import COUNT, LIST, MOVES, Census
 from worker.store.database import Connection
 from worker.store.identity import no_table
@@ -34,7 +34,6 @@ from worker.store.table_sql import (
     YOUNG,
 )
 from worker.store.transaction import long_transaction
-from worker.sync.mirror import NO_MILLIS
 
 INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
 DELETED, WAITING = "dw"

@@ -8,11 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from worker.ids import pack, unpack_id
-from worker.model import NO_USERS, UNKNOWN_FINGERPRINT, Key, User, Users
+from worker.model import NO_MILLIS, NO_USERS, UNKNOWN_FINGERPRINT, Key, User, Users
 from worker.sync.mirror_columns import Columns, index
-
-# Rows without created_at sort before every sign-up there can be.
-NO_MILLIS = -(2**63)
 
 
 class Span(NamedTuple):

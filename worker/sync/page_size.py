@@ -1,12 +1,7 @@
 """How many users to ask for at once: what is set, what the server takes, what it can bear."""
 
 from worker.errors import LimitRefused
-
-# More users in one answer make a server without a cap fail: it runs out of bind parameters.
-LARGEST = 30_000
-
-# A page may begin with the two users that prove the chain, and needs a third to get on.
-SMALLEST = 3
+from worker.model import LARGEST_PAGE, SMALLEST_PAGE
 
 # Pages without trouble before a size that failed is tried again.
 PAGES_BEFORE_GROWTH = 20
@@ -20,7 +15,7 @@ class PageSize:
     outage; beyond that after some pages without trouble.
     """
 
-    def __init__(self, setting: int, cap: int = LARGEST) -> None:
+    def __init__(self, setting: int, cap: int = LARGEST_PAGE) -> None:
         self.cap = cap
         self._setting = setting
         self._size = setting
@@ -43,7 +38,7 @@ class PageSize:
         If the server names no cap below `limit`, half of it is tried.
         """
         named = refused.largest if refused.largest and refused.largest < limit else None
-        if (named or limit // 2) < SMALLEST:
+        if (named or limit // 2) < SMALLEST_PAGE:
             raise refused
         if named:
             self.cap = min(self.cap, named)
@@ -52,7 +47,7 @@ class PageSize:
 
     def shrink(self) -> None:
         """Ask for half as many: the server failed in a way that a smaller page may not."""
-        half = max(SMALLEST, self.limit // 2)
+        half = max(SMALLEST_PAGE, self.limit // 2)
         if not self._in_trouble:
             self._safe = half
         self._in_trouble = True

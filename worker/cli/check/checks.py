@@ -18,7 +18,6 @@ from worker.errors import (
 )
 from worker.model import Page, User
 from worker.retry import Retry
-from worker.service.once import access
 from worker.settings.settings import Settings
 from worker.stack_auth.client import StackApi
 from worker.stack_auth.transport import is_loopback
@@ -27,6 +26,7 @@ from worker.store.migrate import OWN_SCHEMA, missing_migrations
 from worker.sync.chain import Walk
 from worker.sync.fetcher import Source
 from worker.sync.page_size import PageSize
+from worker.wiring import access
 
 OLDEST_SERVER = 140000
 

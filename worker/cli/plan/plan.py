@@ -10,8 +10,7 @@ from worker.cli.patience import impatient, opened_at_once
 from worker.cli.plan.change import Change
 from worker.cli.plan.recorder import Journal
 from worker.clock import Clock
-from worker.service.once import another_project, asked_of, bind_project, opened_source
-from worker.service.once import rules as rules_of
+from worker.service.ownership import another_project, bind_project
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.database import Connection, Database
@@ -28,6 +27,8 @@ from worker.store.lease import Claim
 from worker.store.table_shape import Shape, detect_shape
 from worker.sync.cache import Memory
 from worker.sync.sweep import Sweep
+from worker.wiring import asked_of, opened_source
+from worker.wiring import rules as rules_of
 
 
 @dataclass(frozen=True, slots=True)

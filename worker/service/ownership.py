@@ -1,0 +1,86 @@
+"""Takes the lease, binds the target to a project, and gives the lease back."""
+
+from threading import Event
+from uuid import uuid4
+
+import structlog
+
+from worker.errors import (
+    LeaseLost,
+    Misconfigured,
+    Stopped,
+    UsersSyncError,
+)
+from worker.store import Store
+from worker.store.connection import LONGEST_SECONDS
+from worker.store.lease import Lease
+from worker.sync.fetcher import Source
+
+log = structlog.stdlib.get_logger(__name__)
+
+# How often a worker without the lease looks whether it has come free.
+LOOK_SECONDS = 0.5
+
+# Enough ids to tell another project's table from one whose users have left.
+SAMPLE_IDS = 20
+
+
+def take_lease(lease: Lease, project: str, stop: Event) -> None:
+    """Wait for the lease for as long as its holder may be dead.
+
+    Raises LeaseLost as soon as the holder shows that it is alive, and Misconfigured if the target
+    belongs to another project.
+    """
+    first = None
+    while not lease.acquire():
+        sight = lease.look()
+        if sight is None:
+            continue
+        if sight.project not in {None, project}:
+            raise another_project(lease, sight.project)
+        if first is None:
+            first = sight
+            log.info("lease.awaited", holder=sight.holder, seconds=round(sight.remaining, 1))
+        if (sight.epoch, sight.expires_at) != (first.epoch, first.expires_at) and sight.remaining:
+            raise LeaseLost(f"another worker is at work on {lease.target} ({sight.holder})")
+        if stop.wait(min(LOOK_SECONDS, max(sight.remaining, 0.05))):
+            raise Stopped("asked to stop")
+    log.info("lease.acquired", target=lease.target)
+
+
+def another_project(lease: Lease, project: str | None) -> Misconfigured:
+    """Say that the target is bound to a project that is not the configured one."""
+    return Misconfigured(
+        f"{lease.target}.users_sync holds the users of another Stack Auth project ({project}); set"
+        f" {lease.project_setting} to it, or database.schema to a schema of this project's own"
+    )
+
+
+def bind_project(store: Store, source: Source) -> None:
+    """Bind a target to the project before the first write, unless it is plainly another's.
+
+    Raises Misconfigured if the table has live users and the project knows none of a sample. An
+    empty table is no reason not to ask: a mistyped project would be bound for good.
+    """
+    if store.lease.bound:
+        return
+    ids = store.database.call(
+        lambda conn: store.table.sample_ids(conn, SAMPLE_IDS), LONGEST_SECONDS
+    )
+    answers = [source.ask_user(user_id) for user_id in ids or [str(uuid4())]]
+    found = any(source.await_answer(answer).found is not None for answer in answers)
+    if ids and not found:
+        raise Misconfigured(
+            f"{store.table.schema}.users_sync has live users, but the Stack Auth project knows"
+            f" none of {len(ids)} that were asked for: it is another project's table; set"
+            f" {store.lease.project_setting} or database.schema"
+        )
+    store.lease.bind()
+
+
+def give_back(lease: Lease) -> None:
+    """Give the lease back if that is possible; else it runs out by itself."""
+    try:
+        lease.release()
+    except UsersSyncError as error:
+        log.warning("lease.kept", error=str(error))

@@ -1,0 +1,140 @@
+"""Builds the database, the store and the API client from the settings."""
+
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from uuid import uuid4
+
+import httpx
+
+from worker.clock import Clock
+from worker.errors import (
+    DatabaseUnavailable,
+    SourceUnavailable,
+)
+from worker.retry import Retry, Watch
+from worker.settings.settings import Settings
+from worker.stack_auth.client import Access, StackApi
+from worker.store import Store
+from worker.store.database import Database
+from worker.store.invalidations import Touched
+from worker.store.lease import Claim, Lease
+from worker.store.migrate import prepare
+from worker.store.quarantine import Quarantine
+from worker.store.suspects import Deletions
+from worker.store.sweeps import Progress
+from worker.store.table import Table
+from worker.sync.deletions import Rules
+from worker.sync.fetcher import Renewed, Source
+from worker.sync.guard import Guard
+from worker.sync.page_size import PageSize
+
+
+@contextmanager
+def opened_database(
+    settings: Settings, url: str, clock: Clock, stop: Event, watch: Watch | None = None
+) -> Iterator[Database]:
+    """Open the database lazily, and close it in the end; with a watch, never give up."""
+    minutes = math.inf if watch else settings.database.retry_minutes
+    retry = Retry("the database", minutes, stop, DatabaseUnavailable, watch)
+    # Nothing is worth waiting for longer than the lease lasts, unless it reads the whole table.
+    database = Database(url, clock, retry, settings.database.lease_seconds)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def open_store(settings: Settings, database: Database) -> Store:
+    """Create what is missing in the database, and describe the target."""
+    stack, target = settings.require_stack(), settings.database.schema_name
+    shape = prepare(database, target)
+    return Store(
+        database=database,
+        lease=Lease(
+            database,
+            Claim(
+                target=target,
+                project=stack.project_id,
+                holder=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+                seconds=settings.database.lease_seconds,
+                quiet=settings.database.quiet,
+                sweep_seconds=settings.schedule.sweep_seconds,
+                sweep_share=settings.schedule.sweep_share,
+                project_setting=stack.names.project_id,
+            ),
+        ),
+        table=Table(
+            target,
+            shape,
+            tuple(settings.stack.ignored_fields),
+            settings.deletions.grace_seconds,
+            proof_seconds=settings.database.lease_seconds,
+        ),
+        deletions=Deletions(target),
+        quarantine=Quarantine(target),
+        progress=Progress(target, asked_of(settings)),
+        touched=Touched(target),
+    )
+
+
+@contextmanager
+def opened_source(  # noqa: PLR0913  each of the last two is for one caller
+    settings: Settings,
+    clock: Clock,
+    stop: Event,
+    lease: Renewed,
+    watch: Watch | None = None,
+    *,
+    transport: httpx.BaseTransport | None = None,
+) -> Iterator[Source]:
+    """Open the users API; in the end whatever is still being asked is given up.
+
+    With a watch, it is never given up for an outage.
+    """
+    minutes = math.inf if watch else settings.stack.retry_minutes
+    retry = Retry("Stack Auth", minutes, stop, SourceUnavailable, watch)
+    with StackApi(access(settings), clock=clock, stop=stop, transport=transport) as api:
+        if watch is not None:
+            api.on_answer = watch.answered
+        page_size = PageSize(settings.stack.page_size)
+        source = Source(api, retry, page_size=page_size, lease=lease)
+        try:
+            yield source
+        finally:
+            stop.set()
+            source.close()
+
+
+def access(settings: Settings) -> Access:
+    """Say whom to ask, as whom, and for what."""
+    stack = settings.require_stack()
+    return Access(
+        api_url=stack.api_url,
+        project_id=stack.project_id,
+        secret_server_key=stack.secret_server_key.get_secret_value(),
+        timeout_seconds=settings.stack.timeout_seconds,
+        include_anonymous=settings.stack.include_anonymous,
+        ignored_fields=tuple(settings.stack.ignored_fields),
+        names=stack.names,
+    )
+
+
+def asked_of(settings: Settings) -> str:
+    """Say what is asked of which API: a checkpoint is worth nothing for other questions."""
+    stack = settings.stack
+    return f"{stack.api_url} {stack.project_id} include_anonymous={stack.include_anonymous}"
+
+
+def rules(settings: Settings) -> Rules:
+    """Say what may be deleted."""
+    deletions = settings.deletions
+    return Rules(
+        guard=Guard(deletions.max_count, deletions.max_fraction),
+        enabled=deletions.enabled,
+        grace_seconds=deletions.grace_seconds,
+        audit_hours=settings.schedule.audit_hours,
+    )
