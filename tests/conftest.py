@@ -15,10 +15,15 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.pgbouncer import configuration
+from tests.support.pgbouncer import configuration
 from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_database
 
-pytest_plugins = ["tests.faults.tally"]
+pytest_plugins = [
+    "tests.faults.tally",
+    "tests.support.session_fixtures",
+    "tests.support.store_fixtures",
+    "tests.support.sweep_fixtures",
+]
 
 # A crash of the machine would cost nothing but the test: fsync is most of what a commit takes.
 UNSAFE_AND_FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")

@@ -9,8 +9,8 @@ import psycopg
 from tests.bench.api import REAL_SERVER, RemoteApi, started_api
 from tests.bench.figures import Conditions, Figure
 from tests.bench.postgres import Databases
-from tests.bench.waiting import PATIENCE_SECONDS
 from tests.bench.workers import EAGER, running
+from tests.support.waiting import PATIENCE_SECONDS
 
 USERS = 30_000
 # Before each sign-up so many others are edited.

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.bench.waiting import until
+from tests.support.waiting import until
 from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_database
 from worker.store.migrate import creation_sql
 

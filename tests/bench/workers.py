@@ -13,7 +13,7 @@ from threading import Event
 from typing import Any
 
 from tests.bench.api import RemoteApi
-from tests.bench.waiting import PATIENCE_SECONDS, until
+from tests.support.waiting import PATIENCE_SECONDS, until
 from worker.clock import Clock
 from worker.errors import SourceUnavailable
 from worker.model import Page, Single

@@ -5,7 +5,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from tests.connection_faults import Behaviour, send
+from tests.support.faulty_server import Behaviour, send
 
 EMAIL = "canary.person@private.example"
 NAME = "Canary Personsson"

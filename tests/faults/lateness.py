@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from tests.faults.gate import Pool, Waiting
+from tests.faults.fake_world import MOST_ROUNDS, Scene
 from tests.faults.mischief import BY_HAND
-from tests.faults.scene import MOST_ROUNDS, Scene
+from tests.faults.request_gate import Pool, Waiting
 from tests.faults.stepwise import Worker
 
 

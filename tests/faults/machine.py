@@ -12,8 +12,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tests.fake_time import FakeTime
-from tests.faults.gate import Pool
+from tests.faults.fake_world import AT_THE_CURSOR, MOST_WORKERS, Options, Scene
 from tests.faults.lateness import (
     Meanwhile,
     answer_late,
@@ -25,11 +24,12 @@ from tests.faults.lateness import (
     write_by_hand,
 )
 from tests.faults.mischief import APPROVE, BY_HAND, FAILURES, HELD
-from tests.faults.people import CLEANED, REFUSED
+from tests.faults.model_users import CLEANED, REFUSED
 from tests.faults.proxy import Cut
-from tests.faults.scene import AT_THE_CURSOR, MOST_WORKERS, Options, Scene
+from tests.faults.request_gate import Pool
 from tests.faults.site import Manner
-from tests.users_apis import USERS_APIS
+from tests.support.fake_time import FakeTime
+from tests.support.users_apis import USERS_APIS
 
 MOST_USERS = 14
 

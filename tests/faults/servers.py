@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.processes import until
+from tests.support.waiting import until
 from worker.sandbox.pgserver import psutil_module
 
 # Only the machine's end would cost more than the test; the end of its processes costs nothing.

@@ -6,7 +6,7 @@ from enum import Enum
 from threading import Event
 from typing import Any
 
-from tests.sweep_world import API_URL
+from tests.support.sweep_world import API_URL
 from worker.sandbox.api import FakeStackApi
 from worker.settings.settings import Settings
 

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.faults.gate import PATIENCE_SECONDS, Gate, Job, Said, WatchedSource
 from tests.faults.proxy import Proxy, opened_proxy
+from tests.faults.request_gate import PATIENCE_SECONDS, Gate, Job, Said, WatchedSource
 from tests.faults.site import Impatient, Manner, Silent, Site
-from tests.sweep_world import API_URL, nothing
+from tests.support.sweep_world import API_URL, nothing
 from worker.clock import Clock
 from worker.errors import LeaseLost, MirrorOutdated, SourceUnavailable, UsersSyncError
 from worker.retry import Retry

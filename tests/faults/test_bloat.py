@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from tests.faults.watched import Watched, stopped_cleanly, watched
-from tests.processes import until
-from tests.service_world import ServiceWorld, Worker, opened_service_world
+from tests.support.service_world import ServiceWorld, Worker, opened_service_world
+from tests.support.waiting import until
 from worker.service.health import KEPT_SWEEPS
 
 USERS = 200

@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults.servers import Server, running_server, user
 from tests.faults.watched import Watched, logged, stopped_cleanly, watched
-from tests.processes import until
-from tests.users_apis import both_servers
+from tests.support.users_apis import both_servers
+from tests.support.waiting import until
 from worker.sandbox.postgres import create_database
 
 pytestmark = both_servers

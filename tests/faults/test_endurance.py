@@ -9,8 +9,9 @@ from random import Random
 import pytest
 
 from tests.faults.watched import Watched, stopped_cleanly, watched
-from tests.processes import PATIENCE_SECONDS, Running, until
-from tests.users_apis import both_servers
+from tests.support.processes import PATIENCE_SECONDS, Running
+from tests.support.users_apis import both_servers
+from tests.support.waiting import until
 from worker.sync.fetcher import THREADS
 
 pytestmark = both_servers

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.faults.test_hostile_answers import repeated
-from tests.service_world import until
-from tests.worker_samples import Ticks, sample_vitals
+from tests.support.waiting import until
+from tests.support.worker_samples import Ticks, sample_vitals
 from worker.service.endpoints import WAITRESS, WebServer
 from worker.service.metrics import Metrics
 

@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from tests.connection_faults import Behaviour, FaultyServer, send, serving, trickle
+from tests.support.faulty_server import Behaviour, FaultyServer, send, serving, trickle
 from worker.clock import Clock
 from worker.errors import Misconfigured, Transient, UsersSyncError
 from worker.model import Page

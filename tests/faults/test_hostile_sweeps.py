@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from tests.faults.hostile_json import RAW, TEXTS, odd, page_of, plain, records, texts
 from tests.faults.test_hostile_answers import errors, headers, repeated, statuses
-from tests.service_world import ServiceWorld, opened_service_world, until
-from tests.sweep_world import World, is_list, numbered, raw_record, sign_up
-from tests.users_apis import both_servers
+from tests.support.service_world import ServiceWorld, opened_service_world
+from tests.support.sweep_world import World, is_list, numbered, raw_record, sign_up
+from tests.support.users_apis import both_servers
+from tests.support.waiting import until
 from worker.errors import Misconfigured, SourceUnavailable, SweepIncomplete
 from worker.sandbox.api import Reply, Request
 from worker.sandbox.replies import json_reply
-
-pytest_plugins = ["tests.sweep_fixtures"]
 
 USERS = 12
 # Sixty answers that lead nowhere in a row end a walk; every user who is met begins a new row.

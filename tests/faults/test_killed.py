@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from tests.faults.watched import Watched, at_request, kill, watched
-from tests.users_apis import both_servers
+from tests.support.users_apis import both_servers
 
 pytestmark = both_servers
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.connection_faults import send, serving
 from tests.faults import canaries
 from tests.faults.canaries import EMAIL, KEY, NAME, PROXY, given_away
-from tests.processes import PATIENCE_SECONDS, Shell, Site, command, opened_site, until
-from tests.sweep_world import raw_record
+from tests.support.faulty_server import send, serving
+from tests.support.processes import PATIENCE_SECONDS, Shell, Site, command, opened_site
+from tests.support.sweep_world import raw_record
+from tests.support.waiting import until
 from worker.sandbox.api import server_error
 from worker.store.migrate import creation_sql
 

@@ -8,8 +8,9 @@ import psycopg
 import pytest
 
 from tests.faults.watched import Watched, logged, stopped_cleanly, watched
-from tests.processes import Running, until
-from tests.users_apis import both_servers
+from tests.support.processes import Running
+from tests.support.users_apis import both_servers
+from tests.support.waiting import until
 
 pytestmark = both_servers
 

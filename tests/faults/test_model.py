@@ -11,14 +11,12 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.fake_time import FakeTime, installed
+from tests.faults.fake_world import Scene
 from tests.faults.machine import Machine
-from tests.faults.people import CONSTRAINTS
-from tests.faults.scene import Scene
-from tests.sweep_world import World
+from tests.faults.model_users import CONSTRAINTS
+from tests.support.fake_time import FakeTime, installed
+from tests.support.sweep_world import World
 from worker.store.migrate import creation_sql
-
-pytest_plugins = ["tests.sweep_fixtures"]
 
 
 @pytest.fixture

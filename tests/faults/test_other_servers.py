@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults.servers import Server, free_port, running_server, user
 from tests.faults.watched import Watched, at_request, kill, logged, stopped_cleanly, watched
-from tests.pgbouncer import configuration
-from tests.processes import until
+from tests.support.pgbouncer import configuration
+from tests.support.waiting import until
 from worker.sandbox.postgres import create_database
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
-from tests.processes import until
-from tests.users_apis import both_servers
+from tests.support.users_apis import both_servers
+from tests.support.waiting import until
 from worker.store.transaction import push
 
 pytestmark = both_servers

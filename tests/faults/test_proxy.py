@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from tests.faults.proxy import Cut, Proxy, opened_proxy
-from tests.processes import until
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from tests.faults.test_hostile_answers import repeated
 from tests.faults.test_leaks import free_port
-from tests.processes import Site, command, opened_site, until
+from tests.support.processes import Site, command, opened_site
+from tests.support.waiting import until
 from worker.service.endpoints import probe
 from worker.settings.settings import StackSettings
 from worker.stack_auth.transport import choose_proxy, is_loopback

@@ -15,8 +15,8 @@ import pytest
 
 from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
 from tests.faults.wire import Wire, wire_to
-from tests.processes import until
-from tests.users_apis import both_servers
+from tests.support.users_apis import both_servers
+from tests.support.waiting import until
 
 pytestmark = both_servers
 

@@ -12,8 +12,9 @@ from random import Random
 import pytest
 
 from tests.faults.watched import Watched, watched
-from tests.processes import command, until
-from tests.users_apis import both_servers
+from tests.support.processes import command
+from tests.support.users_apis import both_servers
+from tests.support.waiting import until
 
 pytestmark = both_servers
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import psycopg
 
-from tests.processes import Running, Shell, Site, opened_site, until
-from tests.sweep_world import IGNORED, nothing, row_of, settings
+from tests.support.processes import Running, Shell, Site, opened_site
+from tests.support.sweep_world import IGNORED, nothing, row_of, settings
+from tests.support.waiting import until
 from worker.sandbox.api import FakeStackApi, Project, Reply, Request
 from worker.service.once import sweep_once
 from worker.store.migrate import creation_sql
