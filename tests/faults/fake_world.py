@@ -256,7 +256,7 @@ class Scene:
         enough = worker.completed + 2
         for _ in range(6):  # it may have lost its lease, or its mirror, and not know it yet
             if worker.completed < enough:
-                self.begin(worker, "sweep" if worker.duty else "stand by")
+                self.begin(worker, "sweep" if worker.leader else "stand by")
                 self.let_through(worker)
         assert worker.completed == enough, f"it does not get to its end: {self._told}"
 

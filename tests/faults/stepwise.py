@@ -14,7 +14,7 @@ from worker.clock import Clock
 from worker.errors import LeaseLost, MirrorOutdated, SourceUnavailable, UsersSyncError
 from worker.retry import Retry
 from worker.service.health import Vitals
-from worker.service.leader import Duty
+from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.ownership import give_back
 from worker.service.telemetry import Figures
@@ -43,7 +43,7 @@ class Worker:
         self.accepted: list[Said] = []
         self.jobs: dict[str, Job] = {}
         self.memory = Memory()
-        self.duty: Duty | None = None
+        self.leader: Leader | None = None
         self._site = site
         self._told = told
         self._ready = self._closed = False
@@ -89,30 +89,30 @@ class Worker:
         ):
             return False
         if name == "stand by":
-            return self.manner.lasts and self.duty is None
+            return self.manner.lasts and self.leader is None
         if name == "sweep" and any(job.name == "poll" for job in self.at_work):
             return False  # a poll that sees the whole list is a sweep, and would be waited for
-        return self.duty is not None or (name == "sweep" and not self.manner.lasts)
+        return self.leader is not None or (name == "sweep" and not self.manner.lasts)
 
     def begin(self, name: str) -> None:
         """Begin a job, which goes on until it can do no more without an answer.
 
         The first of all is to `begin`: to look at the table, and for the lease.
         """
-        duty = self.duty
-        match name, duty:
+        leader = self.leader
+        match name, leader:
             case "begin", _:
                 self._begin(name, self._open)
             case "stand by", _:
                 self._begin(name, self._stand_by)
             case "sweep", None:
                 self._begin(name, self._sweep_once)
-            case "sweep", Duty():
-                self._begin(name, lambda: self._attend(lambda: self._sweep(duty)))
-            case "poll", Duty():
-                self._begin(name, lambda: self._attend(lambda: self._poll(duty)))
-            case "renew", Duty():
-                self._begin(name, lambda: self._attend(duty.renew))
+            case "sweep", Leader():
+                self._begin(name, lambda: self._attend(lambda: self._sweep(leader)))
+            case "poll", Leader():
+                self._begin(name, lambda: self._attend(lambda: self._poll(leader)))
+            case "renew", Leader():
+                self._begin(name, lambda: self._attend(leader.renew))
 
     def settle(self) -> None:
         """Wait until it can do no more without an answer. Raises what is no error of ours."""
@@ -169,7 +169,7 @@ class Worker:
         except UsersSyncError as error:
             self._told(f"{name}: {type(error).__name__}")
             if isinstance(error, LeaseLost):
-                self.duty = None
+                self.leader = None
             self.over = self.over or name == "begin" or not self.manner.lasts
             raise
 
@@ -204,7 +204,7 @@ class Worker:
         self._told("lease: taken")
         self.memory.load(self._store)
         if self.manner.lasts:
-            self.duty = Duty(
+            self.leader = Leader(
                 self._settings, self._source, self._store, self.memory, self._figures()
             )
 
@@ -225,14 +225,14 @@ class Worker:
             give_back(self._store.lease)
             self.over = True
 
-    def _sweep(self, duty: Duty) -> None:
-        duty.sweep()
+    def _sweep(self, leader: Leader) -> None:
+        leader.sweep()
         self._told("sweep: complete")
         self.completed += 1
 
-    def _poll(self, duty: Duty) -> None:
+    def _poll(self, leader: Leader) -> None:
         self.says.clear()
-        duty.poll()
+        leader.poll()
         self._told("poll: complete")
         self.accepted += self.says
 

@@ -17,7 +17,7 @@ from worker.clock import Clock
 from worker.errors import Misconfigured, Stopped
 from worker.sandbox.api import Reply, Request
 from worker.service.health import Vitals
-from worker.service.leader import Duty
+from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.ownership import bind_project
 from worker.service.telemetry import Figures
@@ -355,14 +355,14 @@ def test_poll_that_took_the_server_long_waits_in_proportion(desk: Desk) -> None:
     sign_up(desk.world.project, *range(30))
     vitals = Vitals(target="neon_auth", api_host="localhost", sweep_seconds=60)
     figures = Figures(vitals, Metrics(vitals.snapshot), desk.memory, desk.store.database.clock)
-    duty = Duty(desk.settings, desk.source, desk.store, desk.memory, figures)
-    duty.sweep()
+    leader = Leader(desk.settings, desk.source, desk.store, desk.memory, figures)
+    leader.sweep()
 
     def work(_: Request) -> None:
         Event().wait(0.1)
 
     desk.world.api.on_request(work)
-    assert duty.poll() >= 4 * 0.1
+    assert leader.poll() >= 4 * 0.1
 
 
 # Suspicions that an interrupted sweep leaves

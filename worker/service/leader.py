@@ -26,7 +26,7 @@ SECONDS_PER_MINUTE = 60.0
 
 
 @dataclass(slots=True)
-class Duty:
+class Leader:
     """The work under one lease, from when it was taken until it is lost.
 
     Each of its jobs returns the seconds until it is due again. `warm` says that a sweep was

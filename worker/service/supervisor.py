@@ -21,7 +21,7 @@ from worker.errors import (
 from worker.retry import LONGEST_ASKED_SECONDS
 from worker.service.endpoints import WebServer
 from worker.service.health import LONGEST_STEP_SECONDS, State, Vitals
-from worker.service.leader import Duty
+from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.outages import FIRST_PAUSE_SECONDS, Troubles
 from worker.service.ownership import another_project, bind_project, give_back
@@ -63,7 +63,7 @@ class Service:
     _source: Source = field(init=False)
     # Whether what a person got wrong may have come only after the start.
     _begun: bool = False
-    _duty: Duty | None = None
+    _leader: Leader | None = None
     # Which time of holding the lease, or of waiting for it, this is.
     _tenure: int = 0
     _lock: Lock = field(default_factory=Lock)
@@ -143,13 +143,13 @@ class Service:
         log.info("lease.acquired", target=lease.target)
         self._enter("quiet" if self.settings.database.quiet else "working")
         self.vitals.set_lease(True)
-        self._duty = duty = Duty(
+        self._leader = leader = Leader(
             self.settings, self._source, self._store, self.memory, self._figures
         )
-        self._arm("sweep", duty.sweep, 0)
-        self._arm("poll", duty.poll, 0)
+        self._arm("sweep", leader.sweep, 0)
+        self._arm("poll", leader.poll, 0)
         if not self.settings.database.quiet:
-            self._arm("renew", duty.renew, lease.seconds / 6)
+            self._arm("renew", leader.renew, lease.seconds / 6)
         return None
 
     def _stand_down(self, tenure: int, error: LeaseLost) -> None:
@@ -158,7 +158,7 @@ class Service:
             if tenure != self._tenure:
                 return
             self._tenure += 1
-            self._duty = None
+            self._leader = None
         log.warning("lease.lost", error=str(error))
         self.vitals.set_lease(False)
         # Whoever holds the lease now has them to tell.
@@ -172,9 +172,9 @@ class Service:
     def _recovered(self) -> None:
         """Sweep at once after an outage: what changed meanwhile has waited long enough."""
         with self._lock:
-            if self._duty is not None:
-                self._duty.pace.hurry()
-                self._arm("sweep", self._duty.sweep, self._duty.pace.rest)
+            if self._leader is not None:
+                self._leader.pace.hurry()
+                self._arm("sweep", self._leader.sweep, self._leader.pace.rest)
 
     def _enter(self, state: State) -> None:
         if self.vitals.snapshot().state != state:
@@ -231,8 +231,8 @@ class Service:
             return work()
         except MirrorOutdated:
             self.memory.reload(self._store, generation)
-            if self._duty is not None and name in HOLDERS_JOBS:
-                self._arm("sweep", self._duty.sweep, 0)
+            if self._leader is not None and name in HOLDERS_JOBS:
+                self._arm("sweep", self._leader.sweep, 0)
             return FIRST_PAUSE_SECONDS
         finally:
             if self.settings.database.quiet and name in HOLDERS_JOBS:
@@ -241,10 +241,10 @@ class Service:
     def _failed(self, name: str, error: Exception, *, fatal: bool = False) -> float:
         """Tell of it once, and give the pause before the next attempt, which grows."""
         self._troubles.began(name, told(error), fatal=fatal)
-        pause, duty = self._troubles.next_pause(name), self._duty
-        if duty is None:
+        pause, leader = self._troubles.next_pause(name), self._leader
+        if leader is None:
             return pause
         if isinstance(error, SweepIncomplete):
-            return max(pause, duty.pace.pause)
+            return max(pause, leader.pace.pause)
         # However it failed, it was work for the API's server.
-        return max(pause, duty.pace.rest) if name == "sweep" else pause
+        return max(pause, leader.pace.rest) if name == "sweep" else pause
