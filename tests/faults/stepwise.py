@@ -41,7 +41,7 @@ class Worker:
         self.completed = 0
         self.says: list[Said] = []
         self.accepted: list[Said] = []
-        self.jobs: dict[str, Job] = {}
+        self.scheduler: dict[str, Job] = {}
         self.memory = Memory()
         self.leader: Leader | None = None
         self._site = site
@@ -62,8 +62,8 @@ class Worker:
         self._source: WatchedSource
 
     def __str__(self) -> str:
-        jobs = ", ".join(str(job.name) for job in self.at_work) or "idle"
-        return f"{self.manner.value} ({jobs})"
+        scheduler = ", ".join(str(job.name) for job in self.at_work) or "idle"
+        return f"{self.manner.value} ({scheduler})"
 
     @property
     def frozen(self) -> bool:
@@ -77,7 +77,7 @@ class Worker:
 
     @property
     def at_work(self) -> list[Job]:
-        return [job for job in self.jobs.values() if not job.ended]
+        return [job for job in self.scheduler.values() if not job.ended]
 
     def can(self, name: str) -> bool:
         """Whether it may begin this now: `stand by`, `sweep`, `poll` or `renew`."""
@@ -120,7 +120,7 @@ class Worker:
             rested = self.gate.changed.wait_for(self._rests, PATIENCE_SECONDS)
         if not rested:
             pytest.fail(f"a worker neither ends nor asks: {self}, {self.gate.waiting}")
-        for job in self.jobs.values():
+        for job in self.scheduler.values():
             if job.is_bug and job.error:
                 raise job.error
         if self.over:
@@ -151,7 +151,7 @@ class Worker:
 
     def _rests(self) -> bool:
         asks = not hasattr(self, "_source") or self._source.rests
-        return asks and (self.frozen or all(job.rests for job in self.jobs.values()))
+        return asks and (self.frozen or all(job.rests for job in self.scheduler.values()))
 
     def _notify(self) -> None:
         with self.gate.changed:
@@ -159,7 +159,7 @@ class Worker:
 
     def _begin(self, name: str, work: Callable[[], object]) -> None:
         job = Job(name, lambda: self._minding_errors(name, work), self.gate.changed)
-        self.jobs[name] = job
+        self.scheduler[name] = job
         job.start()
         self.settle()
 
@@ -252,7 +252,7 @@ class Worker:
         """Let go of everything, once all threads are done."""
         self._stop.set()
         self.gate.break_off()
-        for job in self.jobs.values():
+        for job in self.scheduler.values():
             job.join(PATIENCE_SECONDS)
         self._opened.close()
         self._closed = True

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.waiting import until
-from worker.service.scheduler import Jobs
+from worker.service.scheduler import Scheduler
 
 PATIENCE_SECONDS = 10
 HOUR = 3600.0
@@ -30,173 +30,177 @@ def clocks() -> Clocks:
 
 
 @pytest.fixture
-def jobs(clocks: Clocks) -> Iterator[Jobs]:
-    jobs = Jobs(wall=clocks.wall)
-    jobs.start()
-    yield jobs
-    jobs.stop()
+def scheduler(clocks: Clocks) -> Iterator[Scheduler]:
+    scheduler = Scheduler(wall=clocks.wall)
+    scheduler.start()
+    yield scheduler
+    scheduler.stop()
 
 
 def happened(event: Event) -> bool:
     return event.wait(PATIENCE_SECONDS)
 
 
-def test_job_runs_as_often_as_it_arms_itself(jobs: Jobs) -> None:
+def test_job_runs_as_often_as_it_arms_itself(scheduler: Scheduler) -> None:
     runs: list[int] = []
     over = Event()
 
     def work() -> None:
         runs.append(len(runs))
         if len(runs) < 100:
-            jobs.arm("again", work, 0)
+            scheduler.schedule("again", work, 0)
         else:
             over.set()
 
-    jobs.arm("again", work, 0)
+    scheduler.schedule("again", work, 0)
     assert happened(over)
     assert runs == list(range(100))
 
 
-def test_job_armed_again_runs_instead_of_the_one_before(jobs: Jobs) -> None:
+def test_job_armed_again_runs_instead_of_the_one_before(scheduler: Scheduler) -> None:
     first, second = Event(), Event()
-    jobs.arm("one", first.set, 0.3)
-    jobs.arm("one", second.set, 0)
+    scheduler.schedule("one", first.set, 0.3)
+    scheduler.schedule("one", second.set, 0)
     assert happened(second)
-    jobs.stop()
+    scheduler.stop()
     assert not first.is_set()
 
 
-def test_disarmed_job_does_not_run(jobs: Jobs) -> None:
+def test_disarmed_job_does_not_run(scheduler: Scheduler) -> None:
     unwanted, later = Event(), Event()
-    jobs.arm("unwanted", unwanted.set, 0.02)
-    jobs.arm("later", later.set, 0.05)
-    jobs.disarm("unwanted", "unknown")
+    scheduler.schedule("unwanted", unwanted.set, 0.02)
+    scheduler.schedule("later", later.set, 0.05)
+    scheduler.cancel("unwanted", "unknown")
     assert happened(later)
     assert not unwanted.is_set()
 
 
-def test_job_never_runs_beside_itself(jobs: Jobs) -> None:
+def test_job_never_runs_beside_itself(scheduler: Scheduler) -> None:
     begun, go_on, again, other = Event(), Event(), Event(), Event()
 
     def work() -> None:
         begun.set()
         assert happened(go_on)
 
-    jobs.arm("one", work, 0)
+    scheduler.schedule("one", work, 0)
     assert happened(begun)
-    jobs.arm("one", again.set, 0)
-    jobs.arm("other", other.set, 0.02)
+    scheduler.schedule("one", again.set, 0)
+    scheduler.schedule("other", other.set, 0.02)
     assert happened(other)
     assert not again.is_set()
     go_on.set()
     assert happened(again)
 
 
-def test_long_job_does_not_keep_others_waiting(jobs: Jobs) -> None:
+def test_long_job_does_not_keep_others_waiting(scheduler: Scheduler) -> None:
     go_on, ended, other = Event(), Event(), Event()
 
     def work() -> None:
         assert happened(go_on)
         ended.set()
 
-    jobs.arm("long", work, 0)
-    jobs.arm("other", other.set, 0)
+    scheduler.schedule("long", work, 0)
+    scheduler.schedule("other", other.set, 0)
     assert happened(other)
     go_on.set()
     assert happened(ended)
 
 
 @pytest.mark.parametrize("back", [HOUR, -HOUR])
-def test_clock_that_is_set_changes_nothing(jobs: Jobs, clocks: Clocks, back: float) -> None:
+def test_clock_that_is_set_changes_nothing(
+    scheduler: Scheduler, clocks: Clocks, back: float
+) -> None:
     clocks.ahead = back
-    jobs.mind_the_clock()
+    scheduler.mind_the_clock()
     ran = Event()
-    jobs.arm("soon", ran.set, 0.05)
+    scheduler.schedule("soon", ran.set, 0.05)
     clocks.ahead = 0
-    jobs.mind_the_clock()
+    scheduler.mind_the_clock()
     assert happened(ran)
 
 
-def test_clock_set_forward_makes_nothing_run_early(jobs: Jobs, clocks: Clocks) -> None:
+def test_clock_set_forward_makes_nothing_run_early(scheduler: Scheduler, clocks: Clocks) -> None:
     early, soon = Event(), Event()
-    jobs.arm("later", early.set, 600)
+    scheduler.schedule("later", early.set, 600)
     clocks.ahead = HOUR
-    jobs.mind_the_clock()
+    scheduler.mind_the_clock()
     clocks.ahead = 0
-    jobs.mind_the_clock()
-    jobs.arm("soon", soon.set, 0.02)
+    scheduler.mind_the_clock()
+    scheduler.schedule("soon", soon.set, 0.02)
     assert happened(soon)
     assert not early.is_set()
 
 
-def test_only_a_step_is_told_not_a_drift(jobs: Jobs, clocks: Clocks) -> None:
+def test_only_a_step_is_told_not_a_drift(scheduler: Scheduler, clocks: Clocks) -> None:
     with capture_logs() as logs:
         for clocks.ahead in (0, 1.0, 1.9):
-            jobs.mind_the_clock()
+            scheduler.mind_the_clock()
         assert logs == []
         clocks.ahead = HOUR
-        jobs.mind_the_clock()
+        scheduler.mind_the_clock()
     assert [(line["event"], line["seconds"]) for line in logs] == [("clock.stepped", HOUR)]
 
 
-def test_nothing_runs_after_the_stop_which_waits_for_what_runs(jobs: Jobs) -> None:
+def test_nothing_runs_after_the_stop_which_waits_for_what_runs(scheduler: Scheduler) -> None:
     begun, go_on, ended, late = Event(), Event(), Event(), Event()
 
     def work() -> None:
         begun.set()
         go_on.wait(0.05)
-        jobs.arm("late", late.set, 0)
+        scheduler.schedule("late", late.set, 0)
         ended.set()
 
-    jobs.arm("one", work, 0)
+    scheduler.schedule("one", work, 0)
     assert happened(begun)
-    jobs.stop()
-    jobs.arm("late", late.set, 0)
+    scheduler.stop()
+    scheduler.schedule("late", late.set, 0)
     assert (ended.is_set(), late.is_set()) == (True, False)
 
 
-def test_stop_leaves_a_job_behind_that_does_not_end(jobs: Jobs) -> None:
+def test_stop_leaves_a_job_behind_that_does_not_end(scheduler: Scheduler) -> None:
     begun, go_on = Event(), Event()
 
     def work() -> None:
         begun.set()
         go_on.wait(PATIENCE_SECONDS)
 
-    jobs.arm("stuck", work, 0)
+    scheduler.schedule("stuck", work, 0)
     assert happened(begun)
-    assert not jobs.stop(0.05)
-    assert jobs.running() == ["stuck"]
+    assert not scheduler.stop(0.05)
+    assert scheduler.running() == ["stuck"]
     go_on.set()
 
 
-def test_jobs_are_at_rest_while_none_runs_or_is_overdue(jobs: Jobs) -> None:
+def test_jobs_are_at_rest_while_none_runs_or_is_overdue(scheduler: Scheduler) -> None:
     begun, go_on, ended = Event(), Event(), Event()
 
     def work() -> None:
         begun.set()
         go_on.wait(PATIENCE_SECONDS)
-        jobs.arm("later", ended.set, HOUR)
-        jobs.arm("over", ended.set, 0)
+        scheduler.schedule("later", ended.set, HOUR)
+        scheduler.schedule("over", ended.set, 0)
 
-    assert not jobs.at_rest()
-    jobs.arm("work", work, 0)
+    assert not scheduler.at_rest()
+    scheduler.schedule("work", work, 0)
     assert happened(begun)
-    assert not jobs.at_rest("over")
+    assert not scheduler.at_rest("over")
     go_on.set()
     assert happened(ended)
-    until("none runs", lambda: not jobs.running())
-    assert jobs.at_rest()
-    assert not jobs.at_rest("later")
+    until("none runs", lambda: not scheduler.running())
+    assert scheduler.at_rest()
+    assert not scheduler.at_rest("later")
 
 
-def test_error_that_nobody_caught_is_logged(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
+def test_error_that_nobody_caught_is_logged(
+    scheduler: Scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
     after = Event()
 
     def work() -> None:
-        jobs.arm("one", after.set, 0.02)
+        scheduler.schedule("one", after.set, 0.02)
         raise ZeroDivisionError
 
-    jobs.arm("one", work, 0)
+    scheduler.schedule("one", work, 0)
     assert happened(after)
     assert [r.levelno for r in caplog.records if r.exc_info] == [logging.ERROR]
 
@@ -207,10 +211,10 @@ def test_local_time_zone_has_no_part_in_the_schedule(
 ) -> None:
     """The scheduler's library refuses some values of TZ that the C library takes."""
     monkeypatch.setenv("TZ", zone)
-    jobs, ran = Jobs(), Event()
-    jobs.start()
+    scheduler, ran = Scheduler(), Event()
+    scheduler.start()
     try:
-        jobs.arm("job", ran.set, 0)
+        scheduler.schedule("job", ran.set, 0)
         assert ran.wait(10)
     finally:
-        jobs.stop()
+        scheduler.stop()

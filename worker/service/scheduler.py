@@ -39,7 +39,7 @@ class _Armed:
     job: Any = None
 
 
-class Jobs:
+class Scheduler:
     """Named jobs, one instance of each at most, each armed for one moment at a time."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Jobs:
             return not wait([ending], seconds).not_done
         return True
 
-    def arm(self, name: str, work: Callable[[], None], seconds: float) -> None:
+    def schedule(self, name: str, work: Callable[[], None], seconds: float) -> None:
         """Run `work` in so many seconds, instead of when it was armed for before.
 
         While the job of that name runs, the new one waits for its end.
@@ -99,7 +99,7 @@ class Jobs:
             if name not in self._running:
                 self._add(name)
 
-    def disarm(self, *names: str) -> None:
+    def cancel(self, *names: str) -> None:
         """Let these jobs not begin again until they are armed."""
         with self._lock:
             for name in names:

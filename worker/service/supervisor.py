@@ -25,7 +25,7 @@ from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.outages import FIRST_PAUSE_SECONDS, Troubles
 from worker.service.ownership import another_project, bind_project, give_back
-from worker.service.scheduler import Jobs
+from worker.service.scheduler import Scheduler
 from worker.service.telemetry import Figures
 from worker.settings.settings import Settings
 from worker.store import Store
@@ -53,7 +53,7 @@ class Service:
     url: str
     stop: Event
     clock: Clock = field(default_factory=Clock)
-    jobs: Jobs = field(default_factory=Jobs)
+    scheduler: Scheduler = field(default_factory=Scheduler)
     memory: Memory = field(default_factory=Memory)
     vitals: Vitals = field(init=False)
     metrics: Metrics = field(init=False)
@@ -94,14 +94,14 @@ class Service:
                 opened_database(self.settings, self.url, self.clock, self.stop, self._troubles)
             )
             inner = opened.enter_context(ExitStack())
-            opened.callback(self.jobs.stop)
-            self.jobs.start()
-            self._arm("begin", partial(self._begin, inner, database), 0)
+            opened.callback(self.scheduler.stop)
+            self.scheduler.start()
+            self._schedule("begin", partial(self._begin, inner, database), 0)
             while not self.stop.wait(BEAT_SECONDS):
                 self._beat()
             self.vitals.enter("stopping")
-            if not self.jobs.stop():
-                log.error("jobs.abandoned", jobs=self.jobs.running())
+            if not self.scheduler.stop():
+                log.error("jobs.abandoned", scheduler=self.scheduler.running())
                 opened.pop_all()  # what they hold, such as a lock, would be waited for
         if self._fatal is not None:
             raise self._fatal
@@ -109,13 +109,13 @@ class Service:
     def _beat(self) -> None:
         """Look after the clock, and at whether the jobs get anywhere; once a second."""
         self.vitals.beat()
-        self.jobs.mind_the_clock()
+        self.scheduler.mind_the_clock()
         # Keeping the lease is not what the worker is there for.
-        if self.jobs.at_rest("renew"):
+        if self.scheduler.at_rest("renew"):
             self.vitals.moved()
         stalled = self.vitals.stalled()
         if stalled and not self._stalled:
-            log.error("worker.stalled", jobs=self.jobs.running())
+            log.error("worker.stalled", scheduler=self.scheduler.running())
         self._stalled = stalled
 
     def _begin(self, inner: ExitStack, database: Database) -> None:
@@ -125,7 +125,7 @@ class Service:
         self._source = inner.enter_context(
             opened_source(self.settings, self.clock, self.stop, self._store.lease, self._troubles)
         )
-        self._arm("stand by", self._stand_by, 0)
+        self._schedule("stand by", self._stand_by, 0)
 
     def _stand_by(self) -> float | None:
         """Take the lease if it is free, and begin to work; else look again soon."""
@@ -146,10 +146,10 @@ class Service:
         self._leader = leader = Leader(
             self.settings, self._source, self._store, self.memory, self._figures
         )
-        self._arm("sweep", leader.sweep, 0)
-        self._arm("poll", leader.poll, 0)
+        self._schedule("sweep", leader.sweep, 0)
+        self._schedule("poll", leader.poll, 0)
         if not self.settings.database.quiet:
-            self._arm("renew", leader.renew, lease.seconds / 6)
+            self._schedule("renew", leader.renew, lease.seconds / 6)
         return None
 
     def _stand_down(self, tenure: int, error: LeaseLost) -> None:
@@ -164,25 +164,25 @@ class Service:
         # Whoever holds the lease now has them to tell.
         self.vitals.set_deletions(held=0, candidates=0, oldest_candidate_since=None)
         self.vitals.set_quarantined(0)
-        self.jobs.disarm(*HOLDERS_JOBS)
+        self.scheduler.cancel(*HOLDERS_JOBS)
         for name in HOLDERS_JOBS:
             self._troubles.ended(name)
-        self._arm("stand by", self._stand_by, LOOK_SECONDS)
+        self._schedule("stand by", self._stand_by, LOOK_SECONDS)
 
     def _recovered(self) -> None:
         """Sweep at once after an outage: what changed meanwhile has waited long enough."""
         with self._lock:
             if self._leader is not None:
                 self._leader.pace.hurry()
-                self._arm("sweep", self._leader.sweep, self._leader.pace.rest)
+                self._schedule("sweep", self._leader.sweep, self._leader.pace.rest)
 
     def _enter(self, state: State) -> None:
         if self.vitals.snapshot().state != state:
             self.vitals.enter(state)
             log.info("worker.entered", state=state)
 
-    def _arm(self, name: str, work: Callable[[], float | None], seconds: float) -> None:
-        self.jobs.arm(name, partial(self._run, name, work, self._tenure), seconds)
+    def _schedule(self, name: str, work: Callable[[], float | None], seconds: float) -> None:
+        self.scheduler.schedule(name, partial(self._run, name, work, self._tenure), seconds)
 
     def _run(self, name: str, work: Callable[[], float | None], tenure: int) -> None:
         """Run one job and arm it again, unless it belongs to a lease that is lost."""
@@ -195,7 +195,7 @@ class Service:
             if name != "renew":
                 self.vitals.moved()
         if again is not None and tenure == self._tenure and not self.stop.is_set():
-            self._arm(name, work, again)
+            self._schedule(name, work, again)
 
     def _attempt(self, name: str, work: Callable[[], float | None]) -> float | None:
         """Run one job and let no error of it get lost; returns when to run it again.
@@ -232,7 +232,7 @@ class Service:
         except MirrorOutdated:
             self.memory.reload(self._store, generation)
             if self._leader is not None and name in HOLDERS_JOBS:
-                self._arm("sweep", self._leader.sweep, 0)
+                self._schedule("sweep", self._leader.sweep, 0)
             return FIRST_PAUSE_SECONDS
         finally:
             if self.settings.database.quiet and name in HOLDERS_JOBS:
