@@ -12,11 +12,11 @@ from tests.support.sweep_world import World, numbered, sign_up
 from worker.cli import purge as module
 from worker.cli.output import asking
 from worker.cli.purge import Purge, Purged, seconds_of
-from worker.cli.session import Desk
+from worker.cli.session import Session
 from worker.errors import Misconfigured, Stopped
 from worker.sandbox.api import Request
 
-OpenDesk = Callable[..., Desk]
+OpenSession = Callable[..., Session]
 
 
 HOUR = 3600
@@ -52,8 +52,8 @@ def left(quick_world: World) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def desk(open_desk: OpenDesk, left: list[str]) -> Desk:
-    return open_desk()
+def session(open_session: OpenSession, left: list[str]) -> Session:
+    return open_session()
 
 
 def refer(world: World, table: str, *ids: str) -> None:
@@ -66,92 +66,92 @@ def column(world: World, table: str, name: str) -> list[str]:
     return [row[0] for row in rows]
 
 
-def purge(desk: Desk, seconds: int = HOUR, *, dry_run: bool = False) -> Purged:
-    return Purge(desk, seconds, dry_run).run()
+def purge(session: Session, seconds: int = HOUR, *, dry_run: bool = False) -> Purged:
+    return Purge(session, seconds, dry_run).run()
 
 
 def test_rows_deleted_long_ago_go_and_on_delete_acts(
-    quick_world: World, desk: Desk, left: list[str]
+    quick_world: World, session: Session, left: list[str]
 ) -> None:
     stays = numbered(5)
     refer(quick_world, "todos", left[0], left[0], stays)
     refer(quick_world, "posts", left[1], stays)
-    assert purge(desk).users == 4
+    assert purge(session).users == 4
     assert (quick_world.deleted(), len(quick_world.live())) == (set(), 5)
     assert column(quick_world, "todos", "user_id") == [stays]
     assert column(quick_world, "posts", "author_id") == [None, stays]
 
 
-def test_rows_deleted_lately_stay(quick_world: World, desk: Desk, left: list[str]) -> None:
-    assert purge(desk, 3 * HOUR).users == 0
+def test_rows_deleted_lately_stay(quick_world: World, session: Session, left: list[str]) -> None:
+    assert purge(session, 3 * HOUR).users == 0
     assert quick_world.deleted() == set(left)
 
 
 def test_user_whom_the_project_knows_again_is_never_purged(
-    quick_world: World, desk: Desk, left: list[str]
+    quick_world: World, session: Session, left: list[str]
 ) -> None:
     sign_up(quick_world.project, 2)
-    purged = purge(desk)
+    purged = purge(session)
     assert (purged.users, purged.known) == (3, 1)
     assert quick_world.deleted() == {left[2]}
 
 
 def test_user_who_came_back_meanwhile_is_not_purged(
-    quick_world: World, desk: Desk, left: list[str], monkeypatch: pytest.MonkeyPatch
+    quick_world: World, session: Session, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prove = Desk.gone
+    prove = Session.gone
 
-    def prove_and_restore(desk: Desk, ids: list[str]) -> set[str]:
-        gone = prove(desk, ids)
+    def prove_and_restore(session: Session, ids: list[str]) -> set[str]:
+        gone = prove(session, ids)
         quick_world.query(
             "update neon_auth.users_sync set deleted_at = null where id = %s", left[0]
         )
         return gone
 
-    monkeypatch.setattr(Desk, "gone", prove_and_restore)
-    assert purge(desk).users == 3
+    monkeypatch.setattr(Session, "gone", prove_and_restore)
+    assert purge(session).users == 3
     assert left[0] in quick_world.live()
 
 
 def test_user_to_whom_rows_must_refer_stays_and_the_others_go(
-    quick_world: World, desk: Desk, left: list[str]
+    quick_world: World, session: Session, left: list[str]
 ) -> None:
     refer(quick_world, "bills", left[1])
-    purged = purge(desk)
+    purged = purge(session)
     assert (purged.users, quick_world.deleted()) == (3, {left[1]})
     assert purged.kept == [(left[1], "rows still refer to it: bills_payer_id_fkey")]
 
 
 def test_row_that_an_application_keeps_locked_is_passed_by(
-    quick_world: World, left: list[str], open_desk: OpenDesk
+    quick_world: World, left: list[str], open_session: OpenSession
 ) -> None:
-    desk = open_desk(lease_seconds=3)
+    session = open_session(lease_seconds=3)
     with psycopg.connect(quick_world.url) as other:
         other.execute("select from neon_auth.users_sync where id = %s for update", (left[3],))
-        purged = purge(desk)
+        purged = purge(session)
     assert (purged.users, [user_id for user_id, _ in purged.kept]) == (3, [left[3]])
 
 
 def test_dry_run_counts_and_changes_nothing(
-    quick_world: World, desk: Desk, left: list[str]
+    quick_world: World, session: Session, left: list[str]
 ) -> None:
     refer(quick_world, "todos", left[0], left[0], left[2], numbered(5))
     refer(quick_world, "posts", left[1], left[3])
     refer(quick_world, "bills", left[3])
     sign_up(quick_world.project, 2)
     before = quick_world.versions()
-    purged = purge(desk, dry_run=True)
+    purged = purge(session, dry_run=True)
     assert quick_world.versions() == before
     counted = {str(reference): rows for reference, rows in purged.referring.items()}
     assert counted == {"app.posts.author_id (set null)": 1, "app.todos.user_id (cascade)": 2}
     assert (purged.users, purged.known) == (2, 1)
-    really = purge(desk)
+    really = purge(session)
     assert (really.users, really.known, really.kept) == (2, 1, purged.kept)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_users_are_asked_for_a_few_at_a_time_with_signs_of_life(
-    quick_world: World, desk: Desk, monkeypatch: pytest.MonkeyPatch, *, dry_run: bool
+    quick_world: World, session: Session, monkeypatch: pytest.MonkeyPatch, *, dry_run: bool
 ) -> None:
     monkeypatch.setattr(module, "ASKED_AT_ONCE", 2)
     side_by_side = Barrier(2)
@@ -161,7 +161,7 @@ def test_users_are_asked_for_a_few_at_a_time_with_signs_of_life(
 
     quick_world.api.on_request(meet)
     told: list[tuple[int, int]] = []
-    purged = Purge(desk, HOUR, dry_run, lambda *numbers: told.append(numbers)).run()
+    purged = Purge(session, HOUR, dry_run, lambda *numbers: told.append(numbers)).run()
     assert purged.users == 4
     assert told == [(0, 4), (2, 4), (4, 4)]
 
@@ -178,45 +178,45 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else() -> None:
 
 
 def test_batches_come_to_an_end_whoever_stays(
-    quick_world: World, desk: Desk, left: list[str], monkeypatch: pytest.MonkeyPatch
+    quick_world: World, session: Session, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     refer(quick_world, "bills", left[0], left[1])
-    purged = purge(desk)
+    purged = purge(session)
     assert (purged.users, len(purged.kept), quick_world.deleted()) == (2, 2, set(left[:2]))
 
 
-def test_ids_that_are_not_stack_auths_are_left_alone(quick_world: World, desk: Desk) -> None:
+def test_ids_that_are_not_stack_auths_are_left_alone(quick_world: World, session: Session) -> None:
     quick_world.query(
         "insert into neon_auth.users_sync (raw_json, deleted_at)"
         ' values (\'{{"id": "admin", "signed_up_at_millis": 1}}\', now() - interval \'1 year\')'
     )
-    assert purge(desk).users == 4
+    assert purge(session).users == 4
     assert quick_world.deleted() == {"admin"}
 
 
-def test_holder_of_the_lease_is_not_disturbed(quick_world: World, desk: Desk) -> None:
+def test_holder_of_the_lease_is_not_disturbed(quick_world: World, session: Session) -> None:
     query = "select writes from users_sync_worker.lease"
     before = quick_world.query(query)
     with psycopg.connect(quick_world.url) as holder:
         holder.execute("update users_sync_worker.lease set sweep = sweep")
-        assert purge(desk).users == 4
+        assert purge(session).users == 4
     assert quick_world.query(query) == before
 
 
-def test_stop_ends_it_between_batches(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_ends_it_between_batches(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 1)
-    stop: Event = desk.source.stop
-    gone = Desk.gone
+    stop: Event = session.source.stop
+    gone = Session.gone
 
-    def stop_after(desk: Desk, ids: list[str]) -> set[str]:
-        found = gone(desk, ids)
+    def stop_after(session: Session, ids: list[str]) -> set[str]:
+        found = gone(session, ids)
         stop.set()
         return found
 
-    monkeypatch.setattr(Desk, "gone", stop_after)
+    monkeypatch.setattr(Session, "gone", stop_after)
     with pytest.raises(Stopped):
-        purge(desk)
+        purge(session)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from psycopg.types.json import Jsonb
 
 from tests.support.sweep_world import World, numbered, raw_record, row_of, settings
 from tests.support.waiting import until
-from worker.cli.session import Desk, opened_desk
+from worker.cli.session import Session, opened_session
 from worker.errors import Misconfigured, Stopped
 
-OpenDesk = Callable[..., Desk]
+OpenSession = Callable[..., Session]
 
 
 TOUCHED = "select writes, user_id from users_sync_worker.touched order by writes"
@@ -29,56 +29,58 @@ def some_user(world: World) -> str:
     return sorted(world.project.ids())[3]
 
 
-def became(desk: Desk, user_id: str) -> str:
-    return desk.sync(user_id).became
+def became(session: Session, user_id: str) -> str:
+    return session.sync(user_id).became
 
 
 # What becomes of the row
 
 
-def test_sign_up_is_inserted(quick_world: World, desk: Desk) -> None:
+def test_sign_up_is_inserted(quick_world: World, session: Session) -> None:
     created = quick_world.project.create(display_name="New")
-    assert became(desk, created) == "inserted"
+    assert became(session, created) == "inserted"
     assert quick_world.rows()[created] == row_of(quick_world.project.users()[created])
 
 
-def test_change_is_written(quick_world: World, desk: Desk) -> None:
+def test_change_is_written(quick_world: World, session: Session) -> None:
     user_id = some_user(quick_world)
     quick_world.project.edit(user_id, display_name="Changed")
-    assert became(desk, user_id) == "updated"
+    assert became(session, user_id) == "updated"
     assert quick_world.rows() == quick_world.wanted()
 
 
-def test_user_who_is_known_again_is_restored(quick_world: World, desk: Desk) -> None:
+def test_user_who_is_known_again_is_restored(quick_world: World, session: Session) -> None:
     user_id = some_user(quick_world)
     quick_world.query(MOVE_BACK.replace("{}", "deleted_at"), user_id)
-    assert became(desk, user_id) == "restored"
+    assert became(session, user_id) == "restored"
     assert user_id in quick_world.live()
 
 
-def test_user_who_is_gone_is_deleted_on_proof(quick_world: World, desk: Desk) -> None:
+def test_user_who_is_gone_is_deleted_on_proof(quick_world: World, session: Session) -> None:
     user_id = some_user(quick_world)
     quick_world.project.delete(user_id)
-    assert became(desk, user_id) == "deleted"
+    assert became(session, user_id) == "deleted"
     assert quick_world.deleted() == {user_id}
-    assert became(desk, user_id) == "deleted before"
+    assert became(session, user_id) == "deleted before"
 
 
-def test_row_that_is_in_step_is_neither_written_nor_locked(quick_world: World, desk: Desk) -> None:
+def test_row_that_is_in_step_is_neither_written_nor_locked(
+    quick_world: World, session: Session
+) -> None:
     before, counted = quick_world.versions(), writes(quick_world)
-    assert became(desk, some_user(quick_world)) == "unchanged"
+    assert became(session, some_user(quick_world)) == "unchanged"
     assert (quick_world.versions(), writes(quick_world)) == (before, counted)
 
 
-def test_row_that_is_newer_than_the_answer_is_left(quick_world: World, desk: Desk) -> None:
+def test_row_that_is_newer_than_the_answer_is_left(quick_world: World, session: Session) -> None:
     user_id = some_user(quick_world)
-    single = desk.ask(user_id)
+    single = session.ask(user_id)
     quick_world.query(
         "update neon_auth.users_sync set updated_at = clock_timestamp(),"
         ' raw_json = raw_json || \'{{"display_name": "Newer"}}\' where id = %s',
         user_id,
     )
-    assert desk.sync(user_id, single).became == "stale"
+    assert session.sync(user_id, single).became == "stale"
     assert quick_world.rows()[user_id][1] == "Newer"
 
 
@@ -90,52 +92,54 @@ select 1 from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid
 """
 
 
-def meet(world: World, desk: Desk, user_id: str, query: str, *params: object) -> str:
+def meet(world: World, session: Session, user_id: str, query: str, *params: object) -> str:
     """Write a row as a worker does while the command is about to; returns what came of it."""
-    single = desk.ask(user_id)
+    single = session.ask(user_id)
     with (
         ThreadPoolExecutor(1) as pool,
         psycopg.connect(world.url) as worker,
     ):
         worker.execute(query.encode(), params)
-        outcome = pool.submit(desk.sync, user_id, single)
+        outcome = pool.submit(session.sync, user_id, single)
         until("it waits for the row", lambda: worker.execute(WAITING_FOR_US.encode()).fetchone())
         worker.commit()
         return outcome.result().became
 
 
 def test_row_that_a_worker_deletes_at_the_same_moment_is_told_as_deleted(
-    quick_world: World, desk: Desk
+    quick_world: World, session: Session
 ) -> None:
     user_id = some_user(quick_world)
     quick_world.project.delete(user_id)
-    assert meet(quick_world, desk, user_id, MARK, user_id) == "deleted before"
+    assert meet(quick_world, session, user_id, MARK, user_id) == "deleted before"
 
 
 def test_row_that_a_worker_writes_at_the_same_moment_is_told_as_in_step(
-    quick_world: World, desk: Desk
+    quick_world: World, session: Session
 ) -> None:
     user_id = some_user(quick_world)
     quick_world.project.edit(user_id, display_name="Changed")
     record = Jsonb(quick_world.project.users()[user_id])
     change = f"{CHANGE} where id = %s"
-    assert meet(quick_world, desk, user_id, change, record, user_id) == "unchanged"
+    assert meet(quick_world, session, user_id, change, record, user_id) == "unchanged"
     created = quick_world.project.create()
     record = Jsonb(quick_world.project.users()[created])
-    assert meet(quick_world, desk, created, INSERT, record) == "unchanged"
+    assert meet(quick_world, session, created, INSERT, record) == "unchanged"
 
 
-def test_young_row_waits_for_the_grace_period(quick_world: World, open_desk: OpenDesk) -> None:
+def test_young_row_waits_for_the_grace_period(
+    quick_world: World, open_session: OpenSession
+) -> None:
     created = quick_world.project.create()
     quick_world.sweep()
     quick_world.project.delete(created)
-    assert became(open_desk(grace_seconds=60), created) == "waiting"
+    assert became(open_session(grace_seconds=60), created) == "waiting"
     assert created in quick_world.live()
 
 
-def test_nobody_knows_a_stranger(quick_world: World, desk: Desk) -> None:
+def test_nobody_knows_a_stranger(quick_world: World, session: Session) -> None:
     counted = writes(quick_world)
-    assert became(desk, numbered(77)) == "unknown"
+    assert became(session, numbered(77)) == "unknown"
     assert writes(quick_world) == counted
 
 
@@ -143,28 +147,30 @@ def test_nobody_knows_a_stranger(quick_world: World, desk: Desk) -> None:
 
 
 def test_record_that_cannot_be_read_is_quarantined_until_it_can(
-    quick_world: World, desk: Desk
+    quick_world: World, session: Session
 ) -> None:
     quick_world.project.put_raw(numbered(1), 1, raw_record(numbered(1), "soon"))
-    outcome = desk.sync(numbered(1))
+    outcome = session.sync(numbered(1))
     assert (outcome.became, outcome.error) == (
         "unreadable",
         "signed_up_at_millis is not an integer",
     )
     assert quick_world.quarantined() == {numbered(1): outcome.error}
     quick_world.project.put_raw(numbered(1), 1, raw_record(numbered(1), 1))
-    assert became(desk, numbered(1)) == "inserted"
+    assert became(session, numbered(1)) == "inserted"
     assert quick_world.quarantined() == {}
 
 
-def test_record_that_the_database_refuses_is_quarantined(quick_world: World, desk: Desk) -> None:
+def test_record_that_the_database_refuses_is_quarantined(
+    quick_world: World, session: Session
+) -> None:
     user_id = some_user(quick_world)
     quick_world.query(
         "alter table neon_auth.users_sync add constraint short check (name <> 'Too long')"
     )
     try:
         quick_world.project.edit(user_id, display_name="Too long")
-        outcome = desk.sync(user_id)
+        outcome = session.sync(user_id)
         assert (outcome.became, outcome.error) == (
             "refused",
             "refused by the database: 23514 short",
@@ -174,39 +180,39 @@ def test_record_that_the_database_refuses_is_quarantined(quick_world: World, des
         quick_world.query("alter table neon_auth.users_sync drop constraint short")
 
 
-def test_user_who_left_leaves_quarantine(quick_world: World, desk: Desk) -> None:
+def test_user_who_left_leaves_quarantine(quick_world: World, session: Session) -> None:
     quick_world.project.put_raw(numbered(1), 1, raw_record(numbered(1), "soon"))
-    desk.sync(numbered(1))
+    session.sync(numbered(1))
     quick_world.project.delete(numbered(1))
-    assert became(desk, numbered(1)) == "unknown"
+    assert became(session, numbered(1)) == "unknown"
     assert quick_world.quarantined() == {}
 
 
 # Who gets to know
 
 
-def test_changed_live_row_moves_writes_and_is_touched(quick_world: World, desk: Desk) -> None:
+def test_changed_live_row_moves_writes_and_is_touched(quick_world: World, session: Session) -> None:
     user_id, counted = some_user(quick_world), writes(quick_world)
     quick_world.project.edit(user_id, display_name="Changed")
-    desk.sync(user_id)
+    session.sync(user_id)
     # What was written within the same moment might be newer than the answer.
     quick_world.query("update neon_auth.users_sync set updated_at = now() - interval '1 minute'")
     quick_world.project.delete(user_id)
-    desk.sync(user_id)
+    session.sync(user_id)
     assert quick_world.query(TOUCHED)[-2:] == [(counted + 1, user_id), (counted + 2, user_id)]
     assert writes(quick_world) == counted + 2
 
 
-def test_touched_rows_are_kept_for_a_day(quick_world: World, desk: Desk) -> None:
+def test_touched_rows_are_kept_for_a_day(quick_world: World, session: Session) -> None:
     quick_world.query(
         "insert into users_sync_worker.touched"
         " values ('neon_auth', 1, 'old', now() - interval '25 h')"
     )
-    desk.sync(quick_world.project.create())
+    session.sync(quick_world.project.create())
     assert "old" not in {user_id for _, user_id in quick_world.query(TOUCHED)}
 
 
-def test_known_user_is_suspected_no_more(quick_world: World, desk: Desk) -> None:
+def test_known_user_is_suspected_no_more(quick_world: World, session: Session) -> None:
     one, other = sorted(quick_world.project.ids())[:2]
     for user_id, state in ((one, "held"), (other, "hidden")):
         quick_world.query(
@@ -214,7 +220,7 @@ def test_known_user_is_suspected_no_more(quick_world: World, desk: Desk) -> None
             user_id,
             state,
         )
-        desk.sync(user_id)
+        session.sync(user_id)
     # That the API knows a hidden user is what makes it hidden.
     assert quick_world.suspects() == {other}
 
@@ -222,57 +228,63 @@ def test_known_user_is_suspected_no_more(quick_world: World, desk: Desk) -> None
 # Who may
 
 
-def test_another_project_may_not(quick_world: World, open_desk: OpenDesk, desk: Desk) -> None:
+def test_another_project_may_not(
+    quick_world: World, open_session: OpenSession, session: Session
+) -> None:
     with pytest.raises(Misconfigured, match="users of another Stack Auth project"):
-        open_desk(project_id="22222222-2222-4222-8222-222222222222")
+        open_session(project_id="22222222-2222-4222-8222-222222222222")
     quick_world.query("update users_sync_worker.lease set project = 'other'")
     with pytest.raises(Misconfigured, match="users of another Stack Auth project"):
-        desk.sync(quick_world.project.create())
+        session.sync(quick_world.project.create())
     assert len(quick_world.live()) == 10
 
 
-def test_nothing_is_written_before_the_first_sweep(quick_world: World, open_desk: OpenDesk) -> None:
+def test_nothing_is_written_before_the_first_sweep(
+    quick_world: World, open_session: OpenSession
+) -> None:
     quick_world.forget_everything()
     with pytest.raises(Misconfigured, match="run `users-sync --once` first"):
-        open_desk()
+        open_session()
 
 
 def test_nothing_is_created(world: World) -> None:
     chosen = settings(world.project)
     with (
         pytest.raises(Misconfigured, match="run `users-sync init`"),
-        opened_desk(chosen, world.url, Event()),
+        opened_session(chosen, world.url, Event()),
     ):
         pass
     assert world.query("select to_regnamespace('users_sync_worker')") == [(None,)]
 
 
-def test_lease_that_another_worker_holds_is_no_obstacle(quick_world: World, desk: Desk) -> None:
+def test_lease_that_another_worker_holds_is_no_obstacle(
+    quick_world: World, session: Session
+) -> None:
     quick_world.query(
         "update users_sync_worker.lease set holder = 'another', expires_at = now() + interval '1 h'"
     )
-    assert became(desk, quick_world.project.create()) == "inserted"
+    assert became(session, quick_world.project.create()) == "inserted"
 
 
 # Waiting for a sign-up
 
 
-def test_user_is_awaited_until_the_sign_up(quick_world: World, desk: Desk) -> None:
+def test_user_is_awaited_until_the_sign_up(quick_world: World, session: Session) -> None:
     wanted = numbered(5)
 
     def sign_up() -> None:
         quick_world.project.create(id=wanted)
 
     Timer(0.1, sign_up).start()
-    assert desk.sync(wanted, desk.await_user(wanted, 10)).became == "inserted"
+    assert session.sync(wanted, session.await_user(wanted, 10)).became == "inserted"
 
 
-def test_user_who_never_comes_is_awaited_no_longer(quick_world: World, desk: Desk) -> None:
-    assert desk.await_user(numbered(5), 0.1).found is None
+def test_user_who_never_comes_is_awaited_no_longer(quick_world: World, session: Session) -> None:
+    assert session.await_user(numbered(5), 0.1).found is None
 
 
-def test_stop_ends_the_wait(desk: Desk) -> None:
-    stop: Event = desk.source.stop
+def test_stop_ends_the_wait(session: Session) -> None:
+    stop: Event = session.source.stop
     Timer(0.1, stop.set).start()
     with pytest.raises(Stopped):
-        desk.await_user(numbered(5), 60)
+        session.await_user(numbered(5), 60)

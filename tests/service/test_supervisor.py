@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.support.service_world import ServiceWorld, Worker, opened_service_world
 from tests.support.waiting import until
-from worker.cli.session import opened_desk
+from worker.cli.session import opened_session
 from worker.clock import Clock
 from worker.errors import MirrorOutdated, Misconfigured
 from worker.sandbox.api import Reply, Request, server_error
@@ -528,8 +528,8 @@ def test_worker_looks_again_at_what_a_command_touched_and_at_nothing_else(
     created = world.project.create()
     world.project.edit(ids[0], display_name="Changed")
     world.project.delete(ids[1])
-    with opened_desk(world.settings(), world.url, Event()) as desk:
-        became = [desk.sync(user_id).became for user_id in (created, ids[0], ids[1], ids[2])]
+    with opened_session(world.settings(), world.url, Event()) as session:
+        became = [session.sync(user_id).became for user_id in (created, ids[0], ids[1], ids[2])]
     assert became == ["inserted", "updated", "deleted", "unchanged"]
     memory, generation = worker.service.memory, worker.service.memory.generation
     if quiet:
@@ -547,13 +547,13 @@ def test_worker_looks_again_at_what_a_command_touched_and_at_nothing_else(
 def test_worker_and_commands_keep_out_of_each_others_way(world: ServiceWorld) -> None:
     ids = world.project.populate(40)
     worker = world.at_work()
-    with opened_desk(world.settings(), world.url, Event()) as desk:
+    with opened_session(world.settings(), world.url, Event()) as session:
         for number in range(15):
             world.project.edit(ids[number], display_name=f"Name {number}")
-            assert desk.sync(ids[number]).became in {"updated", "unchanged"}
-            desk.sync(world.project.create())
+            assert session.sync(ids[number]).became in {"updated", "unchanged"}
+            session.sync(world.project.create())
             world.project.delete(ids[-1 - number])
-            assert desk.sync(ids[-1 - number]).became in {"deleted", "deleted before"}
+            assert session.sync(ids[-1 - number]).became in {"deleted", "deleted before"}
     until("the table is right", lambda: world.live() == set(world.project.ids()))
     sweeps = worker.sweeps()
     until("it sweeps in peace", lambda: worker.sweeps() > sweeps + 1)

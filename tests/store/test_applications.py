@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.sweep_world import PLAIN, World, settings
 from worker.cli.purge import Purge
-from worker.cli.session import Desk, opened_desk
+from worker.cli.session import Session, opened_session
 
 APPLICATION = """
 create table todos (
@@ -53,9 +53,9 @@ def application(request: pytest.FixtureRequest, world: World) -> World:
     return world
 
 
-def desk(world: World) -> AbstractContextManager[Desk]:
+def session(world: World) -> AbstractContextManager[Session]:
     transport = httpx.WSGITransport(world.api)
-    return opened_desk(settings(world.project), world.url, Event(), transport)
+    return opened_session(settings(world.project), world.url, Event(), transport)
 
 
 def somebody(world: World) -> str:
@@ -87,7 +87,7 @@ def test_row_of_a_user_can_be_referred_to_as_soon_as_it_is_there(application: Wo
 
 def test_insert_right_after_the_sign_up_need_not_wait_for_a_sweep(application: World) -> None:
     created = application.project.create()
-    with desk(application) as opened:
+    with session(application) as opened:
         assert opened.sync(created).became == "inserted"
     application.query(NEW_TODO, created)
 
@@ -121,7 +121,7 @@ def test_purge_lets_cascade_and_set_null_act(application: World) -> None:
         "update neon_auth.users_sync set deleted_at = now() - interval '2 h'"
         " where deleted_at is not null"
     )
-    with desk(application) as opened:
+    with session(application) as opened:
         assert Purge(opened, seconds=3600, dry_run=False).run().users == 1
     assert application.query("select user_id::text from todos") == [(other,)]
     assert application.query("select author_id::text from posts order by id") == [(None,), (other,)]

@@ -9,28 +9,28 @@ import httpx
 import pytest
 
 from tests.support.sweep_world import World, settings
-from worker.cli.session import Desk, opened_desk
+from worker.cli.session import Session, opened_session
 
-OpenDesk = Callable[..., Desk]
+OpenSession = Callable[..., Session]
 
 
 @pytest.fixture
-def open_desk(quick_world: World) -> Iterator[OpenDesk]:
+def open_session(quick_world: World) -> Iterator[OpenSession]:
     """Return a function that opens a desk; its options are those of a sweep."""
     with ExitStack() as opened:
 
-        def open_one(**options: Any) -> Desk:
+        def open_one(**options: Any) -> Session:
             chosen = settings(quick_world.project, **options)
             transport = httpx.WSGITransport(quick_world.api)
-            desk = opened_desk(chosen, quick_world.url, Event(), transport)
-            return opened.enter_context(desk)
+            session = opened_session(chosen, quick_world.url, Event(), transport)
+            return opened.enter_context(session)
 
         yield open_one
 
 
 @pytest.fixture
-def desk(quick_world: World, open_desk: OpenDesk) -> Desk:
+def session(quick_world: World, open_session: OpenSession) -> Session:
     """Return a desk beside a table with ten users."""
     quick_world.project.populate(10)
     quick_world.sweep()
-    return open_desk()
+    return open_session()

@@ -38,7 +38,7 @@ MISSING = "select count(*) from users_sync_worker.deletion"
 
 
 @dataclass(frozen=True)
-class Desk:
+class Session:
     """What a poll and a sweep need, with the lease in hand."""
 
     world: ServiceWorld
@@ -66,7 +66,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(database_url: str, connection: psycopg.Connection, users_api: str) -> Iterator[Desk]:
+def session(database_url: str, connection: psycopg.Connection, users_api: str) -> Iterator[Session]:
     clock, stop = Clock(), Event()
     with ExitStack() as opened:
         world = opened.enter_context(opened_service_world(database_url, connection, users_api))
@@ -79,92 +79,96 @@ def desk(database_url: str, connection: psycopg.Connection, users_api: str) -> I
         world.api.requests.clear()
         memory = Memory()
         memory.load(store)
-        yield Desk(world, settings, source, store, memory)
+        yield Session(world, settings, source, store, memory)
 
 
-def test_new_users_have_their_rows_at_once(desk: Desk) -> None:
-    desk.world.project.populate(20)
-    desk.sweep()
-    desk.limits()
-    created = {desk.world.project.create() for _ in range(3)}
-    findings = desk.poll()
-    assert (findings.counts["inserted"], desk.limits()) == (3, [SIZE])
-    assert desk.live() >= created
+def test_new_users_have_their_rows_at_once(session: Session) -> None:
+    session.world.project.populate(20)
+    session.sweep()
+    session.limits()
+    created = {session.world.project.create() for _ in range(3)}
+    findings = session.poll()
+    assert (findings.counts["inserted"], session.limits()) == (3, [SIZE])
+    assert session.live() >= created
 
 
-def test_changes_among_the_newest_are_seen(desk: Desk) -> None:
-    ids = desk.world.project.populate(20)
-    desk.sweep()
-    desk.world.project.edit(ids[-1], display_name="Renamed")
-    desk.world.project.edit(ids[0], display_name="Too old")
-    assert desk.poll().counts["updated"] == 1
-    names = desk.world.query("select id from neon_auth.users_sync where name = 'Renamed'")
+def test_changes_among_the_newest_are_seen(session: Session) -> None:
+    ids = session.world.project.populate(20)
+    session.sweep()
+    session.world.project.edit(ids[-1], display_name="Renamed")
+    session.world.project.edit(ids[0], display_name="Too old")
+    assert session.poll().counts["updated"] == 1
+    names = session.world.query("select id from neon_auth.users_sync where name = 'Renamed'")
     assert names == [(ids[-1],)]
 
 
-def test_unchanged_poll_costs_one_request_and_no_statement(desk: Desk) -> None:
-    desk.world.project.populate(20)
-    desk.sweep()
-    desk.poll()
-    desk.limits()
-    desk.store.database.close()
-    findings = desk.poll()
-    assert (findings.changed_something, findings.wrote, desk.limits()) == (False, False, [SIZE])
-    assert desk.world.connections() == 0
+def test_unchanged_poll_costs_one_request_and_no_statement(session: Session) -> None:
+    session.world.project.populate(20)
+    session.sweep()
+    session.poll()
+    session.limits()
+    session.store.database.close()
+    findings = session.poll()
+    assert (findings.changed_something, findings.wrote, session.limits()) == (False, False, [SIZE])
+    assert session.world.connections() == 0
 
 
-def test_project_without_users_is_polled_for_nothing(desk: Desk) -> None:
-    assert not desk.poll().wrote
+def test_project_without_users_is_polled_for_nothing(session: Session) -> None:
+    assert not session.poll().wrote
 
 
-def test_poll_never_deletes_nor_suspects(desk: Desk) -> None:
-    ids = desk.world.project.populate(20)
-    desk.sweep()
+def test_poll_never_deletes_nor_suspects(session: Session) -> None:
+    ids = session.world.project.populate(20)
+    session.sweep()
     for user_id in ids[-4:]:
-        desk.world.project.delete(user_id)
-    assert not desk.poll().wrote
-    assert desk.live() == set(ids)
-    assert desk.world.query(MISSING) == [(0,)]
+        session.world.project.delete(user_id)
+    assert not session.poll().wrote
+    assert session.live() == set(ids)
+    assert session.world.query(MISSING) == [(0,)]
 
 
 @every_server
-def test_page_full_of_strangers_is_gone_on_from_until_somebody_is_known(desk: Desk) -> None:
-    ids = desk.world.project.populate(30)
-    desk.sweep()
-    desk.limits()
-    ids += [desk.world.project.create() for _ in range(40)]
-    assert desk.poll().counts["inserted"] == 40
-    limits = desk.limits()
+def test_page_full_of_strangers_is_gone_on_from_until_somebody_is_known(session: Session) -> None:
+    ids = session.world.project.populate(30)
+    session.sweep()
+    session.limits()
+    ids += [session.world.project.create() for _ in range(40)]
+    assert session.poll().counts["inserted"] == 40
+    limits = session.limits()
     assert (limits[0], set(limits[1:])) == (SIZE, {PAGE_SIZE})
     assert len(limits) in range(5, 7)
-    assert desk.live() == set(ids)
+    assert session.live() == set(ids)
 
 
 @every_server
-def test_a_burst_of_5000_sign_ups_between_two_polls_is_in_the_table_at_once(desk: Desk) -> None:
-    desk.source.page_size = PageSize(1_000)
-    ids = desk.world.project.populate(100)
-    desk.sweep()
-    desk.limits()
-    ids += [desk.world.project.create() for _ in range(5_000)]
-    assert desk.poll().counts["inserted"] == 5_000
-    assert desk.live() == set(ids)
-    assert len(desk.limits()) == 7
-    assert desk.poll().wrote is False
+def test_a_burst_of_5000_sign_ups_between_two_polls_is_in_the_table_at_once(
+    session: Session,
+) -> None:
+    session.source.page_size = PageSize(1_000)
+    ids = session.world.project.populate(100)
+    session.sweep()
+    session.limits()
+    ids += [session.world.project.create() for _ in range(5_000)]
+    assert session.poll().counts["inserted"] == 5_000
+    assert session.live() == set(ids)
+    assert len(session.limits()) == 7
+    assert session.poll().wrote is False
 
 
 @every_server
 @pytest.mark.parametrize("lost", ["the cursor", "the last user", "both", "the whole page"])
-def test_a_poll_that_goes_on_skips_nobody_when_users_go_in_between(desk: Desk, lost: str) -> None:
-    desk.world.project.populate(30)
-    desk.sweep()
-    new = [desk.world.project.create() for _ in range(40)]
+def test_a_poll_that_goes_on_skips_nobody_when_users_go_in_between(
+    session: Session, lost: str
+) -> None:
+    session.world.project.populate(30)
+    session.sweep()
+    new = [session.world.project.create() for _ in range(40)]
     gone: list[str] = []
 
     def lose(request: Request) -> None:
         cursor = request.query.get("cursor")
         if cursor and not gone and request.query["desc"] == "true":
-            newest_first = desk.world.project.ids()[::-1]
+            newest_first = session.world.project.ids()[::-1]
             at = newest_first.index(cursor)
             places = {
                 "the cursor": slice(at, at + 1),
@@ -174,91 +178,92 @@ def test_a_poll_that_goes_on_skips_nobody_when_users_go_in_between(desk: Desk, l
             }
             gone.extend(newest_first[places[lost]])
             for user_id in gone:
-                desk.world.project.delete(user_id)
+                session.world.project.delete(user_id)
 
-    desk.world.api.on_request(lose)
-    desk.poll()
-    desk.poll()
+    session.world.api.on_request(lose)
+    session.poll()
+    session.poll()
     assert gone
-    assert desk.live() >= set(new) - set(gone)
+    assert session.live() >= set(new) - set(gone)
 
 
-def test_behind_ten_thousand_strangers_the_sweep_takes_over(desk: Desk) -> None:
-    desk.source.page_size = PageSize(1_000)
-    desk.world.project.populate(12_000)
-    assert desk.poll().counts["inserted"] in range(9_000, 11_001)
-    assert max(desk.limits()) == 1_000
-    assert desk.poll().changed_something is False
+def test_behind_ten_thousand_strangers_the_sweep_takes_over(session: Session) -> None:
+    session.source.page_size = PageSize(1_000)
+    session.world.project.populate(12_000)
+    assert session.poll().counts["inserted"] in range(9_000, 11_001)
+    assert max(session.limits()) == 1_000
+    assert session.poll().changed_something is False
 
 
 @pytest.mark.parametrize("poll_page_size", [1_001, 30_000])
-def test_no_poll_asks_for_more_than_the_server_takes(desk: Desk, poll_page_size: int) -> None:
-    ids = desk.world.project.populate(1_500)
-    desk.sweep()
-    desk.limits()
+def test_no_poll_asks_for_more_than_the_server_takes(session: Session, poll_page_size: int) -> None:
+    ids = session.world.project.populate(1_500)
+    session.sweep()
+    session.limits()
     assert (
-        Poll(desk.source, desk.store, desk.memory, poll_page_size, cold=False).run().wrote is False
+        Poll(session.source, session.store, session.memory, poll_page_size, cold=False).run().wrote
+        is False
     )
-    Poll(desk.source, desk.store, desk.memory, poll_page_size, cold=False).run()
-    assert desk.limits() == [poll_page_size, 1_000, 1_000]
-    assert desk.live() == set(ids)
+    Poll(session.source, session.store, session.memory, poll_page_size, cold=False).run()
+    assert session.limits() == [poll_page_size, 1_000, 1_000]
+    assert session.live() == set(ids)
 
 
-def test_a_list_that_is_lost_again_and_again_ends_the_poll(desk: Desk) -> None:
-    desk.world.project.populate(30)
-    desk.sweep()
-    desk.limits()
+def test_a_list_that_is_lost_again_and_again_ends_the_poll(session: Session) -> None:
+    session.world.project.populate(30)
+    session.sweep()
+    session.limits()
     for _ in range(40):
-        desk.world.project.create()
+        session.world.project.create()
 
     def lie(request: Request) -> None:
         if request.query.get("cursor"):
             request.query["cursor"] = "00000000-0000-4000-8000-ffffffffffff"
 
-    desk.world.api.on_request(lie)
-    assert desk.poll().counts["inserted"] == SIZE
-    assert len(desk.limits()) < 12
-    assert desk.live() >= set(desk.world.project.ids()[-SIZE:])
+    session.world.api.on_request(lie)
+    assert session.poll().counts["inserted"] == SIZE
+    assert len(session.limits()) < 12
+    assert session.live() >= set(session.world.project.ids()[-SIZE:])
 
 
-def test_cold_poll_reads_one_page_only(desk: Desk) -> None:
-    ids = desk.world.project.populate(30)
-    assert desk.poll(cold=True).counts["inserted"] == SIZE
-    assert desk.limits() == [SIZE]
-    assert desk.live() == set(ids[-SIZE:])
+def test_cold_poll_reads_one_page_only(session: Session) -> None:
+    ids = session.world.project.populate(30)
+    assert session.poll(cold=True).counts["inserted"] == SIZE
+    assert session.limits() == [SIZE]
+    assert session.live() == set(ids[-SIZE:])
 
 
-def test_user_that_only_moved_keeps_one_place(desk: Desk) -> None:
-    ids = desk.world.project.populate(20)
-    anonymous = desk.world.project.create(is_anonymous=True)
-    desk.sweep()
-    desk.world.project.upgrade(anonymous)
-    assert desk.poll().counts["updated"] == 1
-    assert len(desk.memory.mirror) == len(ids) + 1
+def test_user_that_only_moved_keeps_one_place(session: Session) -> None:
+    ids = session.world.project.populate(20)
+    anonymous = session.world.project.create(is_anonymous=True)
+    session.sweep()
+    session.world.project.upgrade(anonymous)
+    assert session.poll().counts["updated"] == 1
+    assert len(session.memory.mirror) == len(ids) + 1
 
 
-def test_unreadable_record_among_the_newest_is_put_aside_once(desk: Desk) -> None:
-    desk.world.project.populate(20)
-    desk.sweep()
+def test_unreadable_record_among_the_newest_is_put_aside_once(session: Session) -> None:
+    session.world.project.populate(20)
+    session.sweep()
     odd = "00000000-0000-4000-8000-00000000000a"
     raw = f'{{"id":"{odd}","signed_up_at_millis":"soon"}}'
-    desk.world.project.put_raw(odd, 4_000_000_000_000, raw.encode())
-    assert [desk.poll().wrote, desk.poll().wrote] == [True, False]
+    session.world.project.put_raw(odd, 4_000_000_000_000, raw.encode())
+    assert [session.poll().wrote, session.poll().wrote] == [True, False]
 
 
 class Beside:
     """Holds back the answer to the next page of a sweep, which is made before `release`."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self.reached, self._go_on = Event(), Event()
         self._threads = ThreadPoolExecutor(1)
-        desk.world.api.on_request(self._hold)
+        session.world.api.on_request(self._hold)
 
     def _hold(self, request: Request) -> Reply | None:
         if request.query.get("desc") == "false" and not self.reached.is_set():
             # Made now, as of now, and sent later: what happens meanwhile is not in it.
-            reply = self._desk.world.api.answer(request)
+            reply = self._session.world.api.answer(request)
             self.reached.set()
             self._go_on.wait(10)
             return reply
@@ -266,7 +271,7 @@ class Beside:
 
     def sweep(self, act: Callable[[], object]) -> Report:
         """Sweep, and call `act` while the answer to the first page is on its way."""
-        swept = self._threads.submit(self._desk.sweep)
+        swept = self._threads.submit(self._session.sweep)
         assert self.reached.wait(10)
         act()
         self._go_on.set()
@@ -275,60 +280,60 @@ class Beside:
         return report
 
 
-def test_user_inserted_by_a_poll_is_not_suspected_by_an_older_page(desk: Desk) -> None:
-    ids = set(desk.world.project.populate(8))
-    desk.sweep()
-    desk.limits()
+def test_user_inserted_by_a_poll_is_not_suspected_by_an_older_page(session: Session) -> None:
+    ids = set(session.world.project.populate(8))
+    session.sweep()
+    session.limits()
 
     def sign_up() -> None:
-        ids.add(desk.world.project.create())
-        assert desk.poll().counts["inserted"] == 1
+        ids.add(session.world.project.create())
+        assert session.poll().counts["inserted"] == 1
 
-    report = Beside(desk).sweep(sign_up)
+    report = Beside(session).sweep(sign_up)
     assert (report.candidates, report.counts["hidden"], report.counts["deleted"]) == (0, 0, 0)
-    assert not [r for r in desk.world.api.requests if r.path != "/api/v1/users"]
-    assert desk.live() == ids
+    assert not [r for r in session.world.api.requests if r.path != "/api/v1/users"]
+    assert session.live() == ids
 
 
-def test_older_page_does_not_overwrite_what_a_poll_saw(desk: Desk) -> None:
-    ids = desk.world.project.populate(8)
-    desk.sweep()
+def test_older_page_does_not_overwrite_what_a_poll_saw(session: Session) -> None:
+    ids = session.world.project.populate(8)
+    session.sweep()
 
     def rename() -> None:
-        desk.world.project.edit(ids[-1], display_name="Renamed")
-        assert desk.poll().counts["updated"] == 1
+        session.world.project.edit(ids[-1], display_name="Renamed")
+        assert session.poll().counts["updated"] == 1
 
-    report = Beside(desk).sweep(rename)
+    report = Beside(session).sweep(rename)
     assert report.changed_something is False
-    names = desk.world.query("select id from neon_auth.users_sync where name = 'Renamed'")
+    names = session.world.query("select id from neon_auth.users_sync where name = 'Renamed'")
     assert names == [(ids[-1],)]
 
 
-def test_nothing_is_remembered_once_no_answer_is_under_way(desk: Desk) -> None:
-    desk.world.project.populate(8)
-    Beside(desk).sweep(desk.poll)
-    desk.poll()
-    assert desk.memory.remembered == 0
+def test_nothing_is_remembered_once_no_answer_is_under_way(session: Session) -> None:
+    session.world.project.populate(8)
+    Beside(session).sweep(session.poll)
+    session.poll()
+    assert session.memory.remembered == 0
 
 
-def test_broken_off_sweep_leaves_nothing_to_remember_for(desk: Desk) -> None:
-    desk.world.project.populate(30)
-    beside = Beside(desk)
+def test_broken_off_sweep_leaves_nothing_to_remember_for(session: Session) -> None:
+    session.world.project.populate(30)
+    beside = Beside(session)
 
     def outdate() -> None:
-        desk.poll()
-        desk.source.stop.set()
+        session.poll()
+        session.source.stop.set()
 
     with pytest.raises(Stopped):
         beside.sweep(outdate)
-    assert desk.memory.remembered == 0
+    assert session.memory.remembered == 0
 
 
-def test_poll_does_not_queue_behind_the_proofs_of_a_sweep(desk: Desk) -> None:
-    ids = desk.world.project.populate(30)
-    desk.sweep()
+def test_poll_does_not_queue_behind_the_proofs_of_a_sweep(session: Session) -> None:
+    ids = session.world.project.populate(30)
+    session.sweep()
     for user_id in ids[:20]:
-        desk.world.project.delete(user_id)
+        session.world.project.delete(user_id)
     go_on, asked = Event(), Event()
 
     def hold_proofs(request: Request) -> None:
@@ -336,12 +341,12 @@ def test_poll_does_not_queue_behind_the_proofs_of_a_sweep(desk: Desk) -> None:
             asked.set()
             go_on.wait(10)
 
-    desk.world.api.on_request(hold_proofs)
+    session.world.api.on_request(hold_proofs)
     with ThreadPoolExecutor(1) as threads:
-        swept = threads.submit(desk.sweep)
+        swept = threads.submit(session.sweep)
         until("proofs are asked for", asked.is_set)
-        desk.world.project.create()
-        assert desk.poll().counts["inserted"] == 1
+        session.world.project.create()
+        assert session.poll().counts["inserted"] == 1
         assert not swept.done()
         go_on.set()
         assert swept.result(20).counts["deleted"] == 20
@@ -350,18 +355,20 @@ def test_poll_does_not_queue_behind_the_proofs_of_a_sweep(desk: Desk) -> None:
 # Manners
 
 
-def test_poll_that_took_the_server_long_waits_in_proportion(desk: Desk) -> None:
+def test_poll_that_took_the_server_long_waits_in_proportion(session: Session) -> None:
     """At most a fifth of the time; the least pause is 0.02 s."""
-    sign_up(desk.world.project, *range(30))
+    sign_up(session.world.project, *range(30))
     vitals = Vitals(target="neon_auth", api_host="localhost", sweep_seconds=60)
-    figures = Figures(vitals, Metrics(vitals.snapshot), desk.memory, desk.store.database.clock)
-    leader = Leader(desk.settings, desk.source, desk.store, desk.memory, figures)
+    figures = Figures(
+        vitals, Metrics(vitals.snapshot), session.memory, session.store.database.clock
+    )
+    leader = Leader(session.settings, session.source, session.store, session.memory, figures)
     leader.sweep()
 
     def work(_: Request) -> None:
         Event().wait(0.1)
 
-    desk.world.api.on_request(work)
+    session.world.api.on_request(work)
     assert leader.poll() >= 4 * 0.1
 
 
@@ -385,31 +392,31 @@ values ('neon_auth', %s, 'candidate', 1, 1, clock_timestamp() - interval '2 s')
 """
 
 
-def test_user_whom_an_interrupted_sweep_deleted_is_suspected_no_more(desk: Desk) -> None:
-    one, *_ = sign_up(desk.world.project, *range(4))
-    desk.sweep()
-    desk.world.project.delete(one)
-    desk.world.query(INTERRUPTED)
+def test_user_whom_an_interrupted_sweep_deleted_is_suspected_no_more(session: Session) -> None:
+    one, *_ = sign_up(session.world.project, *range(4))
+    session.sweep()
+    session.world.project.delete(one)
+    session.world.query(INTERRUPTED)
     with pytest.raises(Misconfigured):
-        desk.sweep()
-    assert one not in desk.live()
-    assert desk.world.query(MISSING) == [(0,)]
-    sign_up(desk.world.project, 0)
-    desk.poll()
-    assert one in desk.live()
-    assert desk.world.query(MISSING) == [(0,)]
+        session.sweep()
+    assert one not in session.live()
+    assert session.world.query(MISSING) == [(0,)]
+    sign_up(session.world.project, 0)
+    session.poll()
+    assert one in session.live()
+    assert session.world.query(MISSING) == [(0,)]
 
 
 def test_user_whose_row_another_writer_deleted_is_suspected_no_more_once_restored(
-    desk: Desk,
+    session: Session,
 ) -> None:
-    one, *others = sign_up(desk.world.project, *range(4))
-    desk.sweep()
-    desk.world.query(SUSPECT, one)
-    desk.world.query(MARK_DELETED, one)
-    desk.memory.load(desk.store)
-    now = desk.store.database.clock.now()
-    begin(desk.store, desk.memory, "sweep", Checkpoint(1, (0, one), {}, now), now)
-    desk.poll()
-    assert desk.live() == {one, *others}
-    assert desk.world.query(MISSING) == [(0,)]
+    one, *others = sign_up(session.world.project, *range(4))
+    session.sweep()
+    session.world.query(SUSPECT, one)
+    session.world.query(MARK_DELETED, one)
+    session.memory.load(session.store)
+    now = session.store.database.clock.now()
+    begin(session.store, session.memory, "sweep", Checkpoint(1, (0, one), {}, now), now)
+    session.poll()
+    assert session.live() == {one, *others}
+    assert session.world.query(MISSING) == [(0,)]

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from tests.support.service_world import ServiceWorld, Worker, opened_service_world
 from tests.support.sweep_world import PLAIN
 from tests.support.waiting import until
-from worker.cli.session import opened_desk
+from worker.cli.session import opened_session
 from worker.errors import Misconfigured
 from worker.sandbox.api import Request
 from worker.service.once import sweep_once
@@ -247,9 +247,9 @@ def test_table_that_was_set_back_is_brought_up_to_date(
     for user_id in ids[5:12]:
         world.project.edit(user_id, display_name="Edited")
     world.project.create()
-    with opened_desk(world.settings(), world.url, Event()) as desk:
+    with opened_session(world.settings(), world.url, Event()) as session:
         for user_id in {*ids[:12], *world.project.ids()}:
-            desk.sync(user_id)
+            session.sync(user_id)
     assert is_right(world)
     put_back(world, copies)
     assert not is_right(world)

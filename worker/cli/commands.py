@@ -30,7 +30,7 @@ from worker.cli.options import (
 from worker.cli.plan.output import Telling
 from worker.cli.plan.plan import plan as find_changes
 from worker.cli.purge import DAY_SECONDS, LEAST_SECONDS, Purge, Purged, seconds_of
-from worker.cli.session import Desk, Outcome, opened_desk
+from worker.cli.session import Outcome, Session, opened_session
 from worker.cli.status import as_json, lines, read_status, sweep_rows
 from worker.errors import Misconfigured
 from worker.ids import is_user_id
@@ -129,8 +129,8 @@ def sync_user(
     wanted = user_id.strip().lower()
     if not is_user_id(wanted):
         raise Misconfigured(f"{user_id!r} is no user id: those are UUIDs")
-    with _desk(settings) as desk:
-        outcome = desk.sync(wanted, desk.await_user(wanted, wait))
+    with _session(settings) as session:
+        outcome = session.sync(wanted, session.await_user(wanted, wait))
     if outcome.became == "unknown":
         raise Misconfigured(f"neither the project nor the table knows the user {wanted}")
     print(_told(outcome, settings))
@@ -226,13 +226,13 @@ def retry(
 ) -> int:
     """Ask for these users again and try to store them; a line each."""
     settings = read_settings(config, log_format, log_level, quietly=True)
-    with _desk(settings) as desk:
-        for kept in desk.database.call(desk.quarantine.listed):
+    with _session(settings) as session:
+        for kept in session.database.call(session.quarantine.listed):
             if kept.user_id is None:
                 print(f"{kept.record}: no user can be asked for; the next sweep looks at it again")
             else:
-                print(_told(desk.sync(kept.user_id), settings), flush=True)
-        left = len(desk.database.call(desk.quarantine.listed))
+                print(_told(session.sync(kept.user_id), settings), flush=True)
+        left = len(session.database.call(session.quarantine.listed))
     print(f"{left} left in quarantine." if left else "Nothing is in quarantine.")
     return DONE
 
@@ -257,22 +257,22 @@ def purge(
         raise Misconfigured(
             "--older-than: should be 1h or more, so that no late answer brings a purged user back"
         )
-    with _desk(settings) as desk, output.asking(Console(stderr=True)) as on_asked:
-        purged = Purge(desk, seconds, dry_run, on_asked).run()
+    with _session(settings) as session, output.asking(Console(stderr=True)) as on_asked:
+        purged = Purge(session, seconds, dry_run, on_asked).run()
     for line in _told_of_purge(purged, dry_run=dry_run):
         print(line)
     return DONE
 
 
 @contextmanager
-def _desk(settings: Settings) -> Iterator[Desk]:
+def _session(settings: Settings) -> Iterator[Session]:
     settings.require_stack()
     with (
         stopped_by_signals() as signals,
         started_database(settings) as url,
-        opened_desk(settings, url, signals.stop) as desk,
+        opened_session(settings, url, signals.stop) as session,
     ):
-        yield desk
+        yield session
 
 
 def _told(outcome: Outcome, settings: Settings) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from worker.cli.session import Desk
+from worker.cli.session import Session
 from worker.errors import Blocked, DataRefused, Misconfigured, Stopped
 from worker.store.connection import LONGEST_SECONDS
 from worker.store.purge import Purging, Reference
@@ -66,7 +66,7 @@ class Purge:
     `on_asked` is told how many users the API was asked for, of how many in all.
     """
 
-    desk: Desk
+    session: Session
     seconds: int
     dry_run: bool
     on_asked: OnAsked = lambda _asked, _of: None
@@ -76,10 +76,10 @@ class Purge:
 
     def run(self) -> Purged:
         """Purge in batches; rows that somebody else keeps are passed by."""
-        rows = Purging(self.desk.table, self.seconds)
-        references = self.desk.database.call(rows.references) if self.dry_run else []
+        rows = Purging(self.session.table, self.seconds)
+        references = self.session.database.call(rows.references) if self.dry_run else []
         self.purged.uncounted = [each for each in references if not each.countable]
-        self._of = self.desk.database.call(rows.count_due, LONGEST_SECONDS)
+        self._of = self.session.database.call(rows.count_due, LONGEST_SECONDS)
         self.on_asked(0, self._of)
         for ids in self._due(rows):
             gone = self._gone(ids)
@@ -96,7 +96,7 @@ class Purge:
         gone: set[str] = set()
         for at in range(0, len(ids), ASKED_AT_ONCE):
             some = ids[at : at + ASKED_AT_ONCE]
-            gone |= self.desk.gone(some)
+            gone |= self.session.gone(some)
             self._asked += len(some)
             # Rows may fall due while it works.
             self._of = max(self._of, self._asked)
@@ -108,19 +108,19 @@ class Purge:
         while ids := self._next(rows, behind):
             yield ids
             behind = ids[-1]
-            if self.desk.source.stop.is_set():
+            if self.session.source.stop.is_set():
                 raise Stopped("asked to stop")
 
     def _next(self, rows: Purging, behind: str) -> list[str]:
         due = partial(rows.due, behind=behind, limit=BATCH)
-        return self.desk.database.call(due, LONGEST_SECONDS)
+        return self.session.database.call(due, LONGEST_SECONDS)
 
     def _purge(self, rows: Purging, ids: Sequence[str]) -> None:
         """Purge in one transaction, or in ever smaller ones to pass what is refused."""
         if not ids:
             return
         try:
-            [row] = self.desk.beside.commit([rows.purge(ids)])
+            [row] = self.session.beside.commit([rows.purge(ids)])
             self.purged.users += row[0] if row else 0
         except (DataRefused, Blocked) as error:
             middle = len(ids) // 2
@@ -132,7 +132,7 @@ class Purge:
 
     def _count(self, rows: Purging, references: Sequence[Reference], ids: Sequence[str]) -> None:
         """Count what refers to the users who would go; those whom a foreign key keeps stay."""
-        database = self.desk.database
+        database = self.session.database
         found = {
             by: database.call(partial(rows.referring, reference=by, ids=ids), LONGEST_SECONDS)
             for by in references

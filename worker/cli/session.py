@@ -78,7 +78,7 @@ class _NoLease:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class Session:
     """Where commands get at both sides. Raises what asking and writing raise."""
 
     database: Database
@@ -159,9 +159,9 @@ class Desk:
 
 
 @contextmanager
-def opened_desk(
+def opened_session(
     settings: Settings, url: str, stop: Event, transport: httpx.BaseTransport | None = None
-) -> Iterator[Desk]:
+) -> Iterator[Session]:
     """Open database and API for a person who waits; creates nothing.
 
     Raises Misconfigured where no sweep was made yet, or one of another project.
@@ -180,7 +180,7 @@ def opened_desk(
         beside.require_project()
         ignored = tuple(settings.stack.ignored_fields)
         table = Table(target, shape, ignored, settings.deletions.grace_seconds)
-        yield Desk(database, source, table, beside, Deletions(target), Quarantine(target))
+        yield Session(database, source, table, beside, Deletions(target), Quarantine(target))
 
 
 def _shape(conn: Connection, target: str) -> Shape:

@@ -42,7 +42,7 @@ BEAT_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 
 # What only the holder of the lease does.
-HOLDERS_JOBS = ("sweep", "poll", "renew")
+LEADER_JOBS = ("sweep", "poll", "renew")
 
 
 @dataclass(slots=True)
@@ -164,8 +164,8 @@ class Service:
         # Whoever holds the lease now has them to tell.
         self.vitals.set_deletions(held=0, candidates=0, oldest_candidate_since=None)
         self.vitals.set_quarantined(0)
-        self.scheduler.cancel(*HOLDERS_JOBS)
-        for name in HOLDERS_JOBS:
+        self.scheduler.cancel(*LEADER_JOBS)
+        for name in LEADER_JOBS:
             self._troubles.ended(name)
         self._schedule("stand by", self._stand_by, LOOK_SECONDS)
 
@@ -220,7 +220,7 @@ class Service:
         except Exception as error:
             log.exception("job.failed", job=name)
             return self._failed(name, error)
-        self._begun = self._begun or name in HOLDERS_JOBS
+        self._begun = self._begun or name in LEADER_JOBS
         self._troubles.ended(name)
         return again
 
@@ -231,11 +231,11 @@ class Service:
             return work()
         except MirrorOutdated:
             self.memory.reload(self._store, generation)
-            if self._leader is not None and name in HOLDERS_JOBS:
+            if self._leader is not None and name in LEADER_JOBS:
                 self._schedule("sweep", self._leader.sweep, 0)
             return FIRST_PAUSE_SECONDS
         finally:
-            if self.settings.database.quiet and name in HOLDERS_JOBS:
+            if self.settings.database.quiet and name in LEADER_JOBS:
                 self._store.lease.rest()
 
     def _failed(self, name: str, error: Exception, *, fatal: bool = False) -> float:
