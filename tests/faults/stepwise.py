@@ -17,7 +17,7 @@ from worker.service.health import Vitals
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.ownership import give_back
-from worker.service.telemetry import Figures
+from worker.service.telemetry import Telemetry
 from worker.stack_auth.client import StackApi
 from worker.store import Store
 from worker.sync.cache import Memory
@@ -205,12 +205,12 @@ class Worker:
         self.memory.load(self._store)
         if self.manner.lasts:
             self.leader = Leader(
-                self._settings, self._source, self._store, self.memory, self._figures()
+                self._settings, self._source, self._store, self.memory, self._telemetry()
             )
 
-    def _figures(self) -> Figures:
+    def _telemetry(self) -> Telemetry:
         vitals = Vitals(target="neon_auth", api_host=API_URL, sweep_seconds=60)
-        return Figures(vitals, Metrics(vitals.snapshot), self.memory, self._clock)
+        return Telemetry(vitals, Metrics(vitals.snapshot), self.memory, self._clock)
 
     def _sweep_once(self) -> None:
         minutes = self._settings.schedule.resume_minutes

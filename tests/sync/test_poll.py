@@ -20,7 +20,7 @@ from worker.service.health import Vitals
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.ownership import bind_project
-from worker.service.telemetry import Figures
+from worker.service.telemetry import Telemetry
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.sweeps import Checkpoint
@@ -359,10 +359,10 @@ def test_poll_that_took_the_server_long_waits_in_proportion(session: Session) ->
     """At most a fifth of the time; the least pause is 0.02 s."""
     sign_up(session.world.project, *range(30))
     vitals = Vitals(target="neon_auth", api_host="localhost", sweep_seconds=60)
-    figures = Figures(
+    telemetry = Telemetry(
         vitals, Metrics(vitals.snapshot), session.memory, session.store.database.clock
     )
-    leader = Leader(session.settings, session.source, session.store, session.memory, figures)
+    leader = Leader(session.settings, session.source, session.store, session.memory, telemetry)
     leader.sweep()
 
     def work(_: Request) -> None:

@@ -9,7 +9,7 @@ import structlog
 from worker.errors import Blocked, LeaseLost, Stopped
 from worker.model import Users
 from worker.service.pace import LONGEST_POLL_REST_SECONDS, Pace, rest_after
-from worker.service.telemetry import Figures
+from worker.service.telemetry import Telemetry
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.sync.api_time import Purpose
@@ -37,7 +37,7 @@ class Leader:
     source: Source
     store: Store
     memory: Memory
-    figures: Figures
+    telemetry: Telemetry
     warm: bool = False
     pace: Pace = field(init=False)
     # A sweep failed, and perhaps left a row that says so: the next one leaves its row, too.
@@ -51,7 +51,7 @@ class Leader:
         self.pace = Pace(schedule.sweep_seconds, schedule.sweep_share, self._monotonic)
         self._audited_at = self._counted_at = self._monotonic()
         self.memory.on_inserted = self._inserted
-        self.memory.on_replaced = self.figures.vitals.table_replaced
+        self.memory.on_replaced = self.telemetry.vitals.table_replaced
 
     def poll(self) -> float:
         """Look at the newest users, or at all of them where that is no more."""
@@ -66,7 +66,7 @@ class Leader:
         else:
             worked = self._worked("poll", self._poll_newest)
         seconds = self._monotonic() - began
-        self.figures.metrics.observe_poll(seconds)
+        self.telemetry.metrics.observe_poll(seconds)
         self._recount()
         rest = min(rest_after(worked, schedule.poll_share), LONGEST_POLL_REST_SECONDS)
         return max(schedule.poll_seconds - seconds, rest)
@@ -92,7 +92,7 @@ class Leader:
     def _poll_newest(self) -> None:
         size = self.settings.schedule.poll_page_size
         poll = Poll(self.source, self.store, self.memory, size, cold=not self.warm)
-        self.figures.poll_ended(poll.run())
+        self.telemetry.poll_ended(poll.run())
 
     def _worked(self, purpose: Purpose, work: Callable[[], object]) -> float:
         """Work, and tell how long the API worked for it."""
@@ -108,11 +108,11 @@ class Leader:
             raise
         except Exception as error:
             self._failed = True
-            self.figures.sweep_failed(error)
+            self.telemetry.sweep_failed(error)
             raise
         self._failed = False
         self.warm = True
-        self.figures.sweep_ended(report)
+        self.telemetry.sweep_ended(report)
         return report
 
     def _kind(self) -> str:
@@ -142,7 +142,7 @@ class Leader:
             self.store,
             self.memory,
             rules(self.settings),
-            on_page=lambda _: self.figures.page_read(self.source.page_size.limit),
+            on_page=lambda _: self.telemetry.page_read(self.source.page_size.limit),
             resume_minutes=None if self.warm else self.settings.schedule.resume_minutes,
             kind=kind,
             trace=self._failed or (kind != "poll" and not self.settings.database.quiet),
@@ -151,7 +151,7 @@ class Leader:
     def _inserted(self, users: Users) -> None:
         """Measure how fresh rows are; the users from before us tell nothing."""
         if self.warm:
-            self.figures.rows_inserted(users)
+            self.telemetry.rows_inserted(users)
 
     def _monotonic(self) -> float:
         return self.store.database.clock.monotonic()

@@ -26,7 +26,7 @@ from worker.service.metrics import Metrics
 from worker.service.outages import FIRST_PAUSE_SECONDS, Troubles
 from worker.service.ownership import another_project, bind_project, give_back
 from worker.service.scheduler import Scheduler
-from worker.service.telemetry import Figures
+from worker.service.telemetry import Telemetry
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.database import Database
@@ -58,7 +58,7 @@ class Service:
     vitals: Vitals = field(init=False)
     metrics: Metrics = field(init=False)
     _troubles: Troubles = field(init=False)
-    _figures: Figures = field(init=False)
+    _telemetry: Telemetry = field(init=False)
     _store: Store = field(init=False)
     _source: Source = field(init=False)
     # Whether what a person got wrong may have come only after the start.
@@ -82,7 +82,7 @@ class Service:
         )
         self.metrics = Metrics(self.vitals.snapshot)
         self._troubles = Troubles(self.vitals, self.metrics, self._recovered)
-        self._figures = Figures(self.vitals, self.metrics, self.memory, self.clock)
+        self._telemetry = Telemetry(self.vitals, self.metrics, self.memory, self.clock)
 
     def run(self) -> None:
         """Work until stopped. Raises Misconfigured if it cannot even begin."""
@@ -144,7 +144,7 @@ class Service:
         self._enter("quiet" if self.settings.database.quiet else "working")
         self.vitals.set_lease(True)
         self._leader = leader = Leader(
-            self.settings, self._source, self._store, self.memory, self._figures
+            self.settings, self._source, self._store, self.memory, self._telemetry
         )
         self._schedule("sweep", leader.sweep, 0)
         self._schedule("poll", leader.poll, 0)

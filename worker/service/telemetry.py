@@ -13,7 +13,7 @@ from worker.sync.sweep import Report
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Telemetry:
     """Where the figures of one worker go. Safe to be called from any thread."""
 
     vitals: Vitals
