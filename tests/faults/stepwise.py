@@ -13,7 +13,7 @@ from tests.support.sweep_world import API_URL, nothing
 from worker.clock import Clock
 from worker.errors import LeaseLost, MirrorOutdated, SourceUnavailable, UsersSyncError
 from worker.retry import Retry
-from worker.service.health import Vitals
+from worker.service.health import Health
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.ownership import give_back
@@ -209,8 +209,8 @@ class Worker:
             )
 
     def _telemetry(self) -> Telemetry:
-        vitals = Vitals(target="neon_auth", api_host=API_URL, sweep_seconds=60)
-        return Telemetry(vitals, Metrics(vitals.snapshot), self.memory, self._clock)
+        health = Health(target="neon_auth", api_host=API_URL, sweep_seconds=60)
+        return Telemetry(health, Metrics(health.snapshot), self.memory, self._clock)
 
     def _sweep_once(self) -> None:
         minutes = self._settings.schedule.resume_minutes

@@ -42,8 +42,8 @@ def many_files() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def server(many_files: None) -> Iterator[WebServer]:
-    vitals = sample_vitals(Ticks())
-    with WebServer(LOOPBACK, 0, vitals, Metrics(vitals.snapshot)) as server:
+    health = sample_vitals(Ticks())
+    with WebServer(LOOPBACK, 0, health, Metrics(health.snapshot)) as server:
         yield server
 
 

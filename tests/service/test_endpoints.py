@@ -11,7 +11,7 @@ from tests.support.worker_samples import Ticks, sample_sweep, sample_vitals
 from worker.errors import Misconfigured
 from worker.http_server import WsgiServer
 from worker.service.endpoints import WebServer, make_app, probe
-from worker.service.health import LONGEST_STEP_SECONDS, Vitals
+from worker.service.health import LONGEST_STEP_SECONDS, Health
 from worker.service.metrics import Metrics
 
 LOOPBACK = "127.0.0.1"
@@ -23,20 +23,20 @@ def ticks() -> Ticks:
 
 
 @pytest.fixture
-def vitals(ticks: Ticks) -> Vitals:
-    vitals = sample_vitals(ticks)
-    vitals.enter("working")
-    return vitals
+def health(ticks: Ticks) -> Health:
+    health = sample_vitals(ticks)
+    health.enter("working")
+    return health
 
 
 @pytest.fixture
-def metrics(vitals: Vitals) -> Metrics:
-    return Metrics(vitals.snapshot)
+def metrics(health: Health) -> Metrics:
+    return Metrics(health.snapshot)
 
 
 @pytest.fixture
-def server(vitals: Vitals, metrics: Metrics) -> Iterator[WebServer]:
-    with WebServer(LOOPBACK, 0, vitals, metrics) as server:
+def server(health: Health, metrics: Metrics) -> Iterator[WebServer]:
+    with WebServer(LOOPBACK, 0, health, metrics) as server:
         yield server
 
 
@@ -65,24 +65,24 @@ def test_health_is_the_main_loop(client: httpx.Client, ticks: Ticks) -> None:
 
 
 def test_worker_that_stands_still_is_not_ready_either(
-    client: httpx.Client, vitals: Vitals, ticks: Ticks
+    client: httpx.Client, health: Health, ticks: Ticks
 ) -> None:
-    vitals.sweep_finished(sample_sweep())
+    health.sweep_finished(sample_sweep())
     ticks.seconds = LONGEST_STEP_SECONDS + 1
-    vitals.beat()
-    vitals.sweep_finished(sample_sweep())
+    health.beat()
+    health.sweep_finished(sample_sweep())
     for path in ("/healthz", "/readyz"):
         assert say(client, path) == (503, "no job has moved for 660 s\n")
 
 
-def test_readiness_names_each_reason_on_a_line(client: httpx.Client, vitals: Vitals) -> None:
-    vitals.set_deletions(held=37, candidates=0, oldest_candidate_since=None)
+def test_readiness_names_each_reason_on_a_line(client: httpx.Client, health: Health) -> None:
+    health.set_deletions(held=37, candidates=0, oldest_candidate_since=None)
     reasons = "no sweep was completed yet\n37 deletions are held: users-sync deletions\n"
     assert say(client, "/readyz") == (503, reasons)
 
 
-def test_worker_that_swept_is_ready(client: httpx.Client, vitals: Vitals) -> None:
-    vitals.sweep_finished(sample_sweep())
+def test_worker_that_swept_is_ready(client: httpx.Client, health: Health) -> None:
+    health.sweep_finished(sample_sweep())
     assert say(client, "/readyz") == (200, "ready\n")
 
 
@@ -141,8 +141,8 @@ def test_unfinished_request_keeps_nobody_waiting(server: WebServer, client: http
         assert say(client, "/healthz") == (200, "ok\n")
 
 
-def test_server_closes_under_open_connections(vitals: Vitals, metrics: Metrics) -> None:
-    with WebServer(LOOPBACK, 0, vitals, metrics) as server:
+def test_server_closes_under_open_connections(health: Health, metrics: Metrics) -> None:
+    with WebServer(LOOPBACK, 0, health, metrics) as server:
         idle = socket.create_connection((LOOPBACK, server.port), timeout=5)
         assert send(server, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == b"HTTP/1.1 200 OK"
     with idle:
@@ -151,10 +151,10 @@ def test_server_closes_under_open_connections(vitals: Vitals, metrics: Metrics) 
 
 
 def test_server_closes_although_something_else_wakes_its_thread_first(
-    vitals: Vitals, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    health: Health, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listening = socket.create_server((LOOPBACK, 0))
-    with WsgiServer(make_app(vitals, metrics), listening, "web", {}) as server:
+    with WsgiServer(make_app(health, metrics), listening, "web", {}) as server:
         trigger = server.polling.trigger
         pull = trigger._physical_pull  # noqa: SLF001
 
@@ -166,17 +166,17 @@ def test_server_closes_although_something_else_wakes_its_thread_first(
         monkeypatch.setattr(trigger, "_physical_pull", pull_late)
 
 
-def test_port_can_be_had_again_at_once(vitals: Vitals, metrics: Metrics) -> None:
-    with WebServer(LOOPBACK, 0, vitals, metrics) as first:
+def test_port_can_be_had_again_at_once(health: Health, metrics: Metrics) -> None:
+    with WebServer(LOOPBACK, 0, health, metrics) as first:
         assert probe(LOOPBACK, first.port)
-    with WebServer(LOOPBACK, first.port, vitals, metrics) as second:
+    with WebServer(LOOPBACK, first.port, health, metrics) as second:
         assert (second.port, probe(LOOPBACK, second.port)) == (first.port, True)
 
 
-def test_taken_port_is_a_setting_to_change(vitals: Vitals, metrics: Metrics) -> None:
+def test_taken_port_is_a_setting_to_change(health: Health, metrics: Metrics) -> None:
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(Misconfigured) as error, WebServer(LOOPBACK, port, vitals, metrics):
+        with pytest.raises(Misconfigured) as error, WebServer(LOOPBACK, port, health, metrics):
             pytest.fail("two servers on one port")
     assert str(error.value) == (
         f"http.port: port {port} of 127.0.0.1 is taken: set http.port (USERS_SYNC_HTTP__PORT) to"
@@ -186,9 +186,9 @@ def test_taken_port_is_a_setting_to_change(vitals: Vitals, metrics: Metrics) -> 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "a" * 64, "a..b"])
 def test_address_of_another_machine_is_a_setting_to_change(
-    vitals: Vitals, metrics: Metrics, host: str
+    health: Health, metrics: Metrics, host: str
 ) -> None:
-    with pytest.raises(Misconfigured) as error, WebServer(host, 0, vitals, metrics):
+    with pytest.raises(Misconfigured) as error, WebServer(host, 0, health, metrics):
         pytest.fail("it listens on somebody else's address")
     assert str(error.value).startswith(f"http.host: cannot listen on {host}: set http.host")
 
@@ -198,11 +198,11 @@ def test_address_of_another_machine_is_a_setting_to_change(
     [("0.0.0.0", ["0.0.0.0", "127.0.0.1"]), ("::", ["::", "::1", "127.0.0.1"]), ("::1", ["::1"])],
 )
 def test_probe_finds_the_server_wherever_it_listens(
-    vitals: Vitals, metrics: Metrics, host: str, asked: list[str]
+    health: Health, metrics: Metrics, host: str, asked: list[str]
 ) -> None:
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
-    with WebServer(host, 0, vitals, metrics) as server:
+    with WebServer(host, 0, health, metrics) as server:
         assert [probe(address, server.port) for address in asked] == [True] * len(asked)
 
 
@@ -219,8 +219,8 @@ def test_probe_fails_on_what_is_no_http() -> None:
         thread.join()
 
 
-def test_app_answers_without_a_server(vitals: Vitals, metrics: Metrics) -> None:
-    transport = httpx.WSGITransport(make_app(vitals, metrics))
+def test_app_answers_without_a_server(health: Health, metrics: Metrics) -> None:
+    transport = httpx.WSGITransport(make_app(health, metrics))
     with httpx.Client(transport=transport, base_url="http://worker") as client:
         assert say(client, "/healthz") == (200, "ok\n")
 

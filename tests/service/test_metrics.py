@@ -5,7 +5,7 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.worker_samples import Ticks, sample_sweep, sample_vitals
-from worker.service.health import Vitals
+from worker.service.health import Health
 from worker.service.metrics import METRICS, OUTCOMES, Metrics
 
 
@@ -15,13 +15,13 @@ def ticks() -> Ticks:
 
 
 @pytest.fixture
-def vitals(ticks: Ticks) -> Vitals:
+def health(ticks: Ticks) -> Health:
     return sample_vitals(ticks)
 
 
 @pytest.fixture
-def metrics(vitals: Vitals) -> Metrics:
-    return Metrics(vitals.snapshot)
+def metrics(health: Health) -> Metrics:
+    return Metrics(health.snapshot)
 
 
 def families(metrics: Metrics) -> dict[str, Family]:
@@ -38,24 +38,24 @@ def figures(metrics: Metrics) -> dict[str, float]:
     }
 
 
-def have_everything_happen(vitals: Vitals, metrics: Metrics) -> None:
-    vitals.sweep_finished(sample_sweep())
-    vitals.poll_finished()
-    vitals.set_deletions(held=7, candidates=1, oldest_candidate_since=1000.0)
-    vitals.set_page_size(5000)
+def have_everything_happen(health: Health, metrics: Metrics) -> None:
+    health.sweep_finished(sample_sweep())
+    health.poll_finished()
+    health.set_deletions(held=7, candidates=1, oldest_candidate_since=1000.0)
+    health.set_page_size(5000)
     metrics.count_request("200")
     metrics.count_retry("Stack Auth")
 
 
-def test_list_of_metrics_is_what_is_exposed(vitals: Vitals, metrics: Metrics) -> None:
-    have_everything_happen(vitals, metrics)
+def test_list_of_metrics_is_what_is_exposed(health: Health, metrics: Metrics) -> None:
+    have_everything_happen(health, metrics)
     listed = {(metric.name.removesuffix("_total"), metric.kind, metric.help) for metric in METRICS}
     exposed = {(f.name, f.type, f.documentation) for f in families(metrics).values()}
     assert exposed == listed
 
 
-def test_list_of_metrics_names_the_labels(vitals: Vitals, metrics: Metrics) -> None:
-    have_everything_happen(vitals, metrics)
+def test_list_of_metrics_names_the_labels(health: Health, metrics: Metrics) -> None:
+    have_everything_happen(health, metrics)
     listed = {metric.name.removesuffix("_total"): set(metric.labels) for metric in METRICS}
     exposed = {
         family.name: {label for sample in family.samples for label in sample.labels} - {"le"}
@@ -112,11 +112,11 @@ def test_durations_fall_into_buckets(metrics: Metrics) -> None:
 
 
 def test_gauges_are_of_the_moment_of_the_scrape(
-    vitals: Vitals, metrics: Metrics, ticks: Ticks
+    health: Health, metrics: Metrics, ticks: Ticks
 ) -> None:
-    have_everything_happen(vitals, metrics)
-    vitals.set_quarantined(4)
-    vitals.set_lease(True)
+    have_everything_happen(health, metrics)
+    health.set_quarantined(4)
+    health.set_lease(True)
     ticks.seconds = 12
     seen = figures(metrics)
     assert seen["users_sync_seconds_since_complete_sweep"] == 12
@@ -128,7 +128,7 @@ def test_gauges_are_of_the_moment_of_the_scrape(
     assert seen["users_sync_page_size"] == 5000
 
 
-def test_two_workers_in_one_process_share_nothing(vitals: Vitals) -> None:
-    one, other = Metrics(vitals.snapshot), Metrics(vitals.snapshot)
+def test_two_workers_in_one_process_share_nothing(health: Health) -> None:
+    one, other = Metrics(health.snapshot), Metrics(health.snapshot)
     one.count_rows({"users": 5})
     assert figures(other)["users_sync_users_seen_total"] == 0

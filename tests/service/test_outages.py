@@ -21,8 +21,8 @@ def logs() -> Iterator[Logs]:
 
 @pytest.fixture
 def troubles() -> Troubles:
-    vitals = sample_vitals(Ticks())
-    return Troubles(vitals, Metrics(vitals.snapshot))
+    health = sample_vitals(Ticks())
+    return Troubles(health, Metrics(health.snapshot))
 
 
 def told(logs: Logs) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.worker_samples import BEGAN, Ticks, sample_sweep, sample_vitals
 from worker.service.endpoints import WebServer
-from worker.service.health import State, Vitals
+from worker.service.health import Health, State
 from worker.service.metrics import Metrics
 from worker.service.status_page import SHOWN_SWEEPS, judge, render, span
 
@@ -39,71 +39,71 @@ def ticks() -> Ticks:
 
 
 @pytest.fixture
-def vitals(ticks: Ticks) -> Vitals:
-    vitals = sample_vitals(ticks)
-    vitals.enter("working")
-    return vitals
+def health(ticks: Ticks) -> Health:
+    health = sample_vitals(ticks)
+    health.enter("working")
+    return health
 
 
-def swept(vitals: Vitals) -> None:
-    vitals.set_lease(True)
-    vitals.set_rows(users=29_981)
-    vitals.sweep_finished(sample_sweep(1, inserted=300, users=29_900))
-    vitals.sweep_finished(sample_sweep(2, inserted=60, updated=15, users=29_960))
-    vitals.sweep_finished(sample_sweep(3, users=29_981))
-    vitals.poll_finished()
+def swept(health: Health) -> None:
+    health.set_lease(True)
+    health.set_rows(users=29_981)
+    health.sweep_finished(sample_sweep(1, inserted=300, users=29_900))
+    health.sweep_finished(sample_sweep(2, inserted=60, updated=15, users=29_960))
+    health.sweep_finished(sample_sweep(3, users=29_981))
+    health.poll_finished()
 
 
-def headline(vitals: Vitals) -> tuple[str, str]:
-    verdict = judge(vitals.snapshot())
+def headline(health: Health) -> tuple[str, str]:
+    verdict = judge(health.snapshot())
     return verdict.tone, verdict.headline
 
 
-def page(vitals: Vitals) -> str:
-    return render(vitals.snapshot())
+def page(health: Health) -> str:
+    return render(health.snapshot())
 
 
-def test_page_of_a_worker_that_did_nothing_yet(vitals: Vitals) -> None:
-    html = page(vitals)
+def test_page_of_a_worker_that_did_nothing_yet(health: Health) -> None:
+    html = page(health)
     assert "<title>Starting · users-sync</title>" in html
     assert "None has ended yet." in html
     assert "unknown" in html
 
 
-def test_fresh_worker_is_up_to_date(vitals: Vitals, ticks: Ticks) -> None:
-    swept(vitals)
+def test_fresh_worker_is_up_to_date(health: Health, ticks: Ticks) -> None:
+    swept(health)
     ticks.seconds = 12
-    assert headline(vitals) == ("ok", "Up to date")
-    assert "ended 12 s ago. The table holds 29,981 users." in page(vitals)
+    assert headline(health) == ("ok", "Up to date")
+    assert "ended 12 s ago. The table holds 29,981 users." in page(health)
 
 
-def test_sweep_too_long_ago_is_out_of_date(vitals: Vitals, ticks: Ticks) -> None:
-    swept(vitals)
+def test_sweep_too_long_ago_is_out_of_date(health: Health, ticks: Ticks) -> None:
+    swept(health)
     ticks.seconds = 412
-    assert headline(vitals) == ("bad", "Out of date")
-    assert "ended 6 min 52 s ago; more than 5 min is too long." in page(vitals)
+    assert headline(health) == ("bad", "Out of date")
+    assert "ended 6 min 52 s ago; more than 5 min is too long." in page(health)
 
 
-def test_trouble_that_may_pass_is_a_warning(vitals: Vitals, ticks: Ticks) -> None:
-    swept(vitals)
-    vitals.trouble("Stack Auth answers 500")
+def test_trouble_that_may_pass_is_a_warning(health: Health, ticks: Ticks) -> None:
+    swept(health)
+    health.trouble("Stack Auth answers 500")
     ticks.seconds = 75
-    assert headline(vitals) == ("warn", "Up to date so far")
-    assert "<h2>Trouble for 1 min 15 s</h2><p>Stack Auth answers 500</p>" in page(vitals)
+    assert headline(health) == ("warn", "Up to date so far")
+    assert "<h2>Trouble for 1 min 15 s</h2><p>Stack Auth answers 500</p>" in page(health)
 
 
-def test_held_deletions_come_with_the_commands(vitals: Vitals) -> None:
-    vitals.sweep_finished(sample_sweep(194, "held", held=640))
-    vitals.set_deletions(held=640, candidates=0, oldest_candidate_since=None)
-    assert headline(vitals) == ("warn", "Deletions held")
-    assert "640 held deletions" in page(vitals)
-    assert "<pre>users-sync deletions\nusers-sync deletions approve 194</pre>" in page(vitals)
+def test_held_deletions_come_with_the_commands(health: Health) -> None:
+    health.sweep_finished(sample_sweep(194, "held", held=640))
+    health.set_deletions(held=640, candidates=0, oldest_candidate_since=None)
+    assert headline(health) == ("warn", "Deletions held")
+    assert "640 held deletions" in page(health)
+    assert "<pre>users-sync deletions\nusers-sync deletions approve 194</pre>" in page(health)
 
 
-def test_held_deletions_of_a_forgotten_sweep_leave_its_number_open(vitals: Vitals) -> None:
-    vitals.set_deletions(held=1, candidates=0, oldest_candidate_since=None)
-    assert "1 held deletion<" in page(vitals)
-    assert "users-sync deletions approve SWEEP" in page(vitals)
+def test_held_deletions_of_a_forgotten_sweep_leave_its_number_open(health: Health) -> None:
+    health.set_deletions(held=1, candidates=0, oldest_candidate_since=None)
+    assert "1 held deletion<" in page(health)
+    assert "users-sync deletions approve SWEEP" in page(health)
 
 
 @pytest.mark.parametrize(
@@ -115,50 +115,50 @@ def test_held_deletions_of_a_forgotten_sweep_leave_its_number_open(vitals: Vital
     ],
 )
 def test_fatal_trouble_needs_a_person(
-    vitals: Vitals, state: State, verdict: tuple[str, str]
+    health: Health, state: State, verdict: tuple[str, str]
 ) -> None:
-    swept(vitals)
-    vitals.enter(state)
-    vitals.trouble("the key is refused", fatal=True)
-    assert headline(vitals) == verdict
+    swept(health)
+    health.enter(state)
+    health.trouble("the key is refused", fatal=True)
+    assert headline(health) == verdict
 
 
-def test_standby_is_no_worry(vitals: Vitals, ticks: Ticks) -> None:
-    vitals.enter("standing by")
+def test_standby_is_no_worry(health: Health, ticks: Ticks) -> None:
+    health.enter("standing by")
     ticks.seconds = 90_000
-    assert headline(vitals) == ("idle", "Standing by")
-    assert "standing by, up 1 d 1 h" in page(vitals)
+    assert headline(health) == ("idle", "Standing by")
+    assert "standing by, up 1 d 1 h" in page(health)
 
 
-def test_suspicions_tell_their_age(vitals: Vitals, ticks: Ticks) -> None:
-    vitals.set_deletions(held=0, candidates=37, oldest_candidate_since=ticks.monotonic())
+def test_suspicions_tell_their_age(health: Health, ticks: Ticks) -> None:
+    health.set_deletions(held=0, candidates=37, oldest_candidate_since=ticks.monotonic())
     ticks.seconds = 117
-    assert "37 <small>for 1 min 57 s</small>" in page(vitals)
+    assert "37 <small>for 1 min 57 s</small>" in page(health)
 
 
-def test_bars_are_as_long_as_changes_are_many(vitals: Vitals) -> None:
-    swept(vitals)
-    bars = re.findall(r'<i class="(\w+)" style="width:([\d.]+)%">', page(vitals))
+def test_bars_are_as_long_as_changes_are_many(health: Health) -> None:
+    swept(health)
+    bars = re.findall(r'<i class="(\w+)" style="width:([\d.]+)%">', page(health))
     assert bars == [("inserted", "20.00"), ("updated", "5.00"), ("inserted", "100.00")]
 
 
-def test_approved_deletions_are_deletions(vitals: Vitals) -> None:
-    vitals.sweep_finished(sample_sweep(deleted=2, approved=600))
-    assert "602 deleted" in page(vitals)
+def test_approved_deletions_are_deletions(health: Health) -> None:
+    health.sweep_finished(sample_sweep(deleted=2, approved=600))
+    assert "602 deleted" in page(health)
 
 
-def test_sweep_says_when_and_how_it_ended(vitals: Vitals, ticks: Ticks) -> None:
+def test_sweep_says_when_and_how_it_ended(health: Health, ticks: Ticks) -> None:
     audit = sample_sweep(7, "incomplete", took=75, at=BEGAN - timedelta(days=1))
-    vitals.sweep_finished(replace(audit, kind="audit"))
-    cells = re.findall(r"<td class=.*?>(.*?)</td>", page(vitals))
+    health.sweep_finished(replace(audit, kind="audit"))
+    cells = re.findall(r"<td class=.*?>(.*?)</td>", page(health))
     expected = ["7 audit", "13 Mar 13:37", '<div class="words">no change</div>', "0"]
     assert cells == [*expected, "1 min 15 s", "incomplete"]
 
 
-def test_only_the_newest_sweeps_are_shown(vitals: Vitals) -> None:
+def test_only_the_newest_sweeps_are_shown(health: Health) -> None:
     for number in range(1, 41):
-        vitals.sweep_finished(sample_sweep(number))
-    assert page(vitals).count("<tr><td") == SHOWN_SWEEPS
+        health.sweep_finished(sample_sweep(number))
+    assert page(health).count("<tr><td") == SHOWN_SWEEPS
 
 
 @pytest.mark.parametrize(
@@ -179,17 +179,17 @@ def test_lengths_of_time_are_told_in_two_units(seconds: float, words: str) -> No
 
 
 def test_page_is_made_of_text_only(ticks: Ticks) -> None:
-    vitals = replace(sample_vitals(ticks), target="<b>&", api_host='"><script>', version="<i>")
-    vitals.trouble("<img src=x>")
-    vitals.sweep_finished(replace(sample_sweep(), kind="<u>", outcome="<s>"))
-    html = page(vitals)
+    health = replace(sample_vitals(ticks), target="<b>&", api_host='"><script>', version="<i>")
+    health.trouble("<img src=x>")
+    health.sweep_finished(replace(sample_sweep(), kind="<u>", outcome="<s>"))
+    html = page(health)
     assert not re.search("<(script|img|b>&|u>|s>)|1.2.3", html)
     assert "&lt;img src=x&gt;" in html
 
 
-def test_page_has_no_scripts_and_no_outside_parts(vitals: Vitals) -> None:
-    swept(vitals)
-    html = page(vitals)
+def test_page_has_no_scripts_and_no_outside_parts(health: Health) -> None:
+    swept(health)
+    html = page(health)
     assert not re.search(r"<script|<link|@import|url\(|https?://| on\w+=", html)
     assert set(re.findall('(?:href|src)="(.*?)"', html)) == {"/healthz", "/readyz", "/metrics"}
 
@@ -217,9 +217,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
 
 
 @pytest.fixture
-def url(vitals: Vitals) -> Iterator[str]:
-    swept(vitals)
-    with WebServer("127.0.0.1", 0, vitals, Metrics(vitals.snapshot)) as server:
+def url(health: Health) -> Iterator[str]:
+    swept(health)
+    with WebServer("127.0.0.1", 0, health, Metrics(health.snapshot)) as server:
         yield f"http://127.0.0.1:{server.port}/"
 
 

@@ -53,15 +53,15 @@ class Worker:
 
     @property
     def not_ready(self) -> tuple[str, ...]:
-        return self.service.vitals.snapshot().not_ready
+        return self.service.health.snapshot().not_ready
 
     @property
     def state(self) -> str:
-        return self.service.vitals.snapshot().state
+        return self.service.health.snapshot().state
 
     def sweeps(self, kind: str = "sweep") -> int:
         """Count the sweeps of this kind that are still remembered."""
-        return sum(one.kind == kind for one in self.service.vitals.snapshot().sweeps)
+        return sum(one.kind == kind for one in self.service.health.snapshot().sweeps)
 
     def end(self) -> BaseException | None:
         """Wait until it ends by itself; returns what it raised."""
@@ -112,9 +112,9 @@ class ServiceWorld:
         """Start a worker and wait until it has swept and polled."""
         worker = self.start(**options)
         until("the table is right", lambda: self.live() == set(self.project.ids()))
-        vitals = worker.service.vitals
-        until("it polls", lambda: vitals.snapshot().seconds_since_poll is not None)
-        until("it sweeps", lambda: vitals.snapshot().seconds_since_sweep is not None)
+        health = worker.service.health
+        until("it polls", lambda: health.snapshot().seconds_since_poll is not None)
+        until("it sweeps", lambda: health.snapshot().seconds_since_sweep is not None)
         return worker
 
     def query(self, text: str, *params: object) -> list[tuple[Any, ...]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from worker.service.health import SweepSummary, Vitals
+from worker.service.health import Health, SweepSummary
 
 BEGAN = datetime(2026, 3, 14, 13, 37, 0, tzinfo=UTC)
 COUNTS = ("pages", "users", "inserted", "updated", "restored", "deleted", "approved", "held")
@@ -22,8 +22,8 @@ class Ticks:
         return BEGAN + timedelta(seconds=self.seconds)
 
 
-def sample_vitals(ticks: Ticks) -> Vitals:
-    return Vitals(
+def sample_vitals(ticks: Ticks) -> Health:
+    return Health(
         target="neon_auth",
         api_host="api.stack-auth.com",
         sweep_seconds=60,

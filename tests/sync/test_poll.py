@@ -16,7 +16,7 @@ from tests.support.waiting import until
 from worker.clock import Clock
 from worker.errors import Misconfigured, Stopped
 from worker.sandbox.api import Reply, Request
-from worker.service.health import Vitals
+from worker.service.health import Health
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.ownership import bind_project
@@ -358,9 +358,9 @@ def test_poll_does_not_queue_behind_the_proofs_of_a_sweep(session: Session) -> N
 def test_poll_that_took_the_server_long_waits_in_proportion(session: Session) -> None:
     """At most a fifth of the time; the least pause is 0.02 s."""
     sign_up(session.world.project, *range(30))
-    vitals = Vitals(target="neon_auth", api_host="localhost", sweep_seconds=60)
+    health = Health(target="neon_auth", api_host="localhost", sweep_seconds=60)
     telemetry = Telemetry(
-        vitals, Metrics(vitals.snapshot), session.memory, session.store.database.clock
+        health, Metrics(health.snapshot), session.memory, session.store.database.clock
     )
     leader = Leader(session.settings, session.source, session.store, session.memory, telemetry)
     leader.sweep()

@@ -14,7 +14,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from worker.errors import Misconfigured
 from worker.http_server import WsgiServer
-from worker.service.health import Vitals
+from worker.service.health import Health
 from worker.service.metrics import Metrics
 from worker.service.status_page import render
 
@@ -68,10 +68,10 @@ class WebServer:
     Port 0 takes any free one; `port` tells which. Raises Misconfigured if it cannot be had.
     """
 
-    def __init__(self, host: str, port: int, vitals: Vitals, metrics: Metrics) -> None:
+    def __init__(self, host: str, port: int, health: Health, metrics: Metrics) -> None:
         self.host = host
         self.port = port
-        self._app = make_app(vitals, metrics)
+        self._app = make_app(health, metrics)
 
     def __enter__(self) -> Self:
         listening = _listen(self.host, self.port)
@@ -89,12 +89,12 @@ class WebServer:
         self._server.__exit__(kind, error, traceback)
 
 
-def make_app(vitals: Vitals, metrics: Metrics) -> WSGIApplication:
+def make_app(health: Health, metrics: Metrics) -> WSGIApplication:
     """Return the WSGI app."""
     paths: dict[str, Callable[[], Answer]] = {
-        "/": lambda: Answer(HTTPStatus.OK, render(vitals.snapshot()), HTML),
-        "/healthz": lambda: _health(vitals),
-        "/readyz": lambda: _readiness(vitals),
+        "/": lambda: Answer(HTTPStatus.OK, render(health.snapshot()), HTML),
+        "/healthz": lambda: _health(health),
+        "/readyz": lambda: _readiness(health),
         "/metrics": lambda: Answer(HTTPStatus.OK, *metrics.render()),
     }
 
@@ -127,12 +127,12 @@ def _answer(method: str, path: Callable[[], Answer] | None) -> Answer:
     return path()
 
 
-def _health(vitals: Vitals) -> Answer:
-    return _verdict("ok", vitals.not_alive)
+def _health(health: Health) -> Answer:
+    return _verdict("ok", health.not_alive)
 
 
-def _readiness(vitals: Vitals) -> Answer:
-    return _verdict("ready", (*vitals.not_alive, *vitals.snapshot().not_ready))
+def _readiness(health: Health) -> Answer:
+    return _verdict("ready", (*health.not_alive, *health.snapshot().not_ready))
 
 
 def _verdict(good: str, reasons: tuple[str, ...]) -> Answer:

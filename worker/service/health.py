@@ -115,7 +115,7 @@ def _utc_now() -> datetime:
 
 
 @dataclass(slots=True, kw_only=True)
-class Vitals:
+class Health:
     """Safe to be called from any thread. Moments are seconds of `monotonic`."""
 
     target: str

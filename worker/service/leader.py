@@ -51,7 +51,7 @@ class Leader:
         self.pace = Pace(schedule.sweep_seconds, schedule.sweep_share, self._monotonic)
         self._audited_at = self._counted_at = self._monotonic()
         self.memory.on_inserted = self._inserted
-        self.memory.on_replaced = self.telemetry.vitals.table_replaced
+        self.memory.on_replaced = self.telemetry.health.table_replaced
 
     def poll(self) -> float:
         """Look at the newest users, or at all of them where that is no more."""

@@ -7,7 +7,7 @@ from threading import Lock
 
 import structlog
 
-from worker.service.health import Vitals
+from worker.service.health import Health
 from worker.service.metrics import Metrics
 
 log = structlog.stdlib.get_logger(__name__)
@@ -30,7 +30,7 @@ class Troubles:
     is told of again when it ends. After an outage of a service, `recovered` is called.
     """
 
-    vitals: Vitals
+    health: Health
     metrics: Metrics
     recovered: Callable[[], None] = lambda: None
     _present: dict[str, tuple[str, bool]] = field(default_factory=dict)
@@ -62,11 +62,11 @@ class Troubles:
 
     def moved(self) -> None:
         """Take in that a job got somewhere, be it to an error."""
-        self.vitals.moved()
+        self.health.moved()
 
     def stalled(self) -> bool:
         """Whether the worker makes no progress, and so should not keep the lease."""
-        return self.vitals.stalled()
+        return self.health.stalled()
 
     def began(self, name: str, error: str, *, fatal: bool = False) -> None:
         """Note what goes wrong, and warn if nothing did before; a person must mend the fatal."""
@@ -74,7 +74,7 @@ class Troubles:
             # The newest is the last.
             self._present.pop(name, None)
             self._present[name] = (error, fatal)
-            if self.vitals.trouble(f"{name}: {error}", fatal=fatal):
+            if self.health.trouble(f"{name}: {error}", fatal=fatal):
                 self._told[name] = None
                 log.warning("trouble.began", service=name, error=error)
 
@@ -87,8 +87,8 @@ class Troubles:
             if self._present:
                 left = next(reversed(self._present))
                 error, fatal = self._present[left]
-                self.vitals.trouble(f"{left}: {error}", fatal=fatal)
-            elif (lasted := self.vitals.trouble_ended()) is not None:
+                self.health.trouble(f"{left}: {error}", fatal=fatal)
+            elif (lasted := self.health.trouble_ended()) is not None:
                 for told in self._told:
                     log.info("trouble.ended", service=told, lasted_seconds=round(lasted, 1))
                 self._told.clear()

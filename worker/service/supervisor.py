@@ -20,7 +20,7 @@ from worker.errors import (
 )
 from worker.retry import LONGEST_ASKED_SECONDS
 from worker.service.endpoints import WebServer
-from worker.service.health import LONGEST_STEP_SECONDS, State, Vitals
+from worker.service.health import LONGEST_STEP_SECONDS, Health, State
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.outages import FIRST_PAUSE_SECONDS, Troubles
@@ -55,7 +55,7 @@ class Service:
     clock: Clock = field(default_factory=Clock)
     scheduler: Scheduler = field(default_factory=Scheduler)
     memory: Memory = field(default_factory=Memory)
-    vitals: Vitals = field(init=False)
+    health: Health = field(init=False)
     metrics: Metrics = field(init=False)
     _troubles: Troubles = field(init=False)
     _telemetry: Telemetry = field(init=False)
@@ -71,7 +71,7 @@ class Service:
     _stalled: bool = False
 
     def __post_init__(self) -> None:
-        self.vitals = Vitals(
+        self.health = Health(
             target=self.settings.database.schema_name,
             api_host=self.settings.stack.api_url.partition("://")[2],
             sweep_seconds=self.settings.schedule.sweep_seconds,
@@ -80,16 +80,16 @@ class Service:
             longest_step_seconds=LONGEST_STEP_SECONDS
             + max(0.0, self.settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
         )
-        self.metrics = Metrics(self.vitals.snapshot)
-        self._troubles = Troubles(self.vitals, self.metrics, self._recovered)
-        self._telemetry = Telemetry(self.vitals, self.metrics, self.memory, self.clock)
+        self.metrics = Metrics(self.health.snapshot)
+        self._troubles = Troubles(self.health, self.metrics, self._recovered)
+        self._telemetry = Telemetry(self.health, self.metrics, self.memory, self.clock)
 
     def run(self) -> None:
         """Work until stopped. Raises Misconfigured if it cannot even begin."""
         with ExitStack() as opened:
             if self.settings.http.port:
                 http = self.settings.http
-                opened.enter_context(WebServer(http.host, http.port, self.vitals, self.metrics))
+                opened.enter_context(WebServer(http.host, http.port, self.health, self.metrics))
             database = opened.enter_context(
                 opened_database(self.settings, self.url, self.clock, self.stop, self._troubles)
             )
@@ -99,7 +99,7 @@ class Service:
             self._schedule("begin", partial(self._begin, inner, database), 0)
             while not self.stop.wait(BEAT_SECONDS):
                 self._beat()
-            self.vitals.enter("stopping")
+            self.health.enter("stopping")
             if not self.scheduler.stop():
                 log.error("jobs.abandoned", scheduler=self.scheduler.running())
                 opened.pop_all()  # what they hold, such as a lock, would be waited for
@@ -108,12 +108,12 @@ class Service:
 
     def _beat(self) -> None:
         """Look after the clock, and at whether the jobs get anywhere; once a second."""
-        self.vitals.beat()
+        self.health.beat()
         self.scheduler.mind_the_clock()
         # Keeping the lease is not what the worker is there for.
         if self.scheduler.at_rest("renew"):
-            self.vitals.moved()
-        stalled = self.vitals.stalled()
+            self.health.moved()
+        stalled = self.health.stalled()
         if stalled and not self._stalled:
             log.error("worker.stalled", scheduler=self.scheduler.running())
         self._stalled = stalled
@@ -142,7 +142,7 @@ class Service:
         self.memory.load(self._store)
         log.info("lease.acquired", target=lease.target)
         self._enter("quiet" if self.settings.database.quiet else "working")
-        self.vitals.set_lease(True)
+        self.health.set_lease(True)
         self._leader = leader = Leader(
             self.settings, self._source, self._store, self.memory, self._telemetry
         )
@@ -160,10 +160,10 @@ class Service:
             self._tenure += 1
             self._leader = None
         log.warning("lease.lost", error=str(error))
-        self.vitals.set_lease(False)
+        self.health.set_lease(False)
         # Whoever holds the lease now has them to tell.
-        self.vitals.set_deletions(held=0, candidates=0, oldest_candidate_since=None)
-        self.vitals.set_quarantined(0)
+        self.health.set_deletions(held=0, candidates=0, oldest_candidate_since=None)
+        self.health.set_quarantined(0)
         self.scheduler.cancel(*LEADER_JOBS)
         for name in LEADER_JOBS:
             self._troubles.ended(name)
@@ -177,8 +177,8 @@ class Service:
                 self._schedule("sweep", self._leader.sweep, self._leader.pace.rest)
 
     def _enter(self, state: State) -> None:
-        if self.vitals.snapshot().state != state:
-            self.vitals.enter(state)
+        if self.health.snapshot().state != state:
+            self.health.enter(state)
             log.info("worker.entered", state=state)
 
     def _schedule(self, name: str, work: Callable[[], float | None], seconds: float) -> None:
@@ -193,7 +193,7 @@ class Service:
             return
         finally:
             if name != "renew":
-                self.vitals.moved()
+                self.health.moved()
         if again is not None and tenure == self._tenure and not self.stop.is_set():
             self._schedule(name, work, again)
 

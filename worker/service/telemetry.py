@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from worker.clock import Clock
 from worker.errors import told
 from worker.model import Users
-from worker.service.health import SweepSummary, Vitals
+from worker.service.health import Health, SweepSummary
 from worker.service.metrics import Metrics
 from worker.sync.cache import Memory
 from worker.sync.state import Findings
@@ -16,15 +16,15 @@ from worker.sync.sweep import Report
 class Telemetry:
     """Where the figures of one worker go. Safe to be called from any thread."""
 
-    vitals: Vitals
+    health: Health
     metrics: Metrics
     memory: Memory
     clock: Clock
 
     def page_read(self, page_size: int) -> None:
-        self.vitals.moved()
-        self.vitals.set_page_size(page_size)
-        self.vitals.set_rows(users=len(self.memory.mirror))
+        self.health.moved()
+        self.health.set_page_size(page_size)
+        self.health.set_rows(users=len(self.memory.mirror))
 
     def rows_inserted(self, users: Users) -> None:
         """Measure how long sign-ups took to their rows."""
@@ -33,23 +33,23 @@ class Telemetry:
             self.metrics.observe_freshness(now - millis / 1000)
 
     def poll_ended(self, findings: Findings) -> None:
-        self.vitals.poll_finished()
-        self.vitals.set_rows(users=len(self.memory.mirror))
+        self.health.poll_finished()
+        self.health.set_rows(users=len(self.memory.mirror))
         # The users that sweeps read are counted there.
         counts = {name: count for name, count in findings.counts.items() if name != "users"}
         self.metrics.count_rows(counts)
 
     def sweep_failed(self, error: Exception) -> None:
         """Take in a sweep that did not come to its end."""
-        self.vitals.sweep_failed(told(error))
+        self.health.sweep_failed(told(error))
 
     def sweep_ended(self, report: Report) -> None:
         """Take in a sweep; one that was a poll is worth showing only if it changed something."""
         counts = {name: count for name, count in report.figures.items() if name != "candidates"}
         if report.kind == "poll":
-            self.vitals.poll_finished(whole_list=True)
+            self.health.poll_finished(whole_list=True)
         if report.kind != "poll" or report.changed_something:
-            self.vitals.sweep_finished(
+            self.health.sweep_finished(
                 SweepSummary(
                     report.sweep,
                     report.kind,
@@ -62,8 +62,8 @@ class Telemetry:
             )
         self.metrics.count_rows(counts)
         self.metrics.observe_sweep(report.duration_seconds)
-        self.vitals.set_quarantined(report.counts["quarantined"])
-        self.vitals.set_rows(users=len(self.memory.mirror))
+        self.health.set_quarantined(report.counts["quarantined"])
+        self.health.set_rows(users=len(self.memory.mirror))
         self._count_suspects(report.counts["held"])
 
     def _count_suspects(self, held: int) -> None:
@@ -73,5 +73,5 @@ class Telemetry:
         since = None
         if noticed:
             age = (self.clock.now() - min(noticed)).total_seconds()
-            since = self.vitals.monotonic() - age
-        self.vitals.set_deletions(held=held, candidates=len(noticed), oldest_candidate_since=since)
+            since = self.health.monotonic() - age
+        self.health.set_deletions(held=held, candidates=len(noticed), oldest_candidate_since=since)
