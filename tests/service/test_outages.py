@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from tests.support.worker_samples import Ticks, sample_vitals
 from worker.service.metrics import Metrics
-from worker.service.outages import Troubles
+from worker.service.outages import Outages
 
 Logs = list[MutableMapping[str, Any]]
 
@@ -20,41 +20,39 @@ def logs() -> Iterator[Logs]:
 
 
 @pytest.fixture
-def troubles() -> Troubles:
+def outages() -> Outages:
     health = sample_vitals(Ticks())
-    return Troubles(health, Metrics(health.snapshot))
+    return Outages(health, Metrics(health.snapshot))
 
 
 def told(logs: Logs) -> list[tuple[str, str]]:
     return [(line["event"].removeprefix("trouble."), line["service"]) for line in logs]
 
 
-def test_end_names_the_service_that_the_beginning_named(troubles: Troubles, logs: Logs) -> None:
-    troubles.began("the database", "gone")
-    troubles.began("sweep", "failed")
-    troubles.ended("the database")
-    troubles.ended("sweep")
+def test_end_names_the_service_that_the_beginning_named(outages: Outages, logs: Logs) -> None:
+    outages.began("the database", "gone")
+    outages.began("sweep", "failed")
+    outages.ended("the database")
+    outages.ended("sweep")
     assert told(logs) == [("began", "the database"), ("ended", "the database")]
 
 
-def test_service_that_was_told_of_again_as_fatal_ends_as_well(
-    troubles: Troubles, logs: Logs
-) -> None:
-    troubles.began("Stack Auth", "gone")
-    troubles.began("sweep", "wrong key", fatal=True)
-    troubles.ended("Stack Auth")
-    troubles.ended("sweep")
+def test_service_that_was_told_of_again_as_fatal_ends_as_well(outages: Outages, logs: Logs) -> None:
+    outages.began("Stack Auth", "gone")
+    outages.began("sweep", "wrong key", fatal=True)
+    outages.ended("Stack Auth")
+    outages.ended("sweep")
     began, ended = (
         {name for event, name in told(logs) if event == wanted} for wanted in ("began", "ended")
     )
     assert began == ended == {"Stack Auth", "sweep"}
 
 
-def test_next_trouble_begins_with_nothing_of_the_last(troubles: Troubles, logs: Logs) -> None:
+def test_next_trouble_begins_with_nothing_of_the_last(outages: Outages, logs: Logs) -> None:
     for service in ("Stack Auth", "the database"):
-        troubles.began(service, "gone")
-        troubles.ended(service)
-        troubles.ended(service)
+        outages.began(service, "gone")
+        outages.ended(service)
+        outages.ended(service)
     assert told(logs) == [
         ("began", "Stack Auth"),
         ("ended", "Stack Auth"),

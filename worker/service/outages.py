@@ -22,7 +22,7 @@ MOST_DOUBLINGS = 10
 
 
 @dataclass(slots=True)
-class Troubles:
+class Outages:
     """The troubles of all threads, by the service or the job that has them.
 
     Services are watched call by call (`failed`, `succeeded`, `answered`), jobs as a whole (`began`,

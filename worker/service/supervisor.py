@@ -23,7 +23,7 @@ from worker.service.endpoints import WebServer
 from worker.service.health import LONGEST_STEP_SECONDS, Health, State
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
-from worker.service.outages import FIRST_PAUSE_SECONDS, Troubles
+from worker.service.outages import FIRST_PAUSE_SECONDS, Outages
 from worker.service.ownership import another_project, bind_project, give_back
 from worker.service.scheduler import Scheduler
 from worker.service.telemetry import Telemetry
@@ -57,7 +57,7 @@ class Service:
     memory: Memory = field(default_factory=Memory)
     health: Health = field(init=False)
     metrics: Metrics = field(init=False)
-    _troubles: Troubles = field(init=False)
+    _outages: Outages = field(init=False)
     _telemetry: Telemetry = field(init=False)
     _store: Store = field(init=False)
     _source: Source = field(init=False)
@@ -81,7 +81,7 @@ class Service:
             + max(0.0, self.settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
         )
         self.metrics = Metrics(self.health.snapshot)
-        self._troubles = Troubles(self.health, self.metrics, self._recovered)
+        self._outages = Outages(self.health, self.metrics, self._recovered)
         self._telemetry = Telemetry(self.health, self.metrics, self.memory, self.clock)
 
     def run(self) -> None:
@@ -91,7 +91,7 @@ class Service:
                 http = self.settings.http
                 opened.enter_context(WebServer(http.host, http.port, self.health, self.metrics))
             database = opened.enter_context(
-                opened_database(self.settings, self.url, self.clock, self.stop, self._troubles)
+                opened_database(self.settings, self.url, self.clock, self.stop, self._outages)
             )
             inner = opened.enter_context(ExitStack())
             opened.callback(self.scheduler.stop)
@@ -123,7 +123,7 @@ class Service:
         self._store = open_store(self.settings, database)
         inner.callback(give_back, self._store.lease)
         self._source = inner.enter_context(
-            opened_source(self.settings, self.clock, self.stop, self._store.lease, self._troubles)
+            opened_source(self.settings, self.clock, self.stop, self._store.lease, self._outages)
         )
         self._schedule("stand by", self._stand_by, 0)
 
@@ -166,7 +166,7 @@ class Service:
         self.health.set_quarantined(0)
         self.scheduler.cancel(*LEADER_JOBS)
         for name in LEADER_JOBS:
-            self._troubles.ended(name)
+            self._outages.ended(name)
         self._schedule("stand by", self._stand_by, LOOK_SECONDS)
 
     def _recovered(self) -> None:
@@ -221,7 +221,7 @@ class Service:
             log.exception("job.failed", job=name)
             return self._failed(name, error)
         self._begun = self._begun or name in LEADER_JOBS
-        self._troubles.ended(name)
+        self._outages.ended(name)
         return again
 
     def _with_true_mirror(self, name: str, work: Callable[[], float | None]) -> float | None:
@@ -240,8 +240,8 @@ class Service:
 
     def _failed(self, name: str, error: Exception, *, fatal: bool = False) -> float:
         """Tell of it once, and give the pause before the next attempt, which grows."""
-        self._troubles.began(name, told(error), fatal=fatal)
-        pause, leader = self._troubles.next_pause(name), self._leader
+        self._outages.began(name, told(error), fatal=fatal)
+        pause, leader = self._outages.next_pause(name), self._leader
         if leader is None:
             return pause
         if isinstance(error, SweepIncomplete):
