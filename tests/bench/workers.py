@@ -23,7 +23,7 @@ from worker.service.ownership import bind_project
 from worker.settings.settings import Settings
 from worker.stack_auth.client import StackApi
 from worker.store import Store
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.fetcher import Source
 from worker.sync.page_size import PageSize
 from worker.sync.sweep import Report, Sweep
@@ -76,14 +76,12 @@ class Warm:
 
     source: Source
     store: Store
-    memory: Memory
+    cache: Cache
     settings: Settings
 
     def sweep(self, *, trace: bool = True) -> Report:
         chosen = rules(self.settings)
-        return Sweep(
-            self.source, self.store, self.memory, chosen, lambda _: None, trace=trace
-        ).run()
+        return Sweep(self.source, self.store, self.cache, chosen, lambda _: None, trace=trace).run()
 
 
 @contextmanager
@@ -96,9 +94,9 @@ def warmed(api: RemoteApi, url: str, page_size: int = 1_000) -> Iterator[Warm]:
         source = opened.enter_context(opened_source(chosen, clock, stop, store.lease, Nobody()))
         store.lease.acquire()
         bind_project(store, source)
-        memory = Memory()
-        memory.load(store)
-        warm = Warm(source, store, memory, chosen)
+        cache = Cache()
+        cache.load(store)
+        warm = Warm(source, store, cache, chosen)
         warm.sweep()
         yield warm
 
@@ -146,10 +144,10 @@ def apply_alone(api: RemoteApi, url: str, pages: Sequence[Page]) -> Report:
             page_size=PageSize(len(pages[0].users)),
             lease=store.lease,
         )
-        memory = Memory()
-        memory.load(store)
+        cache = Cache()
+        cache.load(store)
         try:
-            return Sweep(source, store, memory, rules(chosen), lambda _: None).run()
+            return Sweep(source, store, cache, rules(chosen), lambda _: None).run()
         finally:
             source.close()
 

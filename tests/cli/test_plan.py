@@ -40,7 +40,7 @@ from worker.errors import Misconfigured, SourceUnavailable, Stopped
 from worker.model import Users
 from worker.sandbox.api import Request, server_error
 from worker.store.suspects import Deletions
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.state import Findings
 
 SHAPES = pytest.mark.parametrize("id_type", [None, "text", "uuid"])
@@ -730,7 +730,7 @@ def test_what_is_asked_twice_is_told_once() -> None:
     journal = Journal(told.append, ())
     for _ in range(2):
         journal.compared(Users.of(users), "is=", [json.dumps({"was_deleted": True})])
-    findings = Findings(1, "plan", datetime.min.replace(tzinfo=UTC), Memory())
+    findings = Findings(1, "plan", datetime.min.replace(tzinfo=UTC), Cache())
     journal.turn_page(findings)
     journal.compared(Users.of(users[1:]), "s=", [json.dumps({"was_deleted": False})])
     journal.turn_page(findings)

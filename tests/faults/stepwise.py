@@ -20,7 +20,7 @@ from worker.service.ownership import give_back
 from worker.service.telemetry import Telemetry
 from worker.stack_auth.client import StackApi
 from worker.store import Store
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.page_size import PageSize
 from worker.sync.sweep import Sweep
 from worker.wiring import access, open_store, opened_database, rules
@@ -42,7 +42,7 @@ class Worker:
         self.says: list[Said] = []
         self.accepted: list[Said] = []
         self.scheduler: dict[str, Job] = {}
-        self.memory = Memory()
+        self.cache = Cache()
         self.leader: Leader | None = None
         self._site = site
         self._told = told
@@ -202,20 +202,20 @@ class Worker:
             self.over = not self.manner.lasts
             return
         self._told("lease: taken")
-        self.memory.load(self._store)
+        self.cache.load(self._store)
         if self.manner.lasts:
             self.leader = Leader(
-                self._settings, self._source, self._store, self.memory, self._telemetry()
+                self._settings, self._source, self._store, self.cache, self._telemetry()
             )
 
     def _telemetry(self) -> Telemetry:
         health = Health(target="neon_auth", api_host=API_URL, sweep_seconds=60)
-        return Telemetry(health, Metrics(health.snapshot), self.memory, self._clock)
+        return Telemetry(health, Metrics(health.snapshot), self.cache, self._clock)
 
     def _sweep_once(self) -> None:
         minutes = self._settings.schedule.resume_minutes
         sweep = Sweep(
-            self._source, self._store, self.memory, rules(self._settings), nothing, minutes
+            self._source, self._store, self.cache, rules(self._settings), nothing, minutes
         )
         try:
             self._told(f"sweep: {sweep.run().outcome}")
@@ -238,12 +238,12 @@ class Worker:
 
     def _attend(self, work: Callable[[], object]) -> None:
         """Do a job of the long-running worker, with a mirror that is made true where it is not."""
-        generation = self.memory.generation
+        generation = self.cache.generation
         try:
             work()
         except MirrorOutdated:
             self._told("mirror: outdated")
-            self.memory.reload(self._store, generation)
+            self.cache.reload(self._store, generation)
         finally:
             if self.manner is Manner.QUIET:
                 self._store.lease.rest()

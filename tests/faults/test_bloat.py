@@ -147,12 +147,12 @@ def test_worker_remembers_nothing_but_its_users(inner: ServiceWorld, tries: int)
         until("a sweep ended", lambda: newest(worker) != swept)  # noqa: B023  at once
         inner.api.requests.clear()
     until("the table is right", lambda: inner.live() == set(inner.project.ids()))
-    memory = worker.service.memory
-    until("no suspicion is left", lambda: not memory.suspects)
+    cache = worker.service.cache
+    until("no suspicion is left", lambda: not cache.suspects)
     worker.stop()
 
-    assert len(memory.mirror) == USERS
-    assert (memory.remembered, memory.rejects) == (0, {})
+    assert len(cache.mirror) == USERS
+    assert (cache.remembered, cache.rejects) == (0, {})
     assert len(worker.service.health.snapshot().sweeps) <= KEPT_SWEEPS
 
 

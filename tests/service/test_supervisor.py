@@ -170,7 +170,7 @@ def test_worker_whose_jobs_are_stuck_is_found_out_and_replaced(
     stuck, other = world.at_work(), world.start()
     until("the other stands by", lambda: other.state == "standing by")
     health = stuck.service.health
-    with stuck.service.memory.lock:
+    with stuck.service.cache.lock:
         health.longest_step_seconds = 0.5
         until("it is found out", lambda: health.not_alive)
         created = world.project.create()
@@ -216,12 +216,12 @@ def test_second_worker_stands_by_and_takes_over_at_once_after_a_stop(world: Serv
 def test_mirror_is_loaded_anew_when_somebody_else_writes(world: ServiceWorld, logs: Logs) -> None:
     ids = world.project.populate(30)
     worker = world.at_work()
-    generation = worker.service.memory.generation
+    generation = worker.service.cache.generation
     world.query("delete from neon_auth.users_sync where id = %s", ids[4])
     world.query(SOMEBODY_WRITES)
     created = world.project.create()
     until("everybody is there", lambda: {ids[4], created} <= world.live())
-    assert worker.service.memory.generation > generation
+    assert worker.service.cache.generation > generation
     assert worker.state == "working"
     worker.stop()
     assert "trouble.began" not in events(logs)
@@ -434,10 +434,10 @@ def test_error_that_nobody_expected_is_told_and_outlived(world: ServiceWorld, lo
     def stumble(_: object) -> None:
         raise ZeroDivisionError
 
-    worker.service.memory.on_inserted = stumble
+    worker.service.cache.on_inserted = stumble
     created = world.project.create()
     until("it is in trouble", lambda: worker.service.health.snapshot().trouble)
-    worker.service.memory.on_inserted = lambda _: None
+    worker.service.cache.on_inserted = lambda _: None
     until("the trouble is over", lambda: worker.service.health.snapshot().trouble is None)
     assert created in world.live()
     worker.stop()
@@ -531,15 +531,15 @@ def test_worker_looks_again_at_what_a_command_touched_and_at_nothing_else(
     with opened_session(world.settings(), world.url, Event()) as session:
         became = [session.sync(user_id).became for user_id in (created, ids[0], ids[1], ids[2])]
     assert became == ["inserted", "updated", "deleted", "unchanged"]
-    memory, generation = worker.service.memory, worker.service.memory.generation
+    cache, generation = worker.service.cache, worker.service.cache.generation
     if quiet:
         with pytest.raises(MirrorOutdated):
             worker.service._store.write([], 1)  # noqa: SLF001
-        memory.reload(worker.service._store, generation)  # noqa: SLF001
-    until("the worker notices", lambda: memory.generation > generation)
+        cache.reload(worker.service._store, generation)  # noqa: SLF001
+    until("the worker notices", lambda: cache.generation > generation)
     assert events(logs).count("mirror.amended") == 1
     assert "mirror.discarded" not in events(logs)
-    live = {user_id for _, user_id in memory.mirror.keys()}  # noqa: SIM118  it is no dict
+    live = {user_id for _, user_id in cache.mirror.keys()}  # noqa: SIM118  it is no dict
     assert live == world.live() == set(world.project.ids())
     worker.stop()
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from worker.errors import MirrorOutdated
 from worker.model import User, Users
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.mirror import Delta
 
 BEGAN = datetime(2026, 3, 14, tzinfo=UTC)
@@ -29,9 +29,9 @@ def everybody() -> Delta:
     return Delta(Users.of(user(user_id) for user_id in IDS), keys, list(keys))
 
 
-def decided(memory: Memory, seconds: int) -> set[str]:
+def decided(cache: Cache, seconds: int) -> set[str]:
     """Tell of which ids an answer that was asked for then says nothing."""
-    delta = memory.still_news(everybody(), at(seconds))
+    delta = cache.still_news(everybody(), at(seconds))
     said = {user.id for user in delta.changed}
     assert said == {key[1] for key in delta.missing} == {key[1] for key in delta.moved}
     return set(IDS) - said
@@ -47,69 +47,69 @@ def test_older_answer_says_nothing_of_what_a_later_one_decided(
     answers: list[tuple[int, set[str], int]],
 ) -> None:
     """Each answer has the moment it was asked for, whom it shows, and when its turn comes."""
-    memory = Memory()
+    cache = Cache()
     for seconds, _, _ in answers:
-        memory.asked(at(seconds))
+        cache.asked(at(seconds))
     accepted: list[tuple[int, set[str]]] = []
     for seconds, ids, _ in sorted(answers, key=lambda answer: answer[2]):
         later = [shown for moment, shown in accepted if moment > seconds]
-        assert decided(memory, seconds) == set[str]().union(*later)
-        memory.accepted(ids, at(seconds))
-        memory.answered(at(seconds))
+        assert decided(cache, seconds) == set[str]().union(*later)
+        cache.accepted(ids, at(seconds))
+        cache.answered(at(seconds))
         accepted.append((seconds, ids))
-    assert memory.remembered == 0
+    assert cache.remembered == 0
 
 
 @given(answers)
 def test_nothing_is_remembered_when_nothing_is_under_way(
     answers: list[tuple[int, set[str], int]],
 ) -> None:
-    memory = Memory()
+    cache = Cache()
     for seconds, ids, _ in answers:
-        memory.asked(at(seconds))
-        memory.accepted(ids, at(seconds))
-        memory.answered(at(seconds))
-        assert memory.remembered == 0
+        cache.asked(at(seconds))
+        cache.accepted(ids, at(seconds))
+        cache.answered(at(seconds))
+        assert cache.remembered == 0
 
 
 def test_answers_one_after_another_need_no_memory() -> None:
-    memory = Memory()
-    memory.asked(at(5))
-    memory.accepted(IDS, at(5))
-    assert memory.remembered == 0
-    assert decided(memory, 5) == set()
+    cache = Cache()
+    cache.asked(at(5))
+    cache.accepted(IDS, at(5))
+    assert cache.remembered == 0
+    assert decided(cache, 5) == set()
 
 
 def test_only_what_the_oldest_answer_could_contradict_is_kept() -> None:
-    memory = Memory()
+    cache = Cache()
     for seconds in (1, 5, 9):
-        memory.asked(at(seconds))
-    memory.accepted(IDS[:1], at(5))
-    memory.accepted(IDS[1:2], at(9))
-    memory.answered(at(1))
-    assert (memory.remembered, decided(memory, 6)) == (1, {IDS[1]})
-    memory.answered(at(9))
-    assert memory.remembered == 1
-    memory.answered(at(5))
-    assert memory.remembered == 0
+        cache.asked(at(seconds))
+    cache.accepted(IDS[:1], at(5))
+    cache.accepted(IDS[1:2], at(9))
+    cache.answered(at(1))
+    assert (cache.remembered, decided(cache, 6)) == (1, {IDS[1]})
+    cache.answered(at(9))
+    assert cache.remembered == 1
+    cache.answered(at(5))
+    assert cache.remembered == 0
 
 
 def test_answer_that_was_given_up_twice_is_forgotten_once() -> None:
-    memory = Memory()
-    memory.asked(at(1))
-    memory.answered(at(1))
-    memory.answered(at(1))
-    assert memory.remembered == 0
+    cache = Cache()
+    cache.asked(at(1))
+    cache.answered(at(1))
+    cache.answered(at(1))
+    assert cache.remembered == 0
 
 
 def test_nothing_to_say_stays_nothing() -> None:
-    memory = Memory()
-    assert memory.still_news(Delta(), at(0)) == Delta()
+    cache = Cache()
+    assert cache.still_news(Delta(), at(0)) == Delta()
 
 
 def test_answer_for_an_earlier_generation_counts_for_nothing() -> None:
-    memory = Memory()
-    memory.check(0)
-    memory.generation += 1
+    cache = Cache()
+    cache.check(0)
+    cache.generation += 1
     with pytest.raises(MirrorOutdated):
-        memory.check(0)
+        cache.check(0)

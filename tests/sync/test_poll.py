@@ -24,7 +24,7 @@ from worker.service.telemetry import Telemetry
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.sweeps import Checkpoint
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.fetcher import Source
 from worker.sync.page_size import PageSize
 from worker.sync.poll import Poll
@@ -45,14 +45,14 @@ class Session:
     settings: Settings
     source: Source
     store: Store
-    memory: Memory
+    cache: Cache
 
     def poll(self, *, cold: bool = False) -> Findings:
-        return Poll(self.source, self.store, self.memory, SIZE, cold).run()
+        return Poll(self.source, self.store, self.cache, SIZE, cold).run()
 
     def sweep(self) -> Report:
         return Sweep(
-            self.source, self.store, self.memory, rules(self.settings), lambda _: None
+            self.source, self.store, self.cache, rules(self.settings), lambda _: None
         ).run()
 
     def limits(self) -> list[int]:
@@ -77,9 +77,9 @@ def session(database_url: str, connection: psycopg.Connection, users_api: str) -
         assert store.lease.acquire()
         bind_project(store, source)
         world.api.requests.clear()
-        memory = Memory()
-        memory.load(store)
-        yield Session(world, settings, source, store, memory)
+        cache = Cache()
+        cache.load(store)
+        yield Session(world, settings, source, store, cache)
 
 
 def test_new_users_have_their_rows_at_once(session: Session) -> None:
@@ -201,10 +201,10 @@ def test_no_poll_asks_for_more_than_the_server_takes(session: Session, poll_page
     session.sweep()
     session.limits()
     assert (
-        Poll(session.source, session.store, session.memory, poll_page_size, cold=False).run().wrote
+        Poll(session.source, session.store, session.cache, poll_page_size, cold=False).run().wrote
         is False
     )
-    Poll(session.source, session.store, session.memory, poll_page_size, cold=False).run()
+    Poll(session.source, session.store, session.cache, poll_page_size, cold=False).run()
     assert session.limits() == [poll_page_size, 1_000, 1_000]
     assert session.live() == set(ids)
 
@@ -239,7 +239,7 @@ def test_user_that_only_moved_keeps_one_place(session: Session) -> None:
     session.sweep()
     session.world.project.upgrade(anonymous)
     assert session.poll().counts["updated"] == 1
-    assert len(session.memory.mirror) == len(ids) + 1
+    assert len(session.cache.mirror) == len(ids) + 1
 
 
 def test_unreadable_record_among_the_newest_is_put_aside_once(session: Session) -> None:
@@ -313,7 +313,7 @@ def test_nothing_is_remembered_once_no_answer_is_under_way(session: Session) -> 
     session.world.project.populate(8)
     Beside(session).sweep(session.poll)
     session.poll()
-    assert session.memory.remembered == 0
+    assert session.cache.remembered == 0
 
 
 def test_broken_off_sweep_leaves_nothing_to_remember_for(session: Session) -> None:
@@ -326,7 +326,7 @@ def test_broken_off_sweep_leaves_nothing_to_remember_for(session: Session) -> No
 
     with pytest.raises(Stopped):
         beside.sweep(outdate)
-    assert session.memory.remembered == 0
+    assert session.cache.remembered == 0
 
 
 def test_poll_does_not_queue_behind_the_proofs_of_a_sweep(session: Session) -> None:
@@ -360,9 +360,9 @@ def test_poll_that_took_the_server_long_waits_in_proportion(session: Session) ->
     sign_up(session.world.project, *range(30))
     health = Health(target="neon_auth", api_host="localhost", sweep_seconds=60)
     telemetry = Telemetry(
-        health, Metrics(health.snapshot), session.memory, session.store.database.clock
+        health, Metrics(health.snapshot), session.cache, session.store.database.clock
     )
-    leader = Leader(session.settings, session.source, session.store, session.memory, telemetry)
+    leader = Leader(session.settings, session.source, session.store, session.cache, telemetry)
     leader.sweep()
 
     def work(_: Request) -> None:
@@ -414,9 +414,9 @@ def test_user_whose_row_another_writer_deleted_is_suspected_no_more_once_restore
     session.sweep()
     session.world.query(SUSPECT, one)
     session.world.query(MARK_DELETED, one)
-    session.memory.load(session.store)
+    session.cache.load(session.store)
     now = session.store.database.clock.now()
-    begin(session.store, session.memory, "sweep", Checkpoint(1, (0, one), {}, now), now)
+    begin(session.store, session.cache, "sweep", Checkpoint(1, (0, one), {}, now), now)
     session.poll()
     assert session.live() == {one, *others}
     assert session.world.query(MISSING) == [(0,)]

@@ -15,7 +15,7 @@ from worker.clock import Clock
 from worker.errors import Misconfigured
 from worker.service.ownership import bind_project
 from worker.store import Store
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.fetcher import Source
 from worker.sync.poll import Poll
 from worker.sync.refusals import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Refusals
@@ -59,18 +59,18 @@ class Warm:
     world: World
     source: Source
     store: Store
-    memory: Memory
+    cache: Cache
     clock: Clock
     later: list[float]
 
     def sweep(self, kind: str = "sweep") -> Report:
         chosen = rules(settings(self.world.project))
-        return Sweep(self.source, self.store, self.memory, chosen, nothing, kind=kind).run()
+        return Sweep(self.source, self.store, self.cache, chosen, nothing, kind=kind).run()
 
     def poll(self) -> int:
         """Poll, and give how often that wrote."""
         before = self.writes()
-        Poll(self.source, self.store, self.memory, size=5, cold=False).run()
+        Poll(self.source, self.store, self.cache, size=5, cold=False).run()
         return self.writes() - before
 
     def writes(self) -> int:
@@ -105,9 +105,9 @@ def warm(world: World) -> Iterator[Warm]:
         )
         assert store.lease.acquire()
         bind_project(store, source)
-        memory = Memory()
-        memory.load(store)
-        yield Warm(world, source, store, memory, clock, later)
+        cache = Cache()
+        cache.load(store)
+        yield Warm(world, source, store, cache, clock, later)
 
 
 def told(logs: Sequence[Mapping[str, object]]) -> int:
@@ -227,7 +227,7 @@ def test_polls_try_a_refused_user_once_and_never_again(warm: Warm) -> None:
         writes = [warm.poll() for _ in range(4)]
     assert (writes[1:], told(logs)) == ([0, 0, 0], 1)
     warm.store.database.close()
-    Poll(warm.source, warm.store, warm.memory, size=5, cold=False).run()
+    Poll(warm.source, warm.store, warm.cache, size=5, cold=False).run()
     until("nobody is connected", lambda: not warm.world.query(OTHERS))
     warm.world.project.edit(user_id, display_name="Another")
     assert warm.poll() > 0

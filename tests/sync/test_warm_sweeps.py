@@ -16,7 +16,7 @@ from worker.clock import Clock
 from worker.service.ownership import bind_project
 from worker.store import Store
 from worker.store.suspects import Deletions
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.fetcher import Source
 from worker.sync.sweep import Report, Sweep
 from worker.wiring import open_store, opened_database, opened_source, rules
@@ -34,11 +34,11 @@ class Warm:
     world: World
     source: Source
     store: Store
-    memory: Memory
+    cache: Cache
 
     def sweep(self, *, trace: bool = True, **options: Any) -> Report:
         chosen = rules(settings(self.world.project, **options))
-        return Sweep(self.source, self.store, self.memory, chosen, nothing, trace=trace).run()
+        return Sweep(self.source, self.store, self.cache, chosen, nothing, trace=trace).run()
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def warm(quick_world: World) -> Iterator[Warm]:
         )
         assert store.lease.acquire()
         bind_project(store, source)
-        memory = Memory()
-        memory.load(store)
-        warm = Warm(world, source, store, memory)
+        cache = Cache()
+        cache.load(store)
+        warm = Warm(world, source, store, cache)
         assert warm.sweep().counts["inserted"] == 40
         yield warm
 

@@ -13,7 +13,7 @@ from worker.service.telemetry import Telemetry
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.sync.api_time import Purpose
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.fetcher import Source
 from worker.sync.poll import Poll
 from worker.sync.sweep import Report, Sweep
@@ -36,7 +36,7 @@ class Leader:
     settings: Settings
     source: Source
     store: Store
-    memory: Memory
+    cache: Cache
     telemetry: Telemetry
     warm: bool = False
     pace: Pace = field(init=False)
@@ -50,14 +50,14 @@ class Leader:
         schedule = self.settings.schedule
         self.pace = Pace(schedule.sweep_seconds, schedule.sweep_share, self._monotonic)
         self._audited_at = self._counted_at = self._monotonic()
-        self.memory.on_inserted = self._inserted
-        self.memory.on_replaced = self.telemetry.health.table_replaced
+        self.cache.on_inserted = self._inserted
+        self.cache.on_replaced = self.telemetry.health.table_replaced
 
     def poll(self) -> float:
         """Look at the newest users, or at all of them where that is no more."""
         schedule = self.settings.schedule
         began = self._monotonic()
-        small = self.warm and len(self.memory.mirror) < schedule.poll_page_size
+        small = self.warm and len(self.cache.mirror) < schedule.poll_page_size
         if small and self._sweeping.acquire(blocking=False):
             try:
                 worked = self._worked("sweep", lambda: self._swept("poll"))
@@ -91,7 +91,7 @@ class Leader:
 
     def _poll_newest(self) -> None:
         size = self.settings.schedule.poll_page_size
-        poll = Poll(self.source, self.store, self.memory, size, cold=not self.warm)
+        poll = Poll(self.source, self.store, self.cache, size, cold=not self.warm)
         self.telemetry.poll_ended(poll.run())
 
     def _worked(self, purpose: Purpose, work: Callable[[], object]) -> float:
@@ -121,7 +121,7 @@ class Leader:
         if now - self._audited_at < self.settings.schedule.audit_hours * SECONDS_PER_HOUR:
             return "sweep"
         self._audited_at = now
-        self.memory.load(self.store)
+        self.cache.load(self.store)
         return "audit"
 
     def _recount(self) -> None:
@@ -132,7 +132,7 @@ class Leader:
         self._counted_at = now
         try:
             # In quiet mode there may be no second look for days, and the counters lag.
-            self.memory.recount(self.store, trust_counters=not self.settings.database.quiet)
+            self.cache.recount(self.store, trust_counters=not self.settings.database.quiet)
         except Blocked as error:
             log.warning("census.skipped", error=str(error))
 
@@ -140,7 +140,7 @@ class Leader:
         return Sweep(
             self.source,
             self.store,
-            self.memory,
+            self.cache,
             rules(self.settings),
             on_page=lambda _: self.telemetry.page_read(self.source.page_size.limit),
             resume_minutes=None if self.warm else self.settings.schedule.resume_minutes,

@@ -8,7 +8,7 @@ import httpx
 from worker.clock import Clock
 from worker.service.ownership import bind_project, give_back, take_lease
 from worker.settings.settings import Settings
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.state import Findings
 from worker.sync.sweep import Report, Sweep
 from worker.wiring import open_store, opened_database, opened_source, rules
@@ -33,10 +33,10 @@ def sweep_once(
             take_lease(store.lease, settings.require_stack().project_id, stop)
             try:
                 bind_project(store, source)
-                memory = Memory()
-                memory.load(store)
+                cache = Cache()
+                cache.load(store)
                 resume_minutes = settings.schedule.resume_minutes
-                return Sweep(source, store, memory, rules(settings), on_page, resume_minutes).run()
+                return Sweep(source, store, cache, rules(settings), on_page, resume_minutes).run()
             finally:
                 # Whatever took all the retries there are is not tried for as long again.
                 stop.set()

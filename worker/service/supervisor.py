@@ -30,7 +30,7 @@ from worker.service.telemetry import Telemetry
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.database import Database
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.fetcher import Source
 from worker.wiring import open_store, opened_database, opened_source
 
@@ -54,7 +54,7 @@ class Service:
     stop: Event
     clock: Clock = field(default_factory=Clock)
     scheduler: Scheduler = field(default_factory=Scheduler)
-    memory: Memory = field(default_factory=Memory)
+    cache: Cache = field(default_factory=Cache)
     health: Health = field(init=False)
     metrics: Metrics = field(init=False)
     _outages: Outages = field(init=False)
@@ -82,7 +82,7 @@ class Service:
         )
         self.metrics = Metrics(self.health.snapshot)
         self._outages = Outages(self.health, self.metrics, self._recovered)
-        self._telemetry = Telemetry(self.health, self.metrics, self.memory, self.clock)
+        self._telemetry = Telemetry(self.health, self.metrics, self.cache, self.clock)
 
     def run(self) -> None:
         """Work until stopped. Raises Misconfigured if it cannot even begin."""
@@ -139,12 +139,12 @@ class Service:
             self._begun = True
             return LOOK_SECONDS
         bind_project(self._store, self._source)
-        self.memory.load(self._store)
+        self.cache.load(self._store)
         log.info("lease.acquired", target=lease.target)
         self._enter("quiet" if self.settings.database.quiet else "working")
         self.health.set_lease(True)
         self._leader = leader = Leader(
-            self.settings, self._source, self._store, self.memory, self._telemetry
+            self.settings, self._source, self._store, self.cache, self._telemetry
         )
         self._schedule("sweep", leader.sweep, 0)
         self._schedule("poll", leader.poll, 0)
@@ -226,11 +226,11 @@ class Service:
 
     def _with_true_mirror(self, name: str, work: Callable[[], float | None]) -> float | None:
         """Run one job; if the mirror turns out to be outdated, load it again and sweep."""
-        generation = self.memory.generation
+        generation = self.cache.generation
         try:
             return work()
         except MirrorOutdated:
-            self.memory.reload(self._store, generation)
+            self.cache.reload(self._store, generation)
             if self._leader is not None and name in LEADER_JOBS:
                 self._schedule("sweep", self._leader.sweep, 0)
             return FIRST_PAUSE_SECONDS

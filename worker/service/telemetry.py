@@ -7,7 +7,7 @@ from worker.errors import told
 from worker.model import Users
 from worker.service.health import Health, SweepSummary
 from worker.service.metrics import Metrics
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.state import Findings
 from worker.sync.sweep import Report
 
@@ -18,13 +18,13 @@ class Telemetry:
 
     health: Health
     metrics: Metrics
-    memory: Memory
+    cache: Cache
     clock: Clock
 
     def page_read(self, page_size: int) -> None:
         self.health.moved()
         self.health.set_page_size(page_size)
-        self.health.set_rows(users=len(self.memory.mirror))
+        self.health.set_rows(users=len(self.cache.mirror))
 
     def rows_inserted(self, users: Users) -> None:
         """Measure how long sign-ups took to their rows."""
@@ -34,7 +34,7 @@ class Telemetry:
 
     def poll_ended(self, findings: Findings) -> None:
         self.health.poll_finished()
-        self.health.set_rows(users=len(self.memory.mirror))
+        self.health.set_rows(users=len(self.cache.mirror))
         # The users that sweeps read are counted there.
         counts = {name: count for name, count in findings.counts.items() if name != "users"}
         self.metrics.count_rows(counts)
@@ -63,12 +63,12 @@ class Telemetry:
         self.metrics.count_rows(counts)
         self.metrics.observe_sweep(report.duration_seconds)
         self.health.set_quarantined(report.counts["quarantined"])
-        self.health.set_rows(users=len(self.memory.mirror))
+        self.health.set_rows(users=len(self.cache.mirror))
         self._count_suspects(report.counts["held"])
 
     def _count_suspects(self, held: int) -> None:
-        with self.memory.lock:
-            suspects = list(self.memory.suspects.values())
+        with self.cache.lock:
+            suspects = list(self.cache.suspects.values())
         noticed = [suspect.noticed_at for suspect in suspects if suspect.state == "candidate"]
         since = None
         if noticed:

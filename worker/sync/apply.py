@@ -59,7 +59,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         self._reached = self.findings.resume_at
-        with self.findings.memory.lock:
+        with self.findings.cache.lock:
             self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
         self.rejecting = Rejecting(self.store, self.findings)
         self._checkpoint_at = self._monotonic()
@@ -86,7 +86,7 @@ class Reading:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
         page = self.source.await_answer(asked.answer)
         self.count_api_time()
-        with self.findings.memory.lock:
+        with self.findings.cache.lock:
             span = self.walk.take(page)
         if span is None:
             pair = self.walk.request.pair
@@ -120,7 +120,7 @@ class Reading:
     def _ask(self) -> Asked:
         """Ask for the next page; from now on its answer may be older than others."""
         asked = Asked(
-            self.findings.memory.asked(self.store.database.clock.now()),
+            self.findings.cache.asked(self.store.database.clock.now()),
             self.source.ask_page(self.walk.request),
         )
         self._under_way.append(asked)
@@ -129,7 +129,7 @@ class Reading:
     def _forget_asked(self, *only: Asked) -> None:
         for asked in only or tuple(self._under_way):
             asked.answer.cancel()
-            self.findings.memory.answered(asked.at)
+            self.findings.cache.answered(asked.at)
             self._under_way.remove(asked)
 
     def apply(
@@ -153,10 +153,10 @@ class Reading:
         applied = store.database.retry.call(attempt)
         findings.count(applied.outcomes)
         findings.wrote = True
-        memory, mirror = findings.memory, findings.mirror
-        memory.accepted((i for users, _ in applied.outcomes for i in users.ids), observed_at)
+        cache, mirror = findings.cache, findings.mirror
+        cache.accepted((i for users, _ in applied.outcomes for i in users.ids), observed_at)
         if findings.rejects:
-            memory.stored({i for users in applied.by(*STORED) for i in users.ids})
+            cache.stored({i for users in applied.by(*STORED) for i in users.ids})
         mirror.remove(applied.moved)
         for known in applied.by(*STORED):
             mirror.accept(known)
@@ -165,7 +165,7 @@ class Reading:
                 mirror.forget_fingerprint(user.key)
         for inserted in applied.by(INSERTED):
             mirror.note_inserted(inserted, self._monotonic(), store.table.grace_seconds)
-            memory.on_inserted(inserted)
+            cache.on_inserted(inserted)
         for rejected in applied.rejected:
             self.rejecting.remember(rejected)
         return applied
@@ -176,8 +176,8 @@ class Reading:
         Raises MirrorOutdated for a page that was asked for before the mirror was loaded anew.
         """
         findings = self.findings
-        with findings.memory.lock:
-            findings.memory.check(findings.generation)
+        with findings.cache.lock:
+            findings.cache.check(findings.generation)
             delta = self._compare(page, span)
             found = storable(delta.changed, self.store.table.ignored_fields)
             rejected = [unreadable(each) for each in (*page.unreadable, *found.unreadable)]
@@ -204,15 +204,15 @@ class Reading:
         self.on_page(findings)
 
     def _compare(self, page: Page, span: Span | None) -> Delta:
-        memory, users = self.findings.memory, page.users
+        cache, users = self.findings.cache, page.users
         if span is not None:
-            delta = memory.mirror.compare(users, span, lambda: page.ids)
-            return memory.still_news(delta, page.observed_at)
+            delta = cache.mirror.compare(users, span, lambda: page.ids)
+            return cache.still_news(delta, page.observed_at)
         if not users:
             return Delta()
-        within = Span(memory.mirror.below(users.key(0)), users.key(len(users) - 1))
-        delta = memory.mirror.compare(users, within, lambda: page.ids)
-        return Delta(memory.still_news(delta, page.observed_at).changed)
+        within = Span(cache.mirror.below(users.key(0)), users.key(len(users) - 1))
+        delta = cache.mirror.compare(users, within, lambda: page.ids)
+        return Delta(cache.still_news(delta, page.observed_at).changed)
 
     def _records(self, page: Page, rejected: Sequence[Rejected], delta: Delta) -> list[Statement]:
         """Give the statements for unreadable records, suspects seen again, and new suspects."""
@@ -260,13 +260,13 @@ class Reading:
     def _try_again(self) -> None:
         """Try whom the database refused before: together, and after everybody else."""
         findings = self.findings
-        with findings.memory.lock:
-            findings.memory.check(findings.generation)
+        with findings.cache.lock:
+            findings.cache.check(findings.generation)
             users, observed_at = self.rejecting.take_aside()
             if not users:
                 return
             if any(self.apply(users, observed_at, []).by(*STORED)):
-                findings.memory.refusals.hasten()
+                findings.cache.refusals.hasten()
 
     def _checkpoint(self, key: Key | None) -> list[Extra]:
         """Give what moves the checkpoint with a batch; at the start of the list there is none."""

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Memory:
+class Cache:
     """The mirror with what belongs to it, true for as long as nobody else writes.
 
     `lock` is held from comparing an answer through applying to accepting it; answers are fetched

@@ -58,8 +58,8 @@ class Settling:
             self._learn_of_approvals()
             self._ask(self.reading.findings.in_state("approved"))
         findings = self.reading.findings
-        with findings.memory.lock:
-            findings.memory.check(findings.generation)
+        with findings.cache.lock:
+            findings.cache.check(findings.generation)
             # Somebody who was seen meanwhile, by a poll say, is a suspect no more.
             self._gone = {i: at for i, at in self._gone.items() if i in findings.suspects}
             if self._gone and self.trouble is None:
@@ -73,7 +73,7 @@ class Settling:
         now = self.reading.store.database.clock.now()
         asked_before = now - timedelta(hours=self.rules.audit_hours)
         due = []
-        with findings.memory.lock:
+        with findings.cache.lock:
             for user_id in findings.in_state("hidden"):
                 asked_at = findings.suspects[user_id].asked_at
                 if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
@@ -97,7 +97,7 @@ class Settling:
         if not findings.in_state("held"):
             return
         recorded = store.database.call(store.deletions.load)
-        with findings.memory.lock:
+        with findings.cache.lock:
             for user_id in findings.in_state("held"):
                 if user_id in recorded and recorded[user_id].state == "approved":
                     findings.suspects[user_id] = recorded[user_id]
@@ -124,8 +124,8 @@ class Settling:
         self.reading.count_api_time()
         self._asked.update(ids)
         findings = self.reading.findings
-        with findings.memory.lock:
-            findings.memory.check(findings.generation)
+        with findings.cache.lock:
+            findings.cache.check(findings.generation)
             still = {i: single for i, single in found if i in findings.suspects}
             if still:
                 self._take_found(still)
@@ -230,7 +230,7 @@ class Settling:
             log.warning("deletion.blocked", user=user_id, error=str(error))
             return
         self._refused.append(error.code)
-        known = self.reading.findings.memory.unmarked
+        known = self.reading.findings.cache.unmarked
         if user_id not in known:
             log.warning("deletion.blocked", user=user_id, error=error.code)
             known.add(user_id)
@@ -252,7 +252,7 @@ class Settling:
                 continue
             key = findings.noticed.pop(user_id, None)
             del findings.suspects[user_id]
-            findings.memory.unmarked.discard(user_id)
+            findings.cache.unmarked.discard(user_id)
             self._marked += 1
             findings.mirror.remove([key] if key else [])
             if letter == DELETED:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from worker.model import Page
 from worker.store import Store
 from worker.sync.apply import Reading
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.chain import Walk
 from worker.sync.fetcher import Source
 from worker.sync.state import Findings
@@ -28,7 +28,7 @@ class Poll:
 
     source: Source
     store: Store
-    memory: Memory
+    cache: Cache
     size: int
     cold: bool
     _met: set[str] = field(default_factory=set)
@@ -44,8 +44,8 @@ class Poll:
             number=max(1, self.store.lease.sweep),
             kind="poll",
             started=self.store.database.clock.now(),
-            memory=self.memory,
-            generation=self.memory.generation,
+            cache=self.cache,
+            generation=self.cache.generation,
         )
         walk, limit = Walk(newest_first=True), self.size
         while self._look(findings, walk, limit):
@@ -55,17 +55,17 @@ class Poll:
     def _look(self, findings: Findings, walk: Walk, limit: int) -> bool:
         """Take in one page; says whether to go on."""
         at = self.store.database.clock.now()
-        self.memory.asked(at)
+        self.cache.asked(at)
         try:
             page = self.source.await_answer(self.source.ask_newest(walk.request, limit))
-            with self.memory.lock:
+            with self.cache.lock:
                 proven, strangers = walk.take(page) is not None, self._are_strangers(page)
                 # An unproven page says nothing about those behind it: ask again from further back.
                 goes_on = (strangers or not proven) and self._is_worth_it(walk)
                 Reading(self.source, self.store, findings, _nobody_watches).take(page, None)
             return goes_on
         finally:
-            self.memory.answered(at)
+            self.cache.answered(at)
 
     def _is_worth_it(self, walk: Walk) -> bool:
         """Whether to ask for another page. Back at the start there is nothing to do."""
@@ -76,8 +76,8 @@ class Poll:
         """Whether nobody on the page is known, but for those whom this poll has met before."""
         new = page.ids - self._met
         self._met |= new
-        return new.isdisjoint(self.memory.rejects) and not any(
-            user.key in self.memory.mirror for user in page.users if user.id in new
+        return new.isdisjoint(self.cache.rejects) and not any(
+            user.key in self.cache.mirror for user in page.users if user.id in new
         )
 
 

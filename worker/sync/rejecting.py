@@ -43,10 +43,10 @@ class Rejecting:
         self._leave({record})
         findings.rejects[record] = rejected.digest
         if rejected.permanent:
-            findings.memory.refusals.forget([record])
+            findings.cache.refusals.forget([record])
         else:
             culprit = None if rejected.blames_data else rejected.error
-            findings.memory.refusals.note(record, culprit, self._monotonic())
+            findings.cache.refusals.note(record, culprit, self._monotonic())
 
     def leave(self, users: Users, observed_at: datetime) -> Users:
         """Leave out users who are in quarantine as they are; who is due is set aside."""
@@ -83,7 +83,7 @@ class Rejecting:
         """Whether this sweep tries a refused user again: once at most, and polls never do."""
         findings = self.findings
         tries = findings.kind in TRY_AGAIN and user_id not in findings.seen
-        return tries and findings.memory.refusals.is_due(user_id, self._monotonic())
+        return tries and findings.cache.refusals.is_due(user_id, self._monotonic())
 
     def _monotonic(self) -> float:
         return self.store.database.clock.monotonic()

@@ -10,7 +10,7 @@ from worker.store import Store
 from worker.store.suspects import Suspect
 from worker.store.sweeps import Checkpoint, SweepRow
 from worker.store.table import INSERTED, RESTORED, STALE, UPDATED, Outcome
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.mirror import Mirror
 
 _COUNTED = {INSERTED: "inserted", UPDATED: "updated", RESTORED: "restored", STALE: "stale"}
@@ -32,7 +32,7 @@ class Findings:
     number: int
     kind: str
     started: datetime
-    memory: Memory
+    cache: Cache
     known_at_start: int = 0
     resume_at: Key | None = None
     whole: bool = True
@@ -50,15 +50,15 @@ class Findings:
 
     @property
     def mirror(self) -> Mirror:
-        return self.memory.mirror
+        return self.cache.mirror
 
     @property
     def suspects(self) -> dict[str, Suspect]:
-        return self.memory.suspects
+        return self.cache.suspects
 
     @property
     def rejects(self) -> dict[str, str]:
-        return self.memory.rejects
+        return self.cache.rejects
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
         """Count what became of the users of a batch; a stale one is met again on the next page."""
@@ -88,7 +88,7 @@ class Findings:
         nobody = self.whole and self.counts["users"] + self.beside <= self.counts["quarantined"]
         if len(self.mirror) and not nobody:
             return None
-        return self.memory.refusals.reason(self.seen)
+        return self.cache.refusals.reason(self.seen)
 
     @property
     def settled(self) -> bool:
@@ -174,15 +174,15 @@ def _stale(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def begin(
-    store: Store, memory: Memory, kind: str, checkpoint: Checkpoint | None, now: datetime
+    store: Store, cache: Cache, kind: str, checkpoint: Checkpoint | None, now: datetime
 ) -> Findings:
     """Give what a sweep starts from: the start of the list, or an unfinished one's checkpoint."""
     findings = Findings(
         number=checkpoint.sweep if checkpoint else store.lease.sweep + 1,
         kind=kind,
         started=checkpoint.started if checkpoint else now,
-        memory=memory,
-        generation=memory.generation,
+        cache=cache,
+        generation=cache.generation,
     )
     if checkpoint:
         findings.resume_at = findings.furthest = checkpoint.key

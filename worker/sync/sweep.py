@@ -19,7 +19,7 @@ from worker.store import Store
 from worker.store.statement import Statement
 from worker.store.sweeps import COUNTS
 from worker.sync.apply import Reading
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.deletions import Rules, Settling
 from worker.sync.fetcher import Source
 from worker.sync.state import Findings, begin
@@ -75,7 +75,7 @@ class Sweep:
 
     source: Source
     store: Store
-    memory: Memory
+    cache: Cache
     rules: Rules
     on_page: Callable[[Findings], None]
     resume_minutes: float | None = None
@@ -107,7 +107,7 @@ class Sweep:
         What was read before is read again if the table is not the one that it was compared with.
         """
         try:
-            self.memory.reload(self.store, before.generation)
+            self.cache.reload(self.store, before.generation)
         except (DatabaseUnavailable, LeaseLost, Misconfigured) as error:
             self._tell(before, "failed", error, began)
             raise
@@ -121,7 +121,7 @@ class Sweep:
         checkpoint = None
         if resume_minutes is not None:
             checkpoint = store.database.call(lambda conn: store.progress.load(conn, resume_minutes))
-        findings = begin(store, self.memory, self.kind, checkpoint, now)
+        findings = begin(store, self.cache, self.kind, checkpoint, now)
         tell = log.debug if self.kind in {"poll", "plan"} else log.info
         tell("sweep.started", sweep=findings.number, resumed=findings.resume_at is not None)
         return Reading(self.source, store, findings, self.on_page)
@@ -155,7 +155,7 @@ class Sweep:
 
     def _complete(self, reading: Reading, closing: list[Statement], began: float) -> Report:
         findings, store = reading.findings, self.store
-        with self.memory.lock:
+        with self.cache.lock:
             findings.counts["held"] = len(findings.in_state("held"))
             outcome = "held" if findings.counts["held"] else "complete"
             if findings.settled and not self.trace:

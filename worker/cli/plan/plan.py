@@ -25,7 +25,7 @@ from worker.store.dry_run import (
 from worker.store.invalidations import Touched
 from worker.store.lease import Claim
 from worker.store.table_shape import Shape, detect_shape
-from worker.sync.cache import Memory
+from worker.sync.cache import Cache
 from worker.sync.sweep import Sweep
 from worker.wiring import asked_of, opened_source
 from worker.wiring import rules as rules_of
@@ -62,11 +62,11 @@ def plan(
         store = _open_store(settings, database, journal)
         with opened_source(settings, clock, stop, store.lease, transport=transport) as source:
             bind_project(store, source)
-            memory = Memory()
-            memory.load(store)
-            held = {i for i, suspect in memory.suspects.items() if suspect.state == "held"}
+            cache = Cache()
+            cache.load(store)
+            held = {i for i, suspect in cache.suspects.items() if suspect.state == "held"}
             rules = rules_of(settings)
-            report = Sweep(source, store, memory, rules, journal.turn_page, kind="plan").run()
+            report = Sweep(source, store, cache, rules, journal.turn_page, kind="plan").run()
     journal.close(deletions_enabled=rules.enabled, held_before=held)
     return Plan(report.outcome, report.figures, journal.different)
 
