@@ -28,7 +28,7 @@ from worker.store.suspects import Deletions
 from worker.store.sweeps import Progress
 from worker.store.table import Table
 from worker.sync.deletions import Rules
-from worker.sync.fetcher import Renewed, Source
+from worker.sync.fetcher import Fetcher, Renewed
 from worker.sync.guard import Guard
 from worker.sync.page_size import PageSize
 
@@ -82,7 +82,7 @@ def open_store(settings: Settings, database: Database) -> Store:
 
 
 @contextmanager
-def opened_source(  # noqa: PLR0913  each of the last two is for one caller
+def opened_fetcher(  # noqa: PLR0913  each of the last two is for one caller
     settings: Settings,
     clock: Clock,
     stop: Event,
@@ -90,7 +90,7 @@ def opened_source(  # noqa: PLR0913  each of the last two is for one caller
     watch: Watch | None = None,
     *,
     transport: httpx.BaseTransport | None = None,
-) -> Iterator[Source]:
+) -> Iterator[Fetcher]:
     """Open the users API; in the end whatever is still being asked is given up.
 
     With a watch, it is never given up for an outage.
@@ -101,12 +101,12 @@ def opened_source(  # noqa: PLR0913  each of the last two is for one caller
         if watch is not None:
             api.on_answer = watch.answered
         page_size = PageSize(settings.stack.page_size)
-        source = Source(api, retry, page_size=page_size, lease=lease)
+        fetcher = Fetcher(api, retry, page_size=page_size, lease=lease)
         try:
-            yield source
+            yield fetcher
         finally:
             stop.set()
-            source.close()
+            fetcher.close()
 
 
 def access(settings: Settings) -> Access:

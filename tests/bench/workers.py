@@ -24,10 +24,10 @@ from worker.settings.settings import Settings
 from worker.stack_auth.client import StackApi
 from worker.store import Store
 from worker.sync.cache import Cache
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 from worker.sync.page_size import PageSize
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import access, open_store, opened_database, opened_source, rules
+from worker.wiring import access, open_store, opened_database, opened_fetcher, rules
 
 # Sweeps one after another: what is measured is the work, not the pause.
 EAGER = {"USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.1", "USERS_SYNC_SCHEDULE__SWEEP_SHARE": "1"}
@@ -74,14 +74,16 @@ def once(api: RemoteApi, url: str, page_size: int = 1_000) -> Report:
 class Warm:
     """A long-running worker whose mirror knows everybody."""
 
-    source: Source
+    fetcher: Fetcher
     store: Store
     cache: Cache
     settings: Settings
 
     def sweep(self, *, trace: bool = True) -> Report:
         chosen = rules(self.settings)
-        return Sweep(self.source, self.store, self.cache, chosen, lambda _: None, trace=trace).run()
+        return Sweep(
+            self.fetcher, self.store, self.cache, chosen, lambda _: None, trace=trace
+        ).run()
 
 
 @contextmanager
@@ -91,12 +93,12 @@ def warmed(api: RemoteApi, url: str, page_size: int = 1_000) -> Iterator[Warm]:
     with ExitStack() as opened:
         database = opened.enter_context(opened_database(chosen, url, clock, stop, Nobody()))
         store = open_store(chosen, database)
-        source = opened.enter_context(opened_source(chosen, clock, stop, store.lease, Nobody()))
+        fetcher = opened.enter_context(opened_fetcher(chosen, clock, stop, store.lease, Nobody()))
         store.lease.acquire()
-        bind_project(store, source)
+        bind_project(store, fetcher)
         cache = Cache()
         cache.load(store)
-        warm = Warm(source, store, cache, chosen)
+        warm = Warm(fetcher, store, cache, chosen)
         warm.sweep()
         yield warm
 
@@ -138,7 +140,7 @@ def apply_alone(api: RemoteApi, url: str, pages: Sequence[Page]) -> Report:
         store = open_store(chosen, database)
         store.lease.acquire()
         store.lease.bind()
-        source = Source(
+        fetcher = Fetcher(
             Replayed(pages, clock),
             Retry("memory", 0, stop, SourceUnavailable),
             page_size=PageSize(len(pages[0].users)),
@@ -147,9 +149,9 @@ def apply_alone(api: RemoteApi, url: str, pages: Sequence[Page]) -> Report:
         cache = Cache()
         cache.load(store)
         try:
-            return Sweep(source, store, cache, rules(chosen), lambda _: None).run()
+            return Sweep(fetcher, store, cache, rules(chosen), lambda _: None).run()
         finally:
-            source.close()
+            fetcher.close()
 
 
 @dataclass(frozen=True, slots=True)

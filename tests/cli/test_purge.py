@@ -206,7 +206,7 @@ def test_holder_of_the_lease_is_not_disturbed(quick_world: World, session: Sessi
 
 def test_stop_ends_it_between_batches(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 1)
-    stop: Event = session.source.stop
+    stop: Event = session.fetcher.stop
     gone = Session.gone
 
     def stop_after(session: Session, ids: list[str]) -> set[str]:

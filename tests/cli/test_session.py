@@ -284,7 +284,7 @@ def test_user_who_never_comes_is_awaited_no_longer(quick_world: World, session: 
 
 
 def test_stop_ends_the_wait(session: Session) -> None:
-    stop: Event = session.source.stop
+    stop: Event = session.fetcher.stop
     Timer(0.1, stop.set).start()
     with pytest.raises(Stopped):
         session.await_user(numbered(5), 60)

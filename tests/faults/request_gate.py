@@ -15,7 +15,7 @@ import httpx
 from worker.errors import UsersSyncError
 from worker.model import Page, Single
 from worker.sync.chain import Request
-from worker.sync.fetcher import THREADS, Source
+from worker.sync.fetcher import THREADS, Fetcher
 
 Answered = TypeVar("Answered", Page, Single)
 Pool = Literal["page", "newest", "user"]
@@ -147,7 +147,7 @@ class Job(Thread):
         return self.error is not None and not isinstance(self.error, UsersSyncError)
 
 
-class WatchedSource(Source):
+class WatchedSource(Fetcher):
     """Asks as a worker does, and tells when it can do no more without an answer."""
 
     def __init__(self, gate: Gate, *args: Any, **options: Any) -> None:
@@ -162,14 +162,14 @@ class WatchedSource(Source):
         there = Counter(waiting.pool for waiting in self.gate.waiting)
         return all(there[pool] == min(WIDTH[pool], self._asked[pool]) for pool in WIDTH)
 
-    def ask_page(self, request: Request) -> Future[Page]:
-        return self._counted("page", super().ask_page(request))
+    def submit_page(self, request: Request) -> Future[Page]:
+        return self._counted("page", super().submit_page(request))
 
-    def ask_newest(self, request: Request, limit: int) -> Future[Page]:
-        return self._counted("newest", super().ask_newest(request, limit))
+    def submit_newest(self, request: Request, limit: int) -> Future[Page]:
+        return self._counted("newest", super().submit_newest(request, limit))
 
-    def ask_user(self, user_id: str) -> Future[Single]:
-        return self._counted("user", super().ask_user(user_id))
+    def submit_user(self, user_id: str) -> Future[Single]:
+        return self._counted("user", super().submit_user(user_id))
 
     def await_answer(self, answer: Future[Answered]) -> Answered:
         if answer not in self._of_the_gate:

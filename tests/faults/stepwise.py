@@ -59,7 +59,7 @@ class Worker:
             opened_database(self._settings, self.proxy.url, self._clock, self._stop, watch)
         )
         self._store: Store
-        self._source: WatchedSource
+        self._fetcher: WatchedSource
 
     def __str__(self) -> str:
         scheduler = ", ".join(str(job.name) for job in self.at_work) or "idle"
@@ -150,7 +150,7 @@ class Worker:
             self._close()
 
     def _rests(self) -> bool:
-        asks = not hasattr(self, "_source") or self._source.rests
+        asks = not hasattr(self, "_source") or self._fetcher.rests
         return asks and (self.frozen or all(job.rests for job in self.scheduler.values()))
 
     def _notify(self) -> None:
@@ -184,14 +184,14 @@ class Worker:
         )
         if self.manner.lasts:
             minutes = float("inf")
-        self._source = WatchedSource(
+        self._fetcher = WatchedSource(
             self.gate,
             api,
             Retry("Stack Auth", minutes, self._stop, SourceUnavailable, watch),
             page_size=PageSize(self._settings.stack.page_size),
             lease=self._store.lease,
         )
-        self._opened.callback(self._source.close)
+        self._opened.callback(self._fetcher.close)
         self._stand_by()
         self._ready = True
 
@@ -205,7 +205,7 @@ class Worker:
         self.cache.load(self._store)
         if self.manner.lasts:
             self.leader = Leader(
-                self._settings, self._source, self._store, self.cache, self._telemetry()
+                self._settings, self._fetcher, self._store, self.cache, self._telemetry()
             )
 
     def _telemetry(self) -> Telemetry:
@@ -215,7 +215,7 @@ class Worker:
     def _sweep_once(self) -> None:
         minutes = self._settings.schedule.resume_minutes
         sweep = Sweep(
-            self._source, self._store, self.cache, rules(self._settings), nothing, minutes
+            self._fetcher, self._store, self.cache, rules(self._settings), nothing, minutes
         )
         try:
             self._told(f"sweep: {sweep.run().outcome}")

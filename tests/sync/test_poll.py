@@ -25,12 +25,12 @@ from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.sweeps import Checkpoint
 from worker.sync.cache import Cache
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 from worker.sync.page_size import PageSize
 from worker.sync.poll import Poll
 from worker.sync.state import Findings, begin
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import open_store, opened_database, opened_source, rules
+from worker.wiring import open_store, opened_database, opened_fetcher, rules
 
 SIZE = 5
 PAGE_SIZE = 10
@@ -43,16 +43,16 @@ class Session:
 
     world: ServiceWorld
     settings: Settings
-    source: Source
+    fetcher: Fetcher
     store: Store
     cache: Cache
 
     def poll(self, *, cold: bool = False) -> Findings:
-        return Poll(self.source, self.store, self.cache, SIZE, cold).run()
+        return Poll(self.fetcher, self.store, self.cache, SIZE, cold).run()
 
     def sweep(self) -> Report:
         return Sweep(
-            self.source, self.store, self.cache, rules(self.settings), lambda _: None
+            self.fetcher, self.store, self.cache, rules(self.settings), lambda _: None
         ).run()
 
     def limits(self) -> list[int]:
@@ -73,13 +73,13 @@ def session(database_url: str, connection: psycopg.Connection, users_api: str) -
         settings = world.settings(page_size=PAGE_SIZE)
         database = opened.enter_context(opened_database(settings, database_url, clock, stop))
         store = open_store(settings, database)
-        source = opened.enter_context(opened_source(settings, clock, stop, store.lease, Nobody()))
+        fetcher = opened.enter_context(opened_fetcher(settings, clock, stop, store.lease, Nobody()))
         assert store.lease.acquire()
-        bind_project(store, source)
+        bind_project(store, fetcher)
         world.api.requests.clear()
         cache = Cache()
         cache.load(store)
-        yield Session(world, settings, source, store, cache)
+        yield Session(world, settings, fetcher, store, cache)
 
 
 def test_new_users_have_their_rows_at_once(session: Session) -> None:
@@ -144,7 +144,7 @@ def test_page_full_of_strangers_is_gone_on_from_until_somebody_is_known(session:
 def test_a_burst_of_5000_sign_ups_between_two_polls_is_in_the_table_at_once(
     session: Session,
 ) -> None:
-    session.source.page_size = PageSize(1_000)
+    session.fetcher.page_size = PageSize(1_000)
     ids = session.world.project.populate(100)
     session.sweep()
     session.limits()
@@ -188,7 +188,7 @@ def test_a_poll_that_goes_on_skips_nobody_when_users_go_in_between(
 
 
 def test_behind_ten_thousand_strangers_the_sweep_takes_over(session: Session) -> None:
-    session.source.page_size = PageSize(1_000)
+    session.fetcher.page_size = PageSize(1_000)
     session.world.project.populate(12_000)
     assert session.poll().counts["inserted"] in range(9_000, 11_001)
     assert max(session.limits()) == 1_000
@@ -201,10 +201,10 @@ def test_no_poll_asks_for_more_than_the_server_takes(session: Session, poll_page
     session.sweep()
     session.limits()
     assert (
-        Poll(session.source, session.store, session.cache, poll_page_size, cold=False).run().wrote
+        Poll(session.fetcher, session.store, session.cache, poll_page_size, cold=False).run().wrote
         is False
     )
-    Poll(session.source, session.store, session.cache, poll_page_size, cold=False).run()
+    Poll(session.fetcher, session.store, session.cache, poll_page_size, cold=False).run()
     assert session.limits() == [poll_page_size, 1_000, 1_000]
     assert session.live() == set(ids)
 
@@ -322,7 +322,7 @@ def test_broken_off_sweep_leaves_nothing_to_remember_for(session: Session) -> No
 
     def outdate() -> None:
         session.poll()
-        session.source.stop.set()
+        session.fetcher.stop.set()
 
     with pytest.raises(Stopped):
         beside.sweep(outdate)
@@ -362,7 +362,7 @@ def test_poll_that_took_the_server_long_waits_in_proportion(session: Session) ->
     telemetry = Telemetry(
         health, Metrics(health.snapshot), session.cache, session.store.database.clock
     )
-    leader = Leader(session.settings, session.source, session.store, session.cache, telemetry)
+    leader = Leader(session.settings, session.fetcher, session.store, session.cache, telemetry)
     leader.sweep()
 
     def work(_: Request) -> None:

@@ -16,11 +16,11 @@ from worker.errors import Misconfigured
 from worker.service.ownership import bind_project
 from worker.store import Store
 from worker.sync.cache import Cache
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 from worker.sync.poll import Poll
 from worker.sync.refusals import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Refusals
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import open_store, opened_database, opened_source, rules
+from worker.wiring import open_store, opened_database, opened_fetcher, rules
 
 CHECK = "alter table {users_sync} add constraint polite check (email is not null)"
 NO_CHECK = "alter table {users_sync} drop constraint polite"
@@ -57,7 +57,7 @@ class Warm:
     """A worker that goes on and on, on a clock that can be turned on."""
 
     world: World
-    source: Source
+    fetcher: Fetcher
     store: Store
     cache: Cache
     clock: Clock
@@ -65,12 +65,12 @@ class Warm:
 
     def sweep(self, kind: str = "sweep") -> Report:
         chosen = rules(settings(self.world.project))
-        return Sweep(self.source, self.store, self.cache, chosen, nothing, kind=kind).run()
+        return Sweep(self.fetcher, self.store, self.cache, chosen, nothing, kind=kind).run()
 
     def poll(self) -> int:
         """Poll, and give how often that wrote."""
         before = self.writes()
-        Poll(self.source, self.store, self.cache, size=5, cold=False).run()
+        Poll(self.fetcher, self.store, self.cache, size=5, cold=False).run()
         return self.writes() - before
 
     def writes(self) -> int:
@@ -100,14 +100,14 @@ def warm(world: World) -> Iterator[Warm]:
         world.query(CHECK)
         sign_up(world.project, 3, 4, 20, primary_email=None)
         transport = httpx.WSGITransport(world.api)
-        source = opened.enter_context(
-            opened_source(chosen, clock, stop, store.lease, Nobody(), transport=transport)
+        fetcher = opened.enter_context(
+            opened_fetcher(chosen, clock, stop, store.lease, Nobody(), transport=transport)
         )
         assert store.lease.acquire()
-        bind_project(store, source)
+        bind_project(store, fetcher)
         cache = Cache()
         cache.load(store)
-        yield Warm(world, source, store, cache, clock, later)
+        yield Warm(world, fetcher, store, cache, clock, later)
 
 
 def told(logs: Sequence[Mapping[str, object]]) -> int:
@@ -227,7 +227,7 @@ def test_polls_try_a_refused_user_once_and_never_again(warm: Warm) -> None:
         writes = [warm.poll() for _ in range(4)]
     assert (writes[1:], told(logs)) == ([0, 0, 0], 1)
     warm.store.database.close()
-    Poll(warm.source, warm.store, warm.cache, size=5, cold=False).run()
+    Poll(warm.fetcher, warm.store, warm.cache, size=5, cold=False).run()
     until("nobody is connected", lambda: not warm.world.query(OTHERS))
     warm.world.project.edit(user_id, display_name="Another")
     assert warm.poll() > 0

@@ -390,12 +390,12 @@ def _count_ready(traffic: Traffic, kind: bytes) -> None:
 
 
 def _pump(
-    source: socket.socket, target: socket.socket, tell: Callable[[bytes], None], untyped: int
+    fetcher: socket.socket, target: socket.socket, tell: Callable[[bytes], None], untyped: int
 ) -> None:
     """Pass bytes on; `untyped` messages at the start have a length but no letter."""
     buffer = b""
-    with source:
-        while part := source.recv(65536):
+    with fetcher:
+        while part := fetcher.recv(65536):
             buffer += part
             while len(buffer) >= 5:
                 letter = 0 if untyped else 1

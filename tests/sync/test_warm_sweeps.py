@@ -17,9 +17,9 @@ from worker.service.ownership import bind_project
 from worker.store import Store
 from worker.store.suspects import Deletions
 from worker.sync.cache import Cache
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import open_store, opened_database, opened_source, rules
+from worker.wiring import open_store, opened_database, opened_fetcher, rules
 
 CONNECTIONS = """
 select count(*) from pg_stat_activity
@@ -32,13 +32,13 @@ class Warm:
     """A worker whose mirror knows everybody, with pages of five."""
 
     world: World
-    source: Source
+    fetcher: Fetcher
     store: Store
     cache: Cache
 
     def sweep(self, *, trace: bool = True, **options: Any) -> Report:
         chosen = rules(settings(self.world.project, **options))
-        return Sweep(self.source, self.store, self.cache, chosen, nothing, trace=trace).run()
+        return Sweep(self.fetcher, self.store, self.cache, chosen, nothing, trace=trace).run()
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ def warm(quick_world: World) -> Iterator[Warm]:
         database = opened.enter_context(opened_database(chosen, world.url, clock, stop))
         store = open_store(chosen, database)
         transport = httpx.WSGITransport(world.api)
-        source = opened.enter_context(
-            opened_source(chosen, clock, stop, store.lease, Nobody(), transport=transport)
+        fetcher = opened.enter_context(
+            opened_fetcher(chosen, clock, stop, store.lease, Nobody(), transport=transport)
         )
         assert store.lease.acquire()
-        bind_project(store, source)
+        bind_project(store, fetcher)
         cache = Cache()
         cache.load(store)
-        warm = Warm(world, source, store, cache)
+        warm = Warm(world, fetcher, store, cache)
         assert warm.sweep().counts["inserted"] == 40
         yield warm
 

@@ -108,7 +108,7 @@ class Purge:
         while ids := self._next(rows, behind):
             yield ids
             behind = ids[-1]
-            if self.session.source.stop.is_set():
+            if self.session.fetcher.stop.is_set():
                 raise Stopped("asked to stop")
 
     def _next(self, rows: Purging, behind: str) -> list[str]:

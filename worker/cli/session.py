@@ -30,8 +30,8 @@ from worker.store.table import (
 )
 from worker.store.table_shape import Shape, detect_shape
 from worker.store.unleased import Beside
-from worker.sync.fetcher import Source
-from worker.wiring import opened_source
+from worker.sync.fetcher import Fetcher
+from worker.wiring import opened_fetcher
 
 # How often a user is asked for who is about to sign up.
 WAIT_SECONDS = 0.5
@@ -82,14 +82,14 @@ class Session:
     """Where commands get at both sides. Raises what asking and writing raise."""
 
     database: Database
-    source: Source
+    fetcher: Fetcher
     table: Table
     beside: Beside
     deletions: Deletions
     quarantine: Quarantine
 
     def ask(self, user_id: str) -> Single:
-        return self.source.await_answer(self.source.ask_user(user_id))
+        return self.fetcher.await_answer(self.fetcher.submit_user(user_id))
 
     def await_user(self, user_id: str, seconds: float) -> Single:
         """Ask for a user, for so long until the API knows it. Raises Stopped in between."""
@@ -98,18 +98,18 @@ class Session:
             left = deadline - self.database.clock.monotonic()
             if left <= 0:
                 break
-            if self.source.stop.wait(min(WAIT_SECONDS, left)):
+            if self.fetcher.stop.wait(min(WAIT_SECONDS, left)):
                 raise Stopped("asked to stop")
         return single
 
     def gone(self, ids: Sequence[str]) -> set[str]:
         """Give those of these users of whom the API proves that they are gone."""
-        answers = [(user_id, self.source.ask_user(user_id)) for user_id in ids]
+        answers = [(user_id, self.fetcher.submit_user(user_id)) for user_id in ids]
         try:
             return {
                 user_id
                 for user_id, answer in answers
-                if self.source.await_answer(answer).found is None
+                if self.fetcher.await_answer(answer).found is None
             }
         finally:
             for _, answer in answers:
@@ -171,7 +171,7 @@ def opened_session(
     target = settings.database.schema_name
     with (
         opened_at_once(settings, url, clock, stop) as database,
-        opened_source(settings, clock, stop, _NoLease(), transport=transport) as source,
+        opened_fetcher(settings, clock, stop, _NoLease(), transport=transport) as fetcher,
     ):
         shape = database.call(lambda conn: _shape(conn, target))
         stack = settings.require_stack()
@@ -180,7 +180,7 @@ def opened_session(
         beside.require_project()
         ignored = tuple(settings.stack.ignored_fields)
         table = Table(target, shape, ignored, settings.deletions.grace_seconds)
-        yield Session(database, source, table, beside, Deletions(target), Quarantine(target))
+        yield Session(database, fetcher, table, beside, Deletions(target), Quarantine(target))
 
 
 def _shape(conn: Connection, target: str) -> Shape:

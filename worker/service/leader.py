@@ -14,7 +14,7 @@ from worker.settings.settings import Settings
 from worker.store import Store
 from worker.sync.api_time import Purpose
 from worker.sync.cache import Cache
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 from worker.sync.poll import Poll
 from worker.sync.sweep import Report, Sweep
 from worker.wiring import rules
@@ -34,7 +34,7 @@ class Leader:
     """
 
     settings: Settings
-    source: Source
+    fetcher: Fetcher
     store: Store
     cache: Cache
     telemetry: Telemetry
@@ -76,11 +76,11 @@ class Leader:
         complete = None
         with self._sweeping:
             self.pace.begin()
-            before = self.source.api_time.of("sweep")
+            before = self.fetcher.api_time.of("sweep")
             try:
                 complete = self._swept(self._kind()).api_seconds
             finally:
-                self.pace.end(self.source.api_time.of("sweep") - before, complete)
+                self.pace.end(self.fetcher.api_time.of("sweep") - before, complete)
         self._recount()
         return self.pace.pause
 
@@ -91,14 +91,14 @@ class Leader:
 
     def _poll_newest(self) -> None:
         size = self.settings.schedule.poll_page_size
-        poll = Poll(self.source, self.store, self.cache, size, cold=not self.warm)
+        poll = Poll(self.fetcher, self.store, self.cache, size, cold=not self.warm)
         self.telemetry.poll_ended(poll.run())
 
     def _worked(self, purpose: Purpose, work: Callable[[], object]) -> float:
         """Work, and tell how long the API worked for it."""
-        before = self.source.api_time.of(purpose)
+        before = self.fetcher.api_time.of(purpose)
         work()
-        return self.source.api_time.of(purpose) - before
+        return self.fetcher.api_time.of(purpose) - before
 
     def _swept(self, kind: str) -> Report:
         """Sweep, and take note of how it ended."""
@@ -138,11 +138,11 @@ class Leader:
 
     def _sweep(self, kind: str) -> Sweep:
         return Sweep(
-            self.source,
+            self.fetcher,
             self.store,
             self.cache,
             rules(self.settings),
-            on_page=lambda _: self.telemetry.page_read(self.source.page_size.limit),
+            on_page=lambda _: self.telemetry.page_read(self.fetcher.page_size.limit),
             resume_minutes=None if self.warm else self.settings.schedule.resume_minutes,
             kind=kind,
             trace=self._failed or (kind != "poll" and not self.settings.database.quiet),

@@ -11,7 +11,7 @@ from worker.settings.settings import Settings
 from worker.sync.cache import Cache
 from worker.sync.state import Findings
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import open_store, opened_database, opened_source, rules
+from worker.wiring import open_store, opened_database, opened_fetcher, rules
 
 
 def sweep_once(
@@ -29,14 +29,14 @@ def sweep_once(
     clock = Clock()
     with opened_database(settings, url, clock, stop) as database:
         store = open_store(settings, database)
-        with opened_source(settings, clock, stop, store.lease, transport=transport) as source:
+        with opened_fetcher(settings, clock, stop, store.lease, transport=transport) as fetcher:
             take_lease(store.lease, settings.require_stack().project_id, stop)
             try:
-                bind_project(store, source)
+                bind_project(store, fetcher)
                 cache = Cache()
                 cache.load(store)
                 resume_minutes = settings.schedule.resume_minutes
-                return Sweep(source, store, cache, rules(settings), on_page, resume_minutes).run()
+                return Sweep(fetcher, store, cache, rules(settings), on_page, resume_minutes).run()
             finally:
                 # Whatever took all the retries there are is not tried for as long again.
                 stop.set()

@@ -14,7 +14,7 @@ from worker.errors import (
 from worker.store import Store
 from worker.store.connection import LONGEST_SECONDS
 from worker.store.lease import Lease
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -56,7 +56,7 @@ def another_project(lease: Lease, project: str | None) -> Misconfigured:
     )
 
 
-def bind_project(store: Store, source: Source) -> None:
+def bind_project(store: Store, fetcher: Fetcher) -> None:
     """Bind a target to the project before the first write, unless it is plainly another's.
 
     Raises Misconfigured if the table has live users and the project knows none of a sample. An
@@ -67,8 +67,8 @@ def bind_project(store: Store, source: Source) -> None:
     ids = store.database.call(
         lambda conn: store.table.sample_ids(conn, SAMPLE_IDS), LONGEST_SECONDS
     )
-    answers = [source.ask_user(user_id) for user_id in ids or [str(uuid4())]]
-    found = any(source.await_answer(answer).found is not None for answer in answers)
+    answers = [fetcher.submit_user(user_id) for user_id in ids or [str(uuid4())]]
+    found = any(fetcher.await_answer(answer).found is not None for answer in answers)
     if ids and not found:
         raise Misconfigured(
             f"{store.table.schema}.users_sync has live users, but the Stack Auth project knows"

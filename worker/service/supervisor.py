@@ -31,8 +31,8 @@ from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.database import Database
 from worker.sync.cache import Cache
-from worker.sync.fetcher import Source
-from worker.wiring import open_store, opened_database, opened_source
+from worker.sync.fetcher import Fetcher
+from worker.wiring import open_store, opened_database, opened_fetcher
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -60,7 +60,7 @@ class Service:
     _outages: Outages = field(init=False)
     _telemetry: Telemetry = field(init=False)
     _store: Store = field(init=False)
-    _source: Source = field(init=False)
+    _fetcher: Fetcher = field(init=False)
     # Whether what a person got wrong may have come only after the start.
     _begun: bool = False
     _leader: Leader | None = None
@@ -122,8 +122,8 @@ class Service:
         """Look at the table and open the API; then wait for the lease."""
         self._store = open_store(self.settings, database)
         inner.callback(give_back, self._store.lease)
-        self._source = inner.enter_context(
-            opened_source(self.settings, self.clock, self.stop, self._store.lease, self._outages)
+        self._fetcher = inner.enter_context(
+            opened_fetcher(self.settings, self.clock, self.stop, self._store.lease, self._outages)
         )
         self._schedule("stand by", self._stand_by, 0)
 
@@ -138,13 +138,13 @@ class Service:
             self._enter("standing by")
             self._begun = True
             return LOOK_SECONDS
-        bind_project(self._store, self._source)
+        bind_project(self._store, self._fetcher)
         self.cache.load(self._store)
         log.info("lease.acquired", target=lease.target)
         self._enter("quiet" if self.settings.database.quiet else "working")
         self.health.set_lease(True)
         self._leader = leader = Leader(
-            self.settings, self._source, self._store, self.cache, self._telemetry
+            self.settings, self._fetcher, self._store, self.cache, self._telemetry
         )
         self._schedule("sweep", leader.sweep, 0)
         self._schedule("poll", leader.poll, 0)

@@ -17,7 +17,7 @@ from worker.store.statement import Statement
 from worker.store.suspects import Suspect
 from worker.store.table import INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, Outcome
 from worker.sync.chain import Walk
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 from worker.sync.mirror import Delta, Span
 from worker.sync.rejecting import Rejecting
 from worker.sync.state import Findings
@@ -45,7 +45,7 @@ class Asked:
 class Reading:
     """One walk over the list. `on_page` is told after each page, for a progress display."""
 
-    source: Source
+    fetcher: Fetcher
     store: Store
     findings: Findings
     on_page: Callable[[Findings], None]
@@ -63,7 +63,7 @@ class Reading:
             self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
         self.rejecting = Rejecting(self.store, self.findings)
         self._checkpoint_at = self._monotonic()
-        self._api_seconds = self.source.api_time.of("sweep")
+        self._api_seconds = self.fetcher.api_time.of("sweep")
 
     def read(self) -> None:
         """Walk to the proven end of the list; then try again whom the database refused before.
@@ -84,7 +84,7 @@ class Reading:
 
     def _next(self, asked: Asked) -> Asked | None:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
-        page = self.source.await_answer(asked.answer)
+        page = self.fetcher.await_answer(asked.answer)
         self.count_api_time()
         with self.findings.cache.lock:
             span = self.walk.take(page)
@@ -108,7 +108,7 @@ class Reading:
 
     def count_api_time(self) -> None:
         """Count how long the API has worked for this sweep; a checkpoint keeps the count."""
-        before, self._api_seconds = self._api_seconds, self.source.api_time.of("sweep")
+        before, self._api_seconds = self._api_seconds, self.fetcher.api_time.of("sweep")
         self.findings.counts["api_millis"] += round((self._api_seconds - before) * 1000)
 
     def save(self) -> None:
@@ -121,7 +121,7 @@ class Reading:
         """Ask for the next page; from now on its answer may be older than others."""
         asked = Asked(
             self.findings.cache.asked(self.store.database.clock.now()),
-            self.source.ask_page(self.walk.request),
+            self.fetcher.submit_page(self.walk.request),
         )
         self._under_way.append(asked)
         return asked

@@ -104,14 +104,14 @@ class Settling:
 
     def _ask(self, ids: Sequence[str]) -> None:
         """Ask for each of these users with GET, a few at a time."""
-        source = self.reading.source
+        fetcher = self.reading.fetcher
         if self.trouble is not None:
             return
-        answers = [(user_id, source.ask_user(user_id)) for user_id in ids]
+        answers = [(user_id, fetcher.submit_user(user_id)) for user_id in ids]
         found: list[tuple[str, Single]] = []
         try:
             for user_id, answer in answers:
-                single = source.await_answer(answer)
+                single = fetcher.await_answer(answer)
                 if single.found is None:
                     self._gone[user_id] = single.observed_at
                 else:

@@ -40,7 +40,7 @@ class Renewed(Protocol):
     def renew_if_due(self) -> None: ...
 
 
-class Source:
+class Fetcher:
     """The users API with retries, in threads of its own: ask first, wait for the answer later."""
 
     def __init__(self, api: Api, retry: Retry, *, page_size: PageSize, lease: Renewed) -> None:
@@ -59,11 +59,11 @@ class Source:
     def stop(self) -> Event:
         return self._retry.stop
 
-    def ask_page(self, request: Request) -> Future[Page]:
+    def submit_page(self, request: Request) -> Future[Page]:
         """Begin to fetch a page, with retries."""
         return self._pages.submit(self._retry.call, lambda: self._fetch_page(request))
 
-    def ask_newest(self, request: Request, limit: int) -> Future[Page]:
+    def submit_newest(self, request: Request, limit: int) -> Future[Page]:
         """Begin to fetch up to `limit` users, newest first, with retries.
 
         Without a cursor this is cheap for the server.
@@ -71,7 +71,7 @@ class Source:
         size = PageSize(limit, self.page_size.cap)
         return self._newest.submit(self._retry.call, lambda: self._fetch_newest(request, size))
 
-    def ask_user(self, user_id: str) -> Future[Single]:
+    def submit_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
         return self._users.submit(self._retry.call, lambda: self._fetch_user(user_id))
 

@@ -8,7 +8,7 @@ from worker.store import Store
 from worker.sync.apply import Reading
 from worker.sync.cache import Cache
 from worker.sync.chain import Walk
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 from worker.sync.state import Findings
 
 # Behind so many strangers the next sweep is quicker: each page with a cursor costs the server a
@@ -26,7 +26,7 @@ class Poll:
     from the newest user, with the page size of a sweep, until it meets somebody who is known.
     """
 
-    source: Source
+    fetcher: Fetcher
     store: Store
     cache: Cache
     size: int
@@ -49,7 +49,7 @@ class Poll:
         )
         walk, limit = Walk(newest_first=True), self.size
         while self._look(findings, walk, limit):
-            limit = max(self.size, self.source.page_size.limit)
+            limit = max(self.size, self.fetcher.page_size.limit)
         return findings
 
     def _look(self, findings: Findings, walk: Walk, limit: int) -> bool:
@@ -57,12 +57,12 @@ class Poll:
         at = self.store.database.clock.now()
         self.cache.asked(at)
         try:
-            page = self.source.await_answer(self.source.ask_newest(walk.request, limit))
+            page = self.fetcher.await_answer(self.fetcher.submit_newest(walk.request, limit))
             with self.cache.lock:
                 proven, strangers = walk.take(page) is not None, self._are_strangers(page)
                 # An unproven page says nothing about those behind it: ask again from further back.
                 goes_on = (strangers or not proven) and self._is_worth_it(walk)
-                Reading(self.source, self.store, findings, _nobody_watches).take(page, None)
+                Reading(self.fetcher, self.store, findings, _nobody_watches).take(page, None)
             return goes_on
         finally:
             self.cache.answered(at)

@@ -21,7 +21,7 @@ from worker.store.sweeps import COUNTS
 from worker.sync.apply import Reading
 from worker.sync.cache import Cache
 from worker.sync.deletions import Rules, Settling
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 from worker.sync.state import Findings, begin
 
 log = structlog.stdlib.get_logger(__name__)
@@ -73,7 +73,7 @@ class Sweep:
     that is younger. `trace` says whether a sweep that changed nothing leaves its row, too.
     """
 
-    source: Source
+    fetcher: Fetcher
     store: Store
     cache: Cache
     rules: Rules
@@ -124,7 +124,7 @@ class Sweep:
         findings = begin(store, self.cache, self.kind, checkpoint, now)
         tell = log.debug if self.kind in {"poll", "plan"} else log.info
         tell("sweep.started", sweep=findings.number, resumed=findings.resume_at is not None)
-        return Reading(self.source, store, findings, self.on_page)
+        return Reading(self.fetcher, store, findings, self.on_page)
 
     def _attempt(self, reading: Reading, began: float) -> Report:
         try:

@@ -24,7 +24,7 @@ from worker.stack_auth.transport import is_loopback
 from worker.store.database import SEE_CHECK, Connection, Database
 from worker.store.migrate import OWN_SCHEMA, missing_migrations
 from worker.sync.chain import Walk
-from worker.sync.fetcher import Source
+from worker.sync.fetcher import Fetcher
 from worker.sync.page_size import PageSize
 from worker.wiring import access
 
@@ -89,15 +89,15 @@ def _check_source(settings: Settings, users: list[User]) -> list[Finding]:
     retry = Retry("Stack Auth", 0, stop, SourceUnavailable)
     page_size, walk = PageSize(settings.stack.page_size), Walk()
     with StackApi(access(settings), clock=Clock(), stop=stop) as api:
-        source = Source(api, retry, page_size=page_size, lease=_NoLease())
+        fetcher = Fetcher(api, retry, page_size=page_size, lease=_NoLease())
         try:
-            pages = [_ask_page(source, walk, users)]
+            pages = [_ask_page(fetcher, walk, users)]
             proven = walk.take(pages[0]) is not None
             if proven and not walk.ended:
-                pages.append(_ask_page(source, walk, users))
+                pages.append(_ask_page(fetcher, walk, users))
                 proven = walk.take(pages[1]) is not None
         finally:
-            source.close()
+            fetcher.close()
     has = "has users" if len(pages[0].places) or pages[0].next_cursor else "has no users yet"
     text = f"{settings.stack.api_url} answers; the project {has}; limit up to {page_size.limit:,}"
     found = [Finding("ok", "stack auth", text)]
@@ -110,9 +110,9 @@ def _check_source(settings: Settings, users: list[User]) -> list[Finding]:
     return found
 
 
-def _ask_page(source: Source, walk: Walk, users: list[User]) -> Page:
+def _ask_page(fetcher: Fetcher, walk: Walk, users: list[User]) -> Page:
     """Ask for the next page, and add the users to `users` that were not on the one before."""
-    page = source.await_answer(source.ask_page(walk.request))
+    page = fetcher.await_answer(fetcher.submit_page(walk.request))
     known = {user.id for user in users}
     users += [user for user in page.users if user.id not in known]
     return page

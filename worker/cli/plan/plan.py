@@ -27,7 +27,7 @@ from worker.store.lease import Claim
 from worker.store.table_shape import Shape, detect_shape
 from worker.sync.cache import Cache
 from worker.sync.sweep import Sweep
-from worker.wiring import asked_of, opened_source
+from worker.wiring import asked_of, opened_fetcher
 from worker.wiring import rules as rules_of
 
 
@@ -60,13 +60,13 @@ def plan(
     journal = Journal(tell, tuple(settings.stack.ignored_fields))
     with opened_at_once(settings, url, clock, stop) as database:
         store = _open_store(settings, database, journal)
-        with opened_source(settings, clock, stop, store.lease, transport=transport) as source:
-            bind_project(store, source)
+        with opened_fetcher(settings, clock, stop, store.lease, transport=transport) as fetcher:
+            bind_project(store, fetcher)
             cache = Cache()
             cache.load(store)
             held = {i for i, suspect in cache.suspects.items() if suspect.state == "held"}
             rules = rules_of(settings)
-            report = Sweep(source, store, cache, rules, journal.turn_page, kind="plan").run()
+            report = Sweep(fetcher, store, cache, rules, journal.turn_page, kind="plan").run()
     journal.close(deletions_enabled=rules.enabled, held_before=held)
     return Plan(report.outcome, report.figures, journal.different)
 
