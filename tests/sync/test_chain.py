@@ -16,7 +16,7 @@ from worker.errors import SweepIncomplete
 from worker.ids import pack
 from worker.model import Key, Page, Place
 from worker.stack_auth.careful_reader import parse_page
-from worker.sync.chain import MAX_RECOVERIES, Pair, Request, Walk
+from worker.sync.chain import MAX_RECOVERIES, Chain, Pair, Request
 from worker.sync.mirror import Mirror, Span
 
 ASKED_AT = datetime(2026, 11, 21, tzinfo=UTC)
@@ -119,13 +119,13 @@ Taken = list[tuple[Page, Span]]
 
 
 def read(
-    walk: Walk, listed: Listed, limit: int, between: Callable[[Page], None] | None = None
+    chain: Chain, listed: Listed, limit: int, between: Callable[[Page], None] | None = None
 ) -> Taken:
     """Walk to the end; `between` happens after each answer, before the next is asked for."""
     taken: Taken = []
-    while not walk.ended:
-        page = listed.answer(walk.request, limit)
-        span = walk.take(page)
+    while not chain.ended:
+        page = listed.answer(chain.request, limit)
+        span = chain.take(page)
         if span is not None:
             taken.append((page, span))
         if between is not None:
@@ -171,7 +171,7 @@ def within(millis: int, id_: str, span: Span) -> bool:
 
 def test_empty_list_is_proven_at_once() -> None:
     listed = Listed({})
-    taken = read(Walk(), listed, 10)
+    taken = read(Chain(), listed, 10)
     assert [span for _, span in taken] == [Span(None, None)]
     assert listed.asked == [Request()]
 
@@ -180,11 +180,11 @@ def test_empty_list_is_proven_at_once() -> None:
 @pytest.mark.parametrize("limit", [3, 7, 10, 11, 50])
 def test_quiet_list_is_read_once_without_a_gap(limit: int, server: str) -> None:
     listed = Listed.of(range(10), server)
-    walk = Walk()
-    taken = read(walk, listed, limit)
+    chain = Chain()
+    taken = read(chain, listed, limit)
     assert_covers_everything(taken)
     assert ids_of(taken) == set(listed.users)
-    assert walk.recoveries == 0
+    assert chain.recoveries == 0
     met_again = {APRIL: 2, TODAY: 1}
     if server in met_again:
         behind_the_first = -(-(10 - limit) // (limit - met_again[server]))
@@ -196,14 +196,14 @@ def test_quiet_list_is_read_once_without_a_gap(limit: int, server: str) -> None:
 def test_list_is_read_from_its_end_likewise(limit: int, server: str) -> None:
     listed = Listed.of(range(10), server)
     listed.newest_first = True
-    walk = Walk(newest_first=True)
-    taken = read(walk, listed, limit)
-    assert (ids_of(taken), walk.recoveries) == (set(listed.users), 0)
+    chain = Chain(newest_first=True)
+    taken = read(chain, listed, limit)
+    assert (ids_of(taken), chain.recoveries) == (set(listed.users), 0)
 
 
 def test_each_page_is_asked_for_with_the_second_last_user_of_the_page_before() -> None:
     listed = Listed.of(range(7), TODAY)
-    taken = read(Walk(), listed, 3)
+    taken = read(Chain(), listed, 3)
     assert listed.asked == [Request(), behind(2), behind(4)]
     assert [request.cursor for request in listed.asked] == [None, user_id(1), user_id(3)]
     assert [span for _, span in taken] == [
@@ -215,10 +215,10 @@ def test_each_page_is_asked_for_with_the_second_last_user_of_the_page_before() -
 
 def test_both_kinds_of_server_prove_the_same() -> None:
     for page in (numbered(1, 2, 3, following=4), numbered(2, 3, following=3)):
-        walk = Walk()
-        walk.take(numbered(1, 2, following=3))
-        assert walk.take(page) == Span(key(2), key(3))
-        assert walk.request == behind(3)
+        chain = Chain()
+        chain.take(numbered(1, 2, following=3))
+        assert chain.take(page) == Span(key(2), key(3))
+        assert chain.request == behind(3)
 
 
 # The lies.
@@ -261,23 +261,23 @@ def test_lost_cursor_neither_ends_the_walk_nor_skips_anybody(
             LIES[lie](listed, ids)
             touched.update(ids)
 
-    taken = read(Walk(), listed, limit, between)
+    taken = read(Chain(), listed, limit, between)
     assert_covers_everything(taken)
     assert {user_id(number) for number in range(100)} - touched <= ids_of(taken)
 
 
 def test_empty_answer_to_a_cursor_proves_nothing() -> None:
-    walk = Walk()
-    walk.take(numbered(1, 2, following=3))
-    assert walk.take(page_of([])) is None
-    assert not walk.ended
+    chain = Chain()
+    chain.take(numbered(1, 2, following=3))
+    assert chain.take(page_of([])) is None
+    assert not chain.ended
 
 
 def test_moved_cursor_with_a_clean_end_proves_nothing() -> None:
-    walk = Walk()
-    walk.take(numbered(1, 2, following=3))
-    assert walk.take(page_of([(user_id(1), 900)])) is None
-    assert not walk.ended
+    chain = Chain()
+    chain.take(numbered(1, 2, following=3))
+    assert chain.take(page_of([(user_id(1), 900)])) is None
+    assert not chain.ended
 
 
 @pytest.mark.parametrize("numbers", [(3, 4), (1, 3, 4), (1,), (0, 1, 2, 3), (2, 1)])
@@ -285,36 +285,36 @@ def test_page_that_does_not_begin_with_the_pair_or_its_last_proves_nothing(
     numbers: tuple[int, ...],
 ) -> None:
     """A server may count the place of a hidden cursor, and drop the first user behind it."""
-    walk = Walk()
-    walk.take(numbered(1, 2, following=3))
-    assert walk.take(numbered(*numbers)) is None
-    assert not walk.ended
+    chain = Chain()
+    chain.take(numbered(1, 2, following=3))
+    assert chain.take(numbered(*numbers)) is None
+    assert not chain.ended
 
 
 def test_last_user_at_another_place_proves_nothing() -> None:
     for items in ([(user_id(2), 5)], [(user_id(1), 1), (user_id(2), 5)], [(user_id(2), True)]):
-        walk = Walk()
-        walk.take(numbered(1, 2, following=3))
-        assert walk.take(page_of(items)) is None
+        chain = Chain()
+        chain.take(numbered(1, 2, following=3))
+        assert chain.take(page_of(items)) is None
 
 
 def test_page_that_does_not_ascend_proves_nothing() -> None:
-    walk = Walk()
-    walk.take(numbered(1, 2, following=3))
-    assert walk.take(numbered(2, 5, 4)) is None
-    assert not walk.ended
+    chain = Chain()
+    chain.take(numbered(1, 2, following=3))
+    assert chain.take(numbered(2, 5, 4)) is None
+    assert not chain.ended
 
 
 @pytest.mark.parametrize("server", [APRIL, TODAY])
 def test_recovery_after_a_whole_page_was_deleted(server: str) -> None:
     listed = Listed.of(range(1_000), server)
-    walk = Walk()
+    chain = Chain()
     change = once(lambda page: listed.lose([user.id for user in page.users[-120:]]))
-    taken = read(walk, listed, 200, change)
+    taken = read(chain, listed, 200, change)
     assert_covers_everything(taken)
     assert set(listed.users) <= ids_of(taken)
     # It asked behind the last one, and then 1, 2, 4, ..., 128 before it.
-    assert walk.recoveries == 8
+    assert chain.recoveries == 8
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -323,17 +323,17 @@ def test_recovery_finds_the_way_back_through_the_mirror(server: str, gone: int) 
     """Some pages were deleted; the list is not read from its start again for that."""
     listed = Listed.of(range(2_000), server)
     mirror = Mirror.load((number, pack(user_id(number))) for number in range(2_000))
-    walk, left = Walk(mirror.pairs_before), [gone]
+    chain, left = Chain(mirror.pairs_before), [gone]
 
     def between(page: Page) -> None:
         if left and page.users and page.users[-1].millis >= 1_000:
             end, count = page.users[-1].millis + 1, left.pop()
             listed.lose([user_id(number) for number in range(end - count, end)])
 
-    taken = read(walk, listed, 100, between)
+    taken = read(chain, listed, 100, between)
     assert_covers_everything(taken)
     assert set(listed.users) <= ids_of(taken)
-    assert 1 <= walk.recoveries <= 20
+    assert 1 <= chain.recoveries <= 20
     assert listed.asked.count(Request()) == 1
 
 
@@ -413,7 +413,7 @@ def test_every_walk_sees_whoever_stays_and_suspects_none_of_them(  # noqa: PLR09
         if left:
             touched.update(left.pop(0).befall(listed, page))
 
-    taken = read(Walk(Mirror.load(rows).pairs_before), listed, limit, between)
+    taken = read(Chain(Mirror.load(rows).pairs_before), listed, limit, between)
     assert_covers_everything(taken)
     stayed = {id_: millis for id_, millis in before.items() if id_ not in touched}
     assert set(stayed) <= ids_of(taken)
@@ -428,38 +428,38 @@ def test_every_walk_sees_whoever_stays_and_suspects_none_of_them(  # noqa: PLR09
 def test_way_back_leads_through_the_page_then_the_mirror_then_to_the_start() -> None:
     rows = [0, 1, 2, 3, 4, 6, 7, 50]
     mirror = Mirror.load((number, pack(user_id(number))) for number in rows)
-    walk = Walk(mirror.pairs_before)
-    walk.take(numbered(*range(10, 30), following=30))
+    chain = Chain(mirror.pairs_before)
+    chain.take(numbered(*range(10, 30), following=30))
     asked = []
     for _ in range(10):
-        asked.append(walk.request)
-        walk.take(page_of([]))
+        asked.append(chain.request)
+        chain.take(page_of([]))
     through = [behind(n) for n in (29, 28, 27, 25, 21, 13, 7)]
     rows_before = [Request(Pair(place(4), place(6)), key(6)), behind(3)]
     assert asked == [*through, *rows_before, Request()]
 
 
 def test_way_back_from_the_start_is_the_start() -> None:
-    walk = Walk()
-    walk.take(numbered(3, 2, 1))
-    assert walk.request == Request()
+    chain = Chain()
+    chain.take(numbered(3, 2, 1))
+    assert chain.request == Request()
 
 
 def test_span_after_a_step_back_begins_where_it_stepped_to() -> None:
-    walk = Walk()
-    walk.take(numbered(1, 2, 3, following=4))
-    walk.take(page_of([]))
-    assert walk.request == behind(2)
-    assert walk.take(numbered(2, 4, 5, following=6)) == Span(key(2), key(5))
+    chain = Chain()
+    chain.take(numbered(1, 2, 3, following=4))
+    chain.take(page_of([]))
+    assert chain.request == behind(2)
+    assert chain.take(numbered(2, 4, 5, following=6)) == Span(key(2), key(5))
 
 
 def test_step_back_leads_behind_the_cursor_of_a_user_without_a_readable_sign_up() -> None:
-    walk = Walk()
-    span = walk.take(page_of([(user_id(1), 1), (user_id(2), 2), (user_id(3), "x")], user_id(4)))
+    chain = Chain()
+    span = chain.take(page_of([(user_id(1), 1), (user_id(2), 2), (user_id(3), "x")], user_id(4)))
     assert span == Span(None, key(2))
-    assert walk.request == Request(Pair(place(2), Place(user_id(3), "x")), key(2))
+    assert chain.request == Request(Pair(place(2), Place(user_id(3), "x")), key(2))
     following = page_of([(user_id(3), "x"), (user_id(4), 4)])
-    assert walk.take(following) == Span(key(2), None)
+    assert chain.take(following) == Span(key(2), None)
 
 
 # From a checkpoint.
@@ -472,7 +472,7 @@ def mirror_of(numbers: Iterable[int]) -> Mirror:
 @pytest.mark.parametrize("server", SERVERS)
 def test_resumed_walk_begins_behind_the_checkpoint(server: str) -> None:
     listed = Listed.of(range(20), server)
-    taken = read(Walk(mirror_of(range(12)).pairs_before, resume_at=key(11)), listed, 5)
+    taken = read(Chain(mirror_of(range(12)).pairs_before, resume_at=key(11)), listed, 5)
     assert listed.asked[0] == behind(11)
     assert taken[0][1].after == key(11)
     assert {user_id(n) for n in range(11, 20)} <= ids_of(taken)
@@ -482,14 +482,14 @@ def test_resumed_walk_begins_behind_the_checkpoint(server: str) -> None:
 def test_checkpoint_at_a_user_without_a_row_is_gone_on_from_as_well() -> None:
     """One whose record was refused, say."""
     listed = Listed.of(range(20))
-    taken = read(Walk(mirror_of(range(11)).pairs_before, resume_at=key(11)), listed, 5)
+    taken = read(Chain(mirror_of(range(11)).pairs_before, resume_at=key(11)), listed, 5)
     assert listed.asked[0] == behind(11)
     assert taken[0][1].after == key(11)
 
 
 def test_resumed_walk_whose_user_is_gone_begins_behind_the_nearest_rows() -> None:
     listed = Listed.of(n for n in range(20) if n != 11)
-    taken = read(Walk(mirror_of(range(20)).pairs_before, resume_at=key(11)), listed, 5)
+    taken = read(Chain(mirror_of(range(20)).pairs_before, resume_at=key(11)), listed, 5)
     assert listed.asked[1] == behind(10)
     assert taken[0][1] == Span(key(10), key(15))
 
@@ -497,14 +497,14 @@ def test_resumed_walk_whose_user_is_gone_begins_behind_the_nearest_rows() -> Non
 @pytest.mark.parametrize("rows", [[], [7]])
 def test_resumed_walk_without_two_rows_begins_at_the_start(rows: list[int]) -> None:
     listed = Listed.of(range(5, 20))
-    taken = read(Walk(mirror_of(rows).pairs_before, resume_at=key(12)), listed, 50)
+    taken = read(Chain(mirror_of(rows).pairs_before, resume_at=key(12)), listed, 50)
     assert listed.asked == [Request()]
     assert ids_of(taken) == set(listed.users)
 
 
 def test_resumed_walk_of_a_list_that_is_empty_now_ends_with_nobody() -> None:
-    walk = Walk(mirror_of(range(20)).pairs_before, resume_at=key(11))
-    taken = read(walk, Listed({}), 5)
+    chain = Chain(mirror_of(range(20)).pairs_before, resume_at=key(11))
+    taken = read(chain, Listed({}), 5)
     assert [span for _, span in taken] == [Span(None, None)]
 
 
@@ -515,55 +515,55 @@ def test_resumed_walk_of_a_list_that_is_empty_now_ends_with_nobody() -> None:
 def test_nobody_but_the_pair_with_a_next_cursor_asks_for_twice_as_many(
     numbers: tuple[int, ...],
 ) -> None:
-    walk = Walk()
-    walk.take(numbered(1, 2, following=3))
+    chain = Chain()
+    chain.take(numbered(1, 2, following=3))
     widened = []
     for _ in range(3):
-        assert walk.take(numbered(*numbers, following=3)) is None
-        widened.append(walk.request)
+        assert chain.take(numbered(*numbers, following=3)) is None
+        widened.append(chain.request)
     assert widened == [Request(pair(2), key(2), widen) for widen in (2, 4, 8)]
 
 
 def test_one_user_with_a_next_cursor_asks_for_twice_as_many() -> None:
     """There is no pair yet to go on behind."""
-    walk = Walk()
-    assert walk.take(numbered(1, following=2)) is None
-    assert walk.request == Request(widen=2)
+    chain = Chain()
+    assert chain.take(numbered(1, following=2)) is None
+    assert chain.request == Request(widen=2)
 
 
 def test_first_page_without_any_key_covers_no_user() -> None:
     """Such a page says nothing about who is missing."""
-    walk = Walk()
+    chain = Chain()
     odd = [(user_id(number), number + 0.5) for number in range(3)]
-    assert walk.take(page_of(odd, user_id(3))) is None
-    assert (walk.request, walk.ended) == (Request(widen=2), False)
+    assert chain.take(page_of(odd, user_id(3))) is None
+    assert (chain.request, chain.ended) == (Request(widen=2), False)
 
 
 def test_widened_request_is_narrow_again_after_progress() -> None:
-    walk = Walk()
-    walk.take(numbered(1, 2, following=3))
-    walk.take(numbered(2, following=3))
-    assert walk.take(numbered(2, 3, following=4)) == Span(key(2), key(3))
-    assert walk.request == behind(3)
+    chain = Chain()
+    chain.take(numbered(1, 2, following=3))
+    chain.take(numbered(2, following=3))
+    assert chain.take(numbered(2, 3, following=4)) == Span(key(2), key(3))
+    assert chain.request == behind(3)
 
 
 @pytest.mark.parametrize("numbers", [(2,), (1, 2)])
 def test_nobody_but_the_pair_without_a_next_cursor_is_the_end(numbers: tuple[int, ...]) -> None:
-    walk = Walk()
-    walk.take(numbered(1, 2, following=3))
-    assert walk.take(numbered(*numbers)) == Span(key(2), None)
-    assert walk.ended
+    chain = Chain()
+    chain.take(numbered(1, 2, following=3))
+    assert chain.take(numbered(*numbers)) == Span(key(2), None)
+    assert chain.ended
 
 
 def test_first_page_of_records_without_ids_asks_for_twice_as_many() -> None:
-    walk = Walk()
-    assert walk.take(page_of([("x", 1), ("y", 2)], user_id(3))) is None
-    assert walk.request == Request(widen=2)
+    chain = Chain()
+    assert chain.take(page_of([("x", 1), ("y", 2)], user_id(3))) is None
+    assert chain.request == Request(widen=2)
 
 
-def insist(walk: Walk, answer: Callable[[Request], Page]) -> None:
+def insist(chain: Chain, answer: Callable[[Request], Page]) -> None:
     for _ in range(3 * MAX_RECOVERIES):
-        walk.take(answer(walk.request))
+        chain.take(answer(chain.request))
 
 
 def repeated(request: Request) -> list[tuple[str, Any]]:
@@ -601,36 +601,36 @@ STUBBORN: dict[str, Callable[[Request], Page]] = {
 
 @pytest.mark.parametrize("server", STUBBORN)
 def test_server_that_leads_nowhere_ends_in_an_incomplete_sweep(server: str) -> None:
-    walk = Walk()
+    chain = Chain()
     with pytest.raises(SweepIncomplete):
-        insist(walk, STUBBORN[server])
-    assert not walk.ended
-    assert walk.recoveries == MAX_RECOVERIES + 1
+        insist(chain, STUBBORN[server])
+    assert not chain.ended
+    assert chain.recoveries == MAX_RECOVERIES + 1
 
 
 def test_incomplete_walk_says_behind_whom_it_stuck() -> None:
-    walk = Walk()
-    walk.take(numbered(1, 2, following=3))
+    chain = Chain()
+    chain.take(numbered(1, 2, following=3))
     with pytest.raises(SweepIncomplete, match=user_id(2)):
-        insist(walk, STUBBORN["lost"])
+        insist(chain, STUBBORN["lost"])
 
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_recoveries_with_progress_between_them_are_never_too_many(server: str) -> None:
     listed = Listed.of(range(800), server)
-    walk = Walk()
-    taken = read(walk, listed, 6, lambda page: listed.lose(u.id for u in page.users[-1:]))
+    chain = Chain()
+    taken = read(chain, listed, 6, lambda page: listed.lose(u.id for u in page.users[-1:]))
     assert_covers_everything(taken)
-    assert walk.recoveries > 2 * MAX_RECOVERIES
+    assert chain.recoveries > 2 * MAX_RECOVERIES
 
 
 def test_long_way_from_the_start_after_a_recovery_is_no_lack_of_progress() -> None:
     listed = Listed.of(range(1_000))
-    walk = Walk(mirror_of([988, 989]).pairs_before, resume_at=key(990))
+    chain = Chain(mirror_of([988, 989]).pairs_before, resume_at=key(990))
     listed.lose([user_id(988), user_id(989), user_id(990)])
-    taken = read(walk, listed, 3)
+    taken = read(chain, listed, 3)
     assert len(taken) > 5 * MAX_RECOVERIES
-    assert walk.recoveries == 2
+    assert chain.recoveries == 2
 
 
 class Records(list[bytes]):
@@ -641,13 +641,13 @@ def test_walk_keeps_no_page_longer_than_itself() -> None:
     """Nor until the next garbage collection, which may be long in coming."""
     gc.disable()
     try:
-        walk = Walk()
+        chain = Chain()
         records = Records([b"{}"] * 3)
         page = numbered(1, 2, 3)
         page = replace(page, users=replace(page.users, records=records))
         watched = weakref.ref(records)
-        walk.take(page)
-        del page, records, walk
+        chain.take(page)
+        del page, records, chain
         assert watched() is None
     finally:
         gc.enable()

@@ -16,7 +16,7 @@ from worker.store.quarantine import Rejected, unreadable
 from worker.store.statement import Statement
 from worker.store.suspects import Suspect
 from worker.store.table import INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, Outcome
-from worker.sync.chain import Walk
+from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
 from worker.sync.mirror import Delta, Span
 from worker.sync.rejecting import Rejecting
@@ -49,7 +49,7 @@ class Reading:
     store: Store
     findings: Findings
     on_page: Callable[[Findings], None]
-    walk: Walk = field(init=False)
+    chain: Chain = field(init=False)
     rejecting: Rejecting = field(init=False)
     _reached: Key | None = field(init=False)
     _checkpoint_at: float = field(init=False)
@@ -60,7 +60,7 @@ class Reading:
     def __post_init__(self) -> None:
         self._reached = self.findings.resume_at
         with self.findings.cache.lock:
-            self.walk = Walk(self.findings.mirror.pairs_before, self.findings.resume_at)
+            self.chain = Chain(self.findings.mirror.pairs_before, self.findings.resume_at)
         self.rejecting = Rejecting(self.store, self.findings)
         self._checkpoint_at = self._monotonic()
         self._api_seconds = self.fetcher.api_time.of("sweep")
@@ -87,11 +87,11 @@ class Reading:
         page = self.fetcher.await_answer(asked.answer)
         self.count_api_time()
         with self.findings.cache.lock:
-            span = self.walk.take(page)
+            span = self.chain.take(page)
         if span is None:
-            pair = self.walk.request.pair
+            pair = self.chain.request.pair
             log.info("walk.recovered", behind=pair and pair.last.id)
-        ahead = None if self.walk.ended else self._ask()
+        ahead = None if self.chain.ended else self._ask()
         if span is not None:
             self._take_on_the_way(page, span)
         self._forget_asked(asked)
@@ -104,7 +104,7 @@ class Reading:
         except UpdatesRefused as error:
             self._refusal = error
         if self._refusal is None:
-            self._reached = self.walk.request.after
+            self._reached = self.chain.request.after
 
     def count_api_time(self) -> None:
         """Count how long the API has worked for this sweep; a checkpoint keeps the count."""
@@ -121,7 +121,7 @@ class Reading:
         """Ask for the next page; from now on its answer may be older than others."""
         asked = Asked(
             self.findings.cache.asked(self.store.database.clock.now()),
-            self.fetcher.submit_page(self.walk.request),
+            self.fetcher.submit_page(self.chain.request),
         )
         self._under_way.append(asked)
         return asked
@@ -190,7 +190,7 @@ class Reading:
             advances = span is not None and self._refusal is None
             if changed or extras or (advances and self._checkpoint_is_due()):
                 self._checkpoint_at = self._monotonic()
-                checkpoint = self._checkpoint(self.walk.request.after) if advances else []
+                checkpoint = self._checkpoint(self.chain.request.after) if advances else []
                 self.apply(
                     changed,
                     page.observed_at,

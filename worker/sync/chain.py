@@ -52,7 +52,7 @@ class Request:
         return self.pair.cursor.id if self.pair else None
 
 
-class Walk:
+class Chain:
     """One walk over the list; says what to ask for, and which span an answer proves.
 
     `pairs_before` finds neighbours in the mirror. `resume_at` is the key of the last user of an

@@ -7,7 +7,7 @@ from worker.model import Page
 from worker.store import Store
 from worker.sync.apply import Reading
 from worker.sync.cache import Cache
-from worker.sync.chain import Walk
+from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
 from worker.sync.state import Findings
 
@@ -47,30 +47,30 @@ class Poll:
             cache=self.cache,
             generation=self.cache.generation,
         )
-        walk, limit = Walk(newest_first=True), self.size
-        while self._look(findings, walk, limit):
+        chain, limit = Chain(newest_first=True), self.size
+        while self._look(findings, chain, limit):
             limit = max(self.size, self.fetcher.page_size.limit)
         return findings
 
-    def _look(self, findings: Findings, walk: Walk, limit: int) -> bool:
+    def _look(self, findings: Findings, chain: Chain, limit: int) -> bool:
         """Take in one page; says whether to go on."""
         at = self.store.database.clock.now()
         self.cache.asked(at)
         try:
-            page = self.fetcher.await_answer(self.fetcher.submit_newest(walk.request, limit))
+            page = self.fetcher.await_answer(self.fetcher.submit_newest(chain.request, limit))
             with self.cache.lock:
-                proven, strangers = walk.take(page) is not None, self._are_strangers(page)
+                proven, strangers = chain.take(page) is not None, self._are_strangers(page)
                 # An unproven page says nothing about those behind it: ask again from further back.
-                goes_on = (strangers or not proven) and self._is_worth_it(walk)
+                goes_on = (strangers or not proven) and self._is_worth_it(chain)
                 Reading(self.fetcher, self.store, findings, _nobody_watches).take(page, None)
             return goes_on
         finally:
             self.cache.answered(at)
 
-    def _is_worth_it(self, walk: Walk) -> bool:
+    def _is_worth_it(self, chain: Chain) -> bool:
         """Whether to ask for another page. Back at the start there is nothing to do."""
-        few = len(self._met) < MOST_STRANGERS and walk.recoveries <= MOST_RECOVERIES
-        return few and not walk.ended and walk.request.pair is not None and not self.cold
+        few = len(self._met) < MOST_STRANGERS and chain.recoveries <= MOST_RECOVERIES
+        return few and not chain.ended and chain.request.pair is not None and not self.cold
 
     def _are_strangers(self, page: Page) -> bool:
         """Whether nobody on the page is known, but for those whom this poll has met before."""

@@ -23,7 +23,7 @@ from worker.stack_auth.client import StackApi
 from worker.stack_auth.transport import is_loopback
 from worker.store.database import SEE_CHECK, Connection, Database
 from worker.store.migrate import OWN_SCHEMA, missing_migrations
-from worker.sync.chain import Walk
+from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
 from worker.sync.page_size import PageSize
 from worker.wiring import access
@@ -87,15 +87,15 @@ def _check_source(settings: Settings, users: list[User]) -> list[Finding]:
     """
     stop = Event()
     retry = Retry("Stack Auth", 0, stop, SourceUnavailable)
-    page_size, walk = PageSize(settings.stack.page_size), Walk()
+    page_size, chain = PageSize(settings.stack.page_size), Chain()
     with StackApi(access(settings), clock=Clock(), stop=stop) as api:
         fetcher = Fetcher(api, retry, page_size=page_size, lease=_NoLease())
         try:
-            pages = [_ask_page(fetcher, walk, users)]
-            proven = walk.take(pages[0]) is not None
-            if proven and not walk.ended:
-                pages.append(_ask_page(fetcher, walk, users))
-                proven = walk.take(pages[1]) is not None
+            pages = [_ask_page(fetcher, chain, users)]
+            proven = chain.take(pages[0]) is not None
+            if proven and not chain.ended:
+                pages.append(_ask_page(fetcher, chain, users))
+                proven = chain.take(pages[1]) is not None
         finally:
             fetcher.close()
     has = "has users" if len(pages[0].places) or pages[0].next_cursor else "has no users yet"
@@ -110,9 +110,9 @@ def _check_source(settings: Settings, users: list[User]) -> list[Finding]:
     return found
 
 
-def _ask_page(fetcher: Fetcher, walk: Walk, users: list[User]) -> Page:
+def _ask_page(fetcher: Fetcher, chain: Chain, users: list[User]) -> Page:
     """Ask for the next page, and add the users to `users` that were not on the one before."""
-    page = fetcher.await_answer(fetcher.submit_page(walk.request))
+    page = fetcher.await_answer(fetcher.submit_page(chain.request))
     known = {user.id for user in users}
     users += [user for user in page.users if user.id not in known]
     return page
