@@ -41,7 +41,7 @@ from worker.model import Users
 from worker.sandbox.api import Request, server_error
 from worker.store.suspects import Deletions
 from worker.sync.cache import Cache
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 
 SHAPES = pytest.mark.parametrize("id_type", [None, "text", "uuid"])
 OWN_TABLES = ("lease", "checkpoint", "sweep", "deletion", "quarantine", "touched", "migration")
@@ -730,10 +730,10 @@ def test_what_is_asked_twice_is_told_once() -> None:
     journal = Journal(told.append, ())
     for _ in range(2):
         journal.compared(Users.of(users), "is=", [json.dumps({"was_deleted": True})])
-    findings = Findings(1, "plan", datetime.min.replace(tzinfo=UTC), Cache())
-    journal.turn_page(findings)
+    state = SweepState(1, "plan", datetime.min.replace(tzinfo=UTC), Cache())
+    journal.turn_page(state)
     journal.compared(Users.of(users[1:]), "s=", [json.dumps({"was_deleted": False})])
-    journal.turn_page(findings)
+    journal.turn_page(state)
     assert [(change.kind, change.subject) for change in told] == [
         ("insert", users[0].id),
         ("wait", users[1].id),

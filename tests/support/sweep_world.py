@@ -16,7 +16,7 @@ from tests.support.users_apis import api_of
 from worker.sandbox.api import Project, Reply, Request
 from worker.service.once import sweep_once
 from worker.settings.settings import Settings
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 from worker.sync.sweep import Report
 
 API_URL = "http://127.0.0.1:1"
@@ -56,7 +56,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "deletions": {"enabled": True, "max_fraction": 1, "max_count": 500, "grace_seconds": 0},
 }
 
-OnPage = Callable[[Findings], None]
+OnPage = Callable[[SweepState], None]
 
 
 def settings(project: Project, **options: Any) -> Settings:
@@ -72,7 +72,7 @@ def settings(project: Project, **options: Any) -> Settings:
     return Settings.model_validate(sections)
 
 
-def nothing(_: Findings) -> None:
+def nothing(_: SweepState) -> None:
     """Care for no page."""
 
 

@@ -28,7 +28,7 @@ from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
 from worker.sync.page_size import PageSize
 from worker.sync.poll import Poll
-from worker.sync.state import Findings, begin
+from worker.sync.state import SweepState, begin
 from worker.sync.sweep import Report, Sweep
 from worker.wiring import open_store, opened_database, opened_fetcher, rules
 
@@ -47,7 +47,7 @@ class Session:
     store: Store
     cache: Cache
 
-    def poll(self, *, cold: bool = False) -> Findings:
+    def poll(self, *, cold: bool = False) -> SweepState:
         return Poll(self.fetcher, self.store, self.cache, SIZE, cold).run()
 
     def sweep(self) -> Report:
@@ -87,8 +87,8 @@ def test_new_users_have_their_rows_at_once(session: Session) -> None:
     session.sweep()
     session.limits()
     created = {session.world.project.create() for _ in range(3)}
-    findings = session.poll()
-    assert (findings.counts["inserted"], session.limits()) == (3, [SIZE])
+    state = session.poll()
+    assert (state.counts["inserted"], session.limits()) == (3, [SIZE])
     assert session.live() >= created
 
 
@@ -108,8 +108,8 @@ def test_unchanged_poll_costs_one_request_and_no_statement(session: Session) -> 
     session.poll()
     session.limits()
     session.store.database.close()
-    findings = session.poll()
-    assert (findings.changed_something, findings.wrote, session.limits()) == (False, False, [SIZE])
+    state = session.poll()
+    assert (state.changed_something, state.wrote, session.limits()) == (False, False, [SIZE])
     assert session.world.connections() == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.support.sweep_world import World, delete_all, is_list, numbered, sign_up
 from worker.errors import SourceUnavailable, Stopped, UsersSyncError
 from worker.sandbox.api import Request, serve, server_error
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 
 
 def stop_after(world: World, pages: int, **options: Any) -> int:
@@ -19,8 +19,8 @@ def stop_after(world: World, pages: int, **options: Any) -> int:
     """
     stop = Event()
 
-    def look(findings: Findings) -> None:
-        if findings.counts["pages"] >= pages:
+    def look(state: SweepState) -> None:
+        if state.counts["pages"] >= pages:
             stop.set()
 
     with pytest.raises(Stopped):

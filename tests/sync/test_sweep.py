@@ -15,7 +15,7 @@ from tests.support.sweep_world import PLAIN, World, before_page, is_list, number
 from tests.support.users_apis import every_server
 from worker.sandbox.api import APRIL, TODAY, Request
 from worker.settings.settings import Settings
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 from worker.sync.sweep import Report
 
 SHAPES = pytest.mark.parametrize("id_type", [None, "text", "uuid"])
@@ -276,7 +276,7 @@ def test_progress_is_told_after_each_page(world: World) -> None:
     sign_up(world.project, *range(9))
     seen = []
 
-    world.sweep(lambda findings: seen.append(findings.counts["users"]), page_size=4)
+    world.sweep(lambda state: seen.append(state.counts["users"]), page_size=4)
 
     assert seen == [4, 7, 9]
 
@@ -297,8 +297,8 @@ def test_an_application_that_refers_to_unchanged_users_never_waits(world: World)
     before = world.versions()
     world.query("set lock_timeout = '50ms'")
 
-    def refer(findings: Findings) -> None:
-        world.query("insert into public.posts values (%s, %s)", findings.counts["users"], ids[1])
+    def refer(state: SweepState) -> None:
+        world.query("insert into public.posts values (%s, %s)", state.counts["users"], ids[1])
 
     with psycopg.connect(world.url) as application:
         application.execute("insert into public.posts values (-1, %s)", (ids[0],))
@@ -440,9 +440,9 @@ def test_the_next_page_is_asked_for_while_one_is_applied(world: World) -> None:
     sign_up(world.project, *range(13))
     ahead = []
 
-    def look(findings: Findings) -> None:
+    def look(state: SweepState) -> None:
         asked = len([request for request in world.api.requests if is_list(request)])
-        ahead.append(asked - findings.counts["pages"])
+        ahead.append(asked - state.counts["pages"])
 
     world.sweep(look, page_size=4)
 

@@ -18,10 +18,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 from worker.sync.sweep import Report
 
-OnPage = Callable[[Findings], None]
+OnPage = Callable[[SweepState], None]
 OnAsked = Callable[[int, int], None]
 
 _DONE = ("inserted", "updated", "restored", "unchanged", "deleted", "approved")
@@ -50,9 +50,7 @@ def progress(console: Console) -> Iterator[OnPage]:
         *columns, console=console, transient=True, redirect_stdout=redirect, redirect_stderr=False
     ) as shown:
         task = shown.add_task("sweeping", total=None)
-        yield lambda findings: shown.update(
-            task, completed=findings.counts["users"], total=_about(findings)
-        )
+        yield lambda state: shown.update(task, completed=state.counts["users"], total=_about(state))
 
 
 @contextmanager
@@ -120,11 +118,11 @@ def _padded(text: str, width: int, *, centre: bool = False) -> str:
     return " " * left + text + " " * (room - left)
 
 
-def _about(findings: Findings) -> float | None:
+def _about(state: SweepState) -> float | None:
     """Tell about how many users there are: as many as rows, if there were rows to begin with."""
-    live = len(findings.mirror)
-    return max(live, findings.counts["users"]) if findings.known_at_start else None
+    live = len(state.mirror)
+    return max(live, state.counts["users"]) if state.known_at_start else None
 
 
-def _say_nothing(_findings: Findings) -> None:
+def _say_nothing(_state: SweepState) -> None:
     pass

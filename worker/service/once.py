@@ -9,7 +9,7 @@ from worker.clock import Clock
 from worker.service.ownership import bind_project, give_back, take_lease
 from worker.settings.settings import Settings
 from worker.sync.cache import Cache
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 from worker.sync.sweep import Report, Sweep
 from worker.wiring import open_store, opened_database, opened_fetcher, rules
 
@@ -18,7 +18,7 @@ def sweep_once(
     settings: Settings,
     url: str,
     stop: Event,
-    on_page: Callable[[Findings], None],
+    on_page: Callable[[SweepState], None],
     transport: httpx.BaseTransport | None = None,
 ) -> Report:
     """Sweep the configured target once, with the database at `url`; `transport` is for tests.

@@ -8,7 +8,7 @@ from worker.model import Users
 from worker.service.health import Health, SweepSummary
 from worker.service.metrics import Metrics
 from worker.sync.cache import Cache
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 from worker.sync.sweep import Report
 
 
@@ -32,11 +32,11 @@ class Telemetry:
         for millis in users.millis:
             self.metrics.observe_freshness(now - millis / 1000)
 
-    def poll_ended(self, findings: Findings) -> None:
+    def poll_ended(self, state: SweepState) -> None:
         self.health.poll_finished()
         self.health.set_rows(users=len(self.cache.mirror))
         # The users that sweeps read are counted there.
-        counts = {name: count for name, count in findings.counts.items() if name != "users"}
+        counts = {name: count for name, count in state.counts.items() if name != "users"}
         self.metrics.count_rows(counts)
 
     def sweep_failed(self, error: Exception) -> None:

@@ -20,7 +20,7 @@ from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
 from worker.sync.mirror import Delta, Span
 from worker.sync.rejecting import Rejecting
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -47,8 +47,8 @@ class Reading:
 
     fetcher: Fetcher
     store: Store
-    findings: Findings
-    on_page: Callable[[Findings], None]
+    state: SweepState
+    on_page: Callable[[SweepState], None]
     chain: Chain = field(init=False)
     rejecting: Rejecting = field(init=False)
     _reached: Key | None = field(init=False)
@@ -58,10 +58,10 @@ class Reading:
     _refusal: UpdatesRefused | None = None
 
     def __post_init__(self) -> None:
-        self._reached = self.findings.resume_at
-        with self.findings.cache.lock:
-            self.chain = Chain(self.findings.mirror.pairs_before, self.findings.resume_at)
-        self.rejecting = Rejecting(self.store, self.findings)
+        self._reached = self.state.resume_at
+        with self.state.cache.lock:
+            self.chain = Chain(self.state.mirror.pairs_before, self.state.resume_at)
+        self.rejecting = Rejecting(self.store, self.state)
         self._checkpoint_at = self._monotonic()
         self._api_seconds = self.fetcher.api_time.of("sweep")
 
@@ -86,7 +86,7 @@ class Reading:
         """Await a page, ask for the one behind it, and take it in; None at the end of the list."""
         page = self.fetcher.await_answer(asked.answer)
         self.count_api_time()
-        with self.findings.cache.lock:
+        with self.state.cache.lock:
             span = self.chain.take(page)
         if span is None:
             pair = self.chain.request.pair
@@ -109,18 +109,18 @@ class Reading:
     def count_api_time(self) -> None:
         """Count how long the API has worked for this sweep; a checkpoint keeps the count."""
         before, self._api_seconds = self._api_seconds, self.fetcher.api_time.of("sweep")
-        self.findings.counts["api_millis"] += round((self._api_seconds - before) * 1000)
+        self.state.counts["api_millis"] += round((self._api_seconds - before) * 1000)
 
     def save(self) -> None:
         """Write the checkpoint now: what was applied, not what was asked for since."""
         if self._reached is not None:
             statement = self._moved(self._reached, ())
-            self.store.write([statement], self.findings.number)
+            self.store.write([statement], self.state.number)
 
     def _ask(self) -> Asked:
         """Ask for the next page; from now on its answer may be older than others."""
         asked = Asked(
-            self.findings.cache.asked(self.store.database.clock.now()),
+            self.state.cache.asked(self.store.database.clock.now()),
             self.fetcher.submit_page(self.chain.request),
         )
         self._under_way.append(asked)
@@ -129,7 +129,7 @@ class Reading:
     def _forget_asked(self, *only: Asked) -> None:
         for asked in only or tuple(self._under_way):
             asked.answer.cancel()
-            self.findings.cache.answered(asked.at)
+            self.state.cache.answered(asked.at)
             self._under_way.remove(asked)
 
     def apply(
@@ -144,18 +144,18 @@ class Reading:
 
         `newcomers` says that the mirror knows nobody of them.
         """
-        store, findings = self.store, self.findings
+        store, state = self.store, self.state
 
         def attempt() -> Applied:
-            where = (store.table, store.lease, store.quarantine, findings.number)
+            where = (store.table, store.lease, store.quarantine, state.number)
             return Batch(*where, observed_at, newcomers).apply(users, extras)
 
         applied = store.database.retry.call(attempt)
-        findings.count(applied.outcomes)
-        findings.wrote = True
-        cache, mirror = findings.cache, findings.mirror
+        state.count(applied.outcomes)
+        state.wrote = True
+        cache, mirror = state.cache, state.mirror
         cache.accepted((i for users, _ in applied.outcomes for i in users.ids), observed_at)
-        if findings.rejects:
+        if state.rejects:
             cache.stored({i for users in applied.by(*STORED) for i in users.ids})
         mirror.remove(applied.moved)
         for known in applied.by(*STORED):
@@ -175,16 +175,16 @@ class Reading:
 
         Raises MirrorOutdated for a page that was asked for before the mirror was loaded anew.
         """
-        findings = self.findings
-        with findings.cache.lock:
-            findings.cache.check(findings.generation)
+        state = self.state
+        with state.cache.lock:
+            state.cache.check(state.generation)
             delta = self._compare(page, span)
             found = storable(delta.changed, self.store.table.ignored_fields)
             rejected = [unreadable(each) for each in (*page.unreadable, *found.unreadable)]
             self._count(page, span)
             extras = self._records(page, rejected, delta)
             changed = self.rejecting.leave(found.users, page.observed_at)
-            if len(findings.aside) >= MOST_ASIDE:
+            if len(state.aside) >= MOST_ASIDE:
                 self._try_again()
             # The next sweep must not go on behind a page whose updates were refused.
             advances = span is not None and self._refusal is None
@@ -198,13 +198,13 @@ class Reading:
                     newcomers=delta.newcomers,
                 )
             put_aside = {each.id for each in found.unreadable}
-            findings.mirror.remove([key for key in delta.moved if key[1] not in put_aside])
+            state.mirror.remove([key for key in delta.moved if key[1] not in put_aside])
         for user_id in (*page.cleaned, *found.cleaned):
             log.warning("record.cleaned", user=user_id)
-        self.on_page(findings)
+        self.on_page(state)
 
     def _compare(self, page: Page, span: Span | None) -> Delta:
-        cache, users = self.findings.cache, page.users
+        cache, users = self.state.cache, page.users
         if span is not None:
             delta = cache.mirror.compare(users, span, lambda: page.ids)
             return cache.still_news(delta, page.observed_at)
@@ -223,21 +223,21 @@ class Reading:
 
     def _count(self, page: Page, span: Span | None) -> None:
         """Count each user of a walk once: not the overlap of the chain, nor what is read again."""
-        findings = self.findings
-        before = findings.furthest if span else None
+        state = self.state
+        before = state.furthest if span else None
         met = page.users.count_upto(before)
-        findings.counts["pages"] += 1
+        state.counts["pages"] += 1
         odd = {unreadable(each).record for each in page.unreadable}
-        findings.counts["users"] += len(page.users) - met + len(odd - findings.seen)
+        state.counts["users"] += len(page.users) - met + len(odd - state.seen)
         end = last_key(page.places) if span else None
         if end and (before is None or end > before):
-            findings.furthest = end
+            state.furthest = end
 
     def _struck(self, page: Page) -> list[str]:
         """Forget the suspects that this later answer shows; returns their ids."""
-        if not self.findings.suspects:
+        if not self.state.suspects:
             return []
-        suspects = self.findings.suspects
+        suspects = self.state.suspects
         struck = [
             user_id
             for user_id in suspects.keys() & page.ids
@@ -245,28 +245,28 @@ class Reading:
         ]
         for user_id in struck:
             del suspects[user_id]
-            self.findings.noticed.pop(user_id, None)
+            self.state.noticed.pop(user_id, None)
         return struck
 
     def _suspect(self, delta: Delta, page: Page) -> list[Statement]:
         """Notice who is missing; those already recorded need no statement."""
-        findings = self.findings
-        new = [user_id for _, user_id in delta.missing if user_id not in findings.suspects]
+        state = self.state
+        new = [user_id for _, user_id in delta.missing if user_id not in state.suspects]
         for user_id in new:
-            findings.suspects[user_id] = Suspect("candidate", findings.number, page.observed_at)
-        findings.noticed.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
-        return [self.store.deletions.notice(new, findings.number, page.observed_at)] if new else []
+            state.suspects[user_id] = Suspect("candidate", state.number, page.observed_at)
+        state.noticed.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
+        return [self.store.deletions.notice(new, state.number, page.observed_at)] if new else []
 
     def _try_again(self) -> None:
         """Try whom the database refused before: together, and after everybody else."""
-        findings = self.findings
-        with findings.cache.lock:
-            findings.cache.check(findings.generation)
+        state = self.state
+        with state.cache.lock:
+            state.cache.check(state.generation)
             users, observed_at = self.rejecting.take_aside()
             if not users:
                 return
             if any(self.apply(users, observed_at, []).by(*STORED)):
-                findings.cache.refusals.hasten()
+                state.cache.refusals.hasten()
 
     def _checkpoint(self, key: Key | None) -> list[Extra]:
         """Give what moves the checkpoint with a batch; at the start of the list there is none."""
@@ -276,7 +276,7 @@ class Reading:
 
     def _moved(self, key: Key, outcomes: Sequence[Outcome]) -> Statement:
         """Move the checkpoint, with counts that include what became of the batch's users."""
-        return self.store.progress.move(self.findings.checkpoint(key, outcomes))
+        return self.store.progress.move(self.state.checkpoint(key, outcomes))
 
     def _checkpoint_is_due(self) -> bool:
         return self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS

@@ -56,12 +56,12 @@ class Settling:
         if self.rules.enabled:
             self._ask(self._suspects())
             self._learn_of_approvals()
-            self._ask(self.reading.findings.in_state("approved"))
-        findings = self.reading.findings
-        with findings.cache.lock:
-            findings.cache.check(findings.generation)
+            self._ask(self.reading.state.in_state("approved"))
+        state = self.reading.state
+        with state.cache.lock:
+            state.cache.check(state.generation)
             # Somebody who was seen meanwhile, by a poll say, is a suspect no more.
-            self._gone = {i: at for i, at in self._gone.items() if i in findings.suspects}
+            self._gone = {i: at for i, at in self._gone.items() if i in state.suspects}
             if self._gone and self.trouble is None:
                 self._judge()
                 self._require_some_marked()
@@ -69,16 +69,16 @@ class Settling:
 
     def _suspects(self) -> list[str]:
         """Choose whom to ask about: no more than tell whether the guard holds."""
-        findings = self.reading.findings
+        state = self.reading.state
         now = self.reading.store.database.clock.now()
         asked_before = now - timedelta(hours=self.rules.audit_hours)
         due = []
-        with findings.cache.lock:
-            for user_id in findings.in_state("hidden"):
-                asked_at = findings.suspects[user_id].asked_at
-                if user_id in findings.noticed and (asked_at is None or asked_at <= asked_before):
+        with state.cache.lock:
+            for user_id in state.in_state("hidden"):
+                asked_at = state.suspects[user_id].asked_at
+                if user_id in state.noticed and (asked_at is None or asked_at <= asked_before):
                     due.append(user_id)
-            suspects = findings.in_state("candidate") + due
+            suspects = state.in_state("candidate") + due
         enough = self.rules.guard.enough
         self._put_off = set(suspects[enough:])
         return suspects[:enough]
@@ -86,21 +86,21 @@ class Settling:
     @property
     def unasked(self) -> int:
         """How many suspects were left for the next sweep to ask about."""
-        suspects = self.reading.findings.suspects
+        suspects = self.reading.state.suspects
         return sum(
             user_id in suspects and suspects[user_id].state != "held" for user_id in self._put_off
         )
 
     def _learn_of_approvals(self) -> None:
         """Look whether somebody has approved meanwhile: that is written beside our memory."""
-        findings, store = self.reading.findings, self.reading.store
-        if not findings.in_state("held"):
+        state, store = self.reading.state, self.reading.store
+        if not state.in_state("held"):
             return
         recorded = store.database.call(store.deletions.load)
-        with findings.cache.lock:
-            for user_id in findings.in_state("held"):
+        with state.cache.lock:
+            for user_id in state.in_state("held"):
                 if user_id in recorded and recorded[user_id].state == "approved":
-                    findings.suspects[user_id] = recorded[user_id]
+                    state.suspects[user_id] = recorded[user_id]
 
     def _ask(self, ids: Sequence[str]) -> None:
         """Ask for each of these users with GET, a few at a time."""
@@ -123,28 +123,28 @@ class Settling:
                 answer.cancel()
         self.reading.count_api_time()
         self._asked.update(ids)
-        findings = self.reading.findings
-        with findings.cache.lock:
-            findings.cache.check(findings.generation)
-            still = {i: single for i, single in found if i in findings.suspects}
+        state = self.reading.state
+        with state.cache.lock:
+            state.cache.check(state.generation)
+            still = {i: single for i, single in found if i in state.suspects}
             if still:
                 self._take_found(still)
 
     def _take_found(self, found: dict[str, Single]) -> None:
         """Take in users that the list left out though the API knows them: hidden, or moved."""
-        reading, findings = self.reading, self.reading.findings
+        reading, state = self.reading, self.reading.state
         users = {u: s.found for u, s in found.items() if isinstance(s.found, User)}
         bad = [unreadable(s.found) for s in found.values() if isinstance(s.found, Unreadable)]
-        hidden = [u for u, user in users.items() if findings.noticed.get(u) in {None, user.key}]
+        hidden = [u for u, user in users.items() if state.noticed.get(u) in {None, user.key}]
         for user_id in found.keys() - set(hidden):
-            key = findings.noticed.pop(user_id, None)
-            findings.mirror.remove([key] if key and user_id in users else [])
+            key = state.noticed.pop(user_id, None)
+            state.mirror.remove([key] if key and user_id in users else [])
         asked_at = reading.store.database.clock.now()
         for user_id in found:
-            suspect = findings.suspects.pop(user_id)
+            suspect = state.suspects.pop(user_id)
             if user_id in hidden:
-                findings.suspects[user_id] = replace(suspect, state="hidden", asked_at=asked_at)
-        touched = findings.touched
+                state.suspects[user_id] = replace(suspect, state="hidden", asked_at=asked_at)
+        touched = state.touched
         statements = [
             reading.store.deletions.hide(hidden),
             reading.store.deletions.strike(found.keys() - set(hidden)),
@@ -153,18 +153,18 @@ class Settling:
         # The earliest moment is true of all of them.
         observed_at = min(single.observed_at for single in found.values())
         reading.apply(Users.of(users.values()), observed_at, statements)
-        findings.counts["hidden"] += len(hidden)
-        findings.beside += findings.touched - touched
+        state.counts["hidden"] += len(hidden)
+        state.beside += state.touched - touched
 
     def _judge(self) -> None:
         """Delete what a person approved, and the rest unless it is too much to believe."""
-        findings, store = self.reading.findings, self.reading.store
-        approved = {id_ for id_ in self._gone if findings.suspects[id_].state == "approved"}
+        state, store = self.reading.state, self.reading.store
+        approved = {id_ for id_ in self._gone if state.suspects[id_].state == "approved"}
         rest = [user_id for user_id in self._gone if user_id not in approved]
         holds = self.rules.guard.holds(
             gone=len(rest),
             deleted_today=store.database.call(store.progress.deleted_today),
-            live=len(findings.mirror),
+            live=len(state.mirror),
             list_was_empty=self.list_was_empty,
         )
         self._soft_delete(sorted(approved), approved=True)
@@ -175,28 +175,28 @@ class Settling:
 
     def _hold(self, gone: Sequence[str]) -> None:
         """Hold every candidate, proven or not, until a person approves."""
-        findings, store = self.reading.findings, self.reading.store
-        held = {*findings.in_state("candidate"), *gone}
+        state, store = self.reading.state, self.reading.store
+        held = {*state.in_state("candidate"), *gone}
         for user_id in held:
-            findings.suspects[user_id] = replace(findings.suspects[user_id], state="held")
-        findings.wrote = True
-        store.write([store.deletions.hold(held)], findings.number)
-        log.warning("deletions.held", held=len(held), proven=len(gone), sweep=findings.number)
+            state.suspects[user_id] = replace(state.suspects[user_id], state="held")
+        state.wrote = True
+        store.write([store.deletions.hold(held)], state.number)
+        log.warning("deletions.held", held=len(held), proven=len(gone), sweep=state.number)
 
     def _soft_delete(self, ids: Sequence[str], *, approved: bool) -> None:
         young = {user_id for user_id in ids if self._just_inserted(user_id)}
-        self.reading.findings.waiting += len(young)
+        self.reading.state.waiting += len(young)
         ripe = [user_id for user_id in ids if user_id not in young]
         for at in range(0, len(ripe), SOFT_DELETE_BATCH):
             self._mark(ripe[at : at + SOFT_DELETE_BATCH], approved=approved)
 
     def _mark(self, ids: Sequence[str], *, approved: bool) -> None:
         """Mark users deleted in one transaction, or in ever smaller ones to pass a locked row."""
-        findings, store = self.reading.findings, self.reading.store
-        findings.wrote = True
-        record = store.progress.record(findings.row())
+        state, store = self.reading.state, self.reading.store
+        state.wrote = True
+        record = store.progress.record(state.row())
         proofs = [(user_id, self._gone[user_id]) for user_id in ids]
-        statement = store.table.soft_delete(proofs, findings.number, approved=approved)
+        statement = store.table.soft_delete(proofs, state.number, approved=approved)
 
         def closing(rows: Sequence[Row | None]) -> list[Statement]:
             # In the same transaction: a suspicion must not outlive its reason.
@@ -205,7 +205,7 @@ class Settling:
             return [store.deletions.strike(settled)]
 
         try:
-            rows = store.lease.commit([record, statement], findings.number, closing)
+            rows = store.lease.commit([record, statement], state.number, closing)
         except (Blocked, DataRefused) as error:
             self._mark_halves(ids, error, approved=approved)
         else:
@@ -230,7 +230,7 @@ class Settling:
             log.warning("deletion.blocked", user=user_id, error=str(error))
             return
         self._refused.append(error.code)
-        known = self.reading.findings.cache.unmarked
+        known = self.reading.state.cache.unmarked
         if user_id not in known:
             log.warning("deletion.blocked", user=user_id, error=error.code)
             known.add(user_id)
@@ -245,42 +245,42 @@ class Settling:
             )
 
     def _take(self, ids: Sequence[str], letters: str, *, approved: bool) -> None:
-        findings = self.reading.findings
+        state = self.reading.state
         for user_id, letter in zip(ids, letters, strict=True):
             if letter == WAITING:
-                findings.waiting += 1
+                state.waiting += 1
                 continue
-            key = findings.noticed.pop(user_id, None)
-            del findings.suspects[user_id]
-            findings.cache.unmarked.discard(user_id)
+            key = state.noticed.pop(user_id, None)
+            del state.suspects[user_id]
+            state.cache.unmarked.discard(user_id)
             self._marked += 1
-            findings.mirror.remove([key] if key else [])
+            state.mirror.remove([key] if key else [])
             if letter == DELETED:
-                findings.counts["approved" if approved else "deleted"] += 1
+                state.counts["approved" if approved else "deleted"] += 1
 
     def _just_inserted(self, user_id: str) -> bool:
         now = self.reading.store.database.clock.monotonic()
         since = now - self.rules.grace_seconds
-        return self.reading.findings.mirror.inserted_since(user_id, since)
+        return self.reading.state.mirror.inserted_since(user_id, since)
 
     def _closing_statements(self) -> list[Statement]:
         """Forget what was not noticed again; only a sweep that saw everything can say so."""
-        findings, store = self.reading.findings, self.reading.store
-        statements = [store.deletions.keep(findings.noticed, findings.number)]
+        state, store = self.reading.state, self.reading.store
+        statements = [store.deletions.keep(state.noticed, state.number)]
         if self.trouble is None:
             statements += self._note_asked()
-        if findings.whole and self.trouble is None:
-            statements.append(store.deletions.forget_others(findings.noticed))
-            statements.append(store.quarantine.forget_others(findings.seen))
+        if state.whole and self.trouble is None:
+            statements.append(store.deletions.forget_others(state.noticed))
+            statements.append(store.quarantine.forget_others(state.seen))
         return statements
 
     def _note_asked(self) -> list[Statement]:
         """Let the next sweep ask first about those about whom this one did not."""
-        findings, store = self.reading.findings, self.reading.store
-        left = self._asked.intersection(findings.in_state("candidate"))
+        state, store = self.reading.state, self.reading.store
+        left = self._asked.intersection(state.in_state("candidate"))
         asked_at = store.database.clock.now()
         for user_id in left:
-            findings.suspects[user_id] = replace(findings.suspects[user_id], asked_at=asked_at)
+            state.suspects[user_id] = replace(state.suspects[user_id], asked_at=asked_at)
         return [store.deletions.asked(left)] if left else []
 
 

@@ -9,7 +9,7 @@ from worker.sync.apply import Reading
 from worker.sync.cache import Cache
 from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 
 # Behind so many strangers the next sweep is quicker: each page with a cursor costs the server a
 # look at all users before it.
@@ -33,13 +33,13 @@ class Poll:
     cold: bool
     _met: set[str] = field(default_factory=set)
 
-    def run(self) -> Findings:
+    def run(self) -> SweepState:
         """Bring the newest users into the table; returns what was found.
 
         Raises SourceUnavailable, DatabaseUnavailable, LeaseLost, MirrorOutdated, Misconfigured or
         Stopped.
         """
-        findings = Findings(
+        state = SweepState(
             # What a poll writes counts for the sweep before it; it takes no number of its own.
             number=max(1, self.store.lease.sweep),
             kind="poll",
@@ -48,11 +48,11 @@ class Poll:
             generation=self.cache.generation,
         )
         chain, limit = Chain(newest_first=True), self.size
-        while self._look(findings, chain, limit):
+        while self._look(state, chain, limit):
             limit = max(self.size, self.fetcher.page_size.limit)
-        return findings
+        return state
 
-    def _look(self, findings: Findings, chain: Chain, limit: int) -> bool:
+    def _look(self, state: SweepState, chain: Chain, limit: int) -> bool:
         """Take in one page; says whether to go on."""
         at = self.store.database.clock.now()
         self.cache.asked(at)
@@ -62,7 +62,7 @@ class Poll:
                 proven, strangers = chain.take(page) is not None, self._are_strangers(page)
                 # An unproven page says nothing about those behind it: ask again from further back.
                 goes_on = (strangers or not proven) and self._is_worth_it(chain)
-                Reading(self.fetcher, self.store, findings, _nobody_watches).take(page, None)
+                Reading(self.fetcher, self.store, state, _nobody_watches).take(page, None)
             return goes_on
         finally:
             self.cache.answered(at)
@@ -81,4 +81,4 @@ class Poll:
         )
 
 
-_nobody_watches: Callable[[Findings], None] = lambda _findings: None  # noqa: E731
+_nobody_watches: Callable[[SweepState], None] = lambda _state: None  # noqa: E731

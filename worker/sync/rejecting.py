@@ -10,7 +10,7 @@ from worker.model import User, Users
 from worker.store import Store
 from worker.store.quarantine import Rejected
 from worker.store.statement import Statement
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -25,11 +25,11 @@ class Rejecting:
     """The records of one walk that are in quarantine."""
 
     store: Store
-    findings: Findings
+    state: SweepState
 
     def reject(self, records: Sequence[Rejected]) -> list[Statement]:
         """Give the statements that quarantine these records; those known as they are need none."""
-        known = self.findings.rejects
+        known = self.state.rejects
         new = [each for each in records if known.get(each.record) != each.digest]
         for rejected in records:
             self.remember(rejected)
@@ -37,25 +37,25 @@ class Rejecting:
 
     def remember(self, rejected: Rejected) -> None:
         """Remember what is in quarantine; a record that was there before is told no more."""
-        findings, record = self.findings, rejected.record
-        if findings.rejects.get(record) != rejected.digest:
+        state, record = self.state, rejected.record
+        if state.rejects.get(record) != rejected.digest:
             log.warning("record.quarantined", user=rejected.user_id, error=rejected.error)
         self._leave({record})
-        findings.rejects[record] = rejected.digest
+        state.rejects[record] = rejected.digest
         if rejected.permanent:
-            findings.cache.refusals.forget([record])
+            state.cache.refusals.forget([record])
         else:
             culprit = None if rejected.blames_data else rejected.error
-            findings.cache.refusals.note(record, culprit, self._monotonic())
+            state.cache.refusals.note(record, culprit, self._monotonic())
 
     def leave(self, users: Users, observed_at: datetime) -> Users:
         """Leave out users who are in quarantine as they are; who is due is set aside."""
-        findings = self.findings
-        if not findings.rejects:
+        state = self.state
+        if not state.rejects:
             return users
         known = {user.id for user in users if self._is_in_quarantine(user)}
         due = {user_id for user_id in known if self._is_due(user_id)}
-        findings.aside.update((u.id, (u, observed_at)) for u in users if u.id in due)
+        state.aside.update((u.id, (u, observed_at)) for u in users if u.id in due)
         self._leave(known - due)
         return users.without(known) if known else users
 
@@ -64,26 +64,26 @@ class Rejecting:
 
         Who was stored or refused meanwhile, by a poll say, is left as that found them.
         """
-        findings = self.findings
-        again = [each for each in findings.aside.values() if self._is_in_quarantine(each[0])]
-        others = findings.aside.keys() - {user.id for user, _ in again}
-        self._leave({user_id for user_id in others if findings.rejects.get(user_id)})
-        findings.aside.clear()
+        state = self.state
+        again = [each for each in state.aside.values() if self._is_in_quarantine(each[0])]
+        others = state.aside.keys() - {user.id for user, _ in again}
+        self._leave({user_id for user_id in others if state.rejects.get(user_id)})
+        state.aside.clear()
         return Users.of(user for user, _ in again), min((at for _, at in again), default=NEVER)
 
     def _leave(self, ids: set[str]) -> None:
-        self.findings.counts["quarantined"] += len(ids - self.findings.seen)
-        self.findings.seen.update(ids)
+        self.state.counts["quarantined"] += len(ids - self.state.seen)
+        self.state.seen.update(ids)
 
     def _is_in_quarantine(self, user: User) -> bool:
-        rejects = self.findings.rejects
+        rejects = self.state.rejects
         return user.id in rejects and rejects[user.id] == user.fingerprint.hex()
 
     def _is_due(self, user_id: str) -> bool:
         """Whether this sweep tries a refused user again: once at most, and polls never do."""
-        findings = self.findings
-        tries = findings.kind in TRY_AGAIN and user_id not in findings.seen
-        return tries and findings.cache.refusals.is_due(user_id, self._monotonic())
+        state = self.state
+        tries = state.kind in TRY_AGAIN and user_id not in state.seen
+        return tries and state.cache.refusals.is_due(user_id, self._monotonic())
 
     def _monotonic(self) -> float:
         return self.store.database.clock.monotonic()

@@ -17,7 +17,7 @@ _COUNTED = {INSERTED: "inserted", UPDATED: "updated", RESTORED: "restored", STAL
 
 
 @dataclass(slots=True)
-class Findings:
+class SweepState:
     """The state of one sweep.
 
     `known_at_start` is how many rows were live then. `whole` says that this process walks the list
@@ -136,7 +136,7 @@ class Findings:
             keys = self.mirror.keys()
             self.not_live = self.suspects.keys() - {user_id for _, user_id in keys}
 
-    def carry_on(self, before: "Findings") -> None:
+    def carry_on(self, before: "SweepState") -> None:
         """Be the same sweep as `before`, whose mirror had to be thrown away.
 
         The process has seen the part of the list before the checkpoint, and what was written stays
@@ -175,9 +175,9 @@ def _stale(outcomes: Sequence[Outcome]) -> list[str]:
 
 def begin(
     store: Store, cache: Cache, kind: str, checkpoint: Checkpoint | None, now: datetime
-) -> Findings:
+) -> SweepState:
     """Give what a sweep starts from: the start of the list, or an unfinished one's checkpoint."""
-    findings = Findings(
+    state = SweepState(
         number=checkpoint.sweep if checkpoint else store.lease.sweep + 1,
         kind=kind,
         started=checkpoint.started if checkpoint else now,
@@ -185,10 +185,10 @@ def begin(
         generation=cache.generation,
     )
     if checkpoint:
-        findings.resume_at = findings.furthest = checkpoint.key
-        findings.whole = False
-        findings.counts = Counter(checkpoint.counts)
-        findings.pass_over_who_is_not_live()
-    findings.known_at_start = len(findings.mirror)
-    store.lease.sweep = max(store.lease.sweep, findings.number)
-    return findings
+        state.resume_at = state.furthest = checkpoint.key
+        state.whole = False
+        state.counts = Counter(checkpoint.counts)
+        state.pass_over_who_is_not_live()
+    state.known_at_start = len(state.mirror)
+    store.lease.sweep = max(store.lease.sweep, state.number)
+    return state

@@ -22,7 +22,7 @@ from worker.sync.apply import Reading
 from worker.sync.cache import Cache
 from worker.sync.deletions import Rules, Settling
 from worker.sync.fetcher import Fetcher
-from worker.sync.state import Findings, begin
+from worker.sync.state import SweepState, begin
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class Sweep:
     store: Store
     cache: Cache
     rules: Rules
-    on_page: Callable[[Findings], None]
+    on_page: Callable[[SweepState], None]
     resume_minutes: float | None = None
     kind: str = "sweep"
     trace: bool = True
@@ -96,12 +96,12 @@ class Sweep:
                 return self._attempt(reading, began)
             except MirrorOutdated:
                 from_start = self.store.lease.replaced != replaced and restart < MOST_FROM_START
-                reading = self._go_on(reading.findings, began, from_start=from_start)
+                reading = self._go_on(reading.state, began, from_start=from_start)
         error = SweepIncomplete(f"the table was written by somebody else {MOST_RESTARTS} times")
         self._end(reading, "incomplete", error, began)
         raise error
 
-    def _go_on(self, before: Findings, began: float, *, from_start: bool) -> Reading:
+    def _go_on(self, before: SweepState, began: float, *, from_start: bool) -> Reading:
         """Load the mirror again, and read on behind the checkpoint.
 
         What was read before is read again if the table is not the one that it was compared with.
@@ -113,7 +113,7 @@ class Sweep:
             raise
         minutes = None if from_start else self.resume_minutes or RESTART_MINUTES
         reading = self._begin(minutes)
-        reading.findings.carry_on(before)
+        reading.state.carry_on(before)
         return reading
 
     def _begin(self, resume_minutes: float | None) -> Reading:
@@ -121,16 +121,16 @@ class Sweep:
         checkpoint = None
         if resume_minutes is not None:
             checkpoint = store.database.call(lambda conn: store.progress.load(conn, resume_minutes))
-        findings = begin(store, self.cache, self.kind, checkpoint, now)
+        state = begin(store, self.cache, self.kind, checkpoint, now)
         tell = log.debug if self.kind in {"poll", "plan"} else log.info
-        tell("sweep.started", sweep=findings.number, resumed=findings.resume_at is not None)
-        return Reading(self.fetcher, store, findings, self.on_page)
+        tell("sweep.started", sweep=state.number, resumed=state.resume_at is not None)
+        return Reading(self.fetcher, store, state, self.on_page)
 
     def _attempt(self, reading: Reading, began: float) -> Report:
         try:
             reading.read()
-            settling = Settling(reading, self.rules, self._list_was_empty(reading.findings))
-            refused = self._refused_all(reading.findings)
+            settling = Settling(reading, self.rules, self._list_was_empty(reading.state))
+            refused = self._refused_all(reading.state)
             closing = settling.settle() if refused is None else []
         except Stopped as error:
             reading.save()
@@ -141,7 +141,7 @@ class Sweep:
             self._end(reading, "incomplete" if incomplete else "failed", error, began)
             raise
         except (DatabaseUnavailable, LeaseLost) as error:
-            self._tell(reading.findings, "failed", error, began)
+            self._tell(reading.state, "failed", error, began)
             raise
         if refused is not None:
             # The list was read to its end: the next sweep begins at its start.
@@ -150,25 +150,25 @@ class Sweep:
         if settling.trouble is not None:
             self._end(reading, "incomplete", settling.trouble, began, closing)
             raise settling.trouble
-        reading.findings.counts["unasked"] = settling.unasked
+        reading.state.counts["unasked"] = settling.unasked
         return self._complete(reading, closing, began)
 
     def _complete(self, reading: Reading, closing: list[Statement], began: float) -> Report:
-        findings, store = reading.findings, self.store
+        state, store = reading.state, self.store
         with self.cache.lock:
-            findings.counts["held"] = len(findings.in_state("held"))
-            outcome = "held" if findings.counts["held"] else "complete"
-            if findings.settled and not self.trace:
-                return self._tell(findings, outcome, None, began)
+            state.counts["held"] = len(state.in_state("held"))
+            outcome = "held" if state.counts["held"] else "complete"
+            if state.settled and not self.trace:
+                return self._tell(state, outcome, None, began)
             closing += [store.progress.clear(), store.progress.prune()]
             report = self._end(reading, outcome, None, began, closing)
-            if findings.whole:
-                findings.forget()
+            if state.whole:
+                state.forget()
             return report
 
-    def _refused_all(self, findings: Findings) -> Misconfigured | None:
+    def _refused_all(self, state: SweepState) -> Misconfigured | None:
         """Say why nobody could be stored, if the database refuses all users: no record is odd."""
-        reason = findings.refused_all
+        reason = state.refused_all
         if reason is None or self.kind == "plan":
             return None
         return Misconfigured(
@@ -177,8 +177,8 @@ class Sweep:
         )
 
     @staticmethod
-    def _list_was_empty(findings: Findings) -> bool:
-        return not findings.counts["users"] and not findings.seen
+    def _list_was_empty(state: SweepState) -> bool:
+        return not state.counts["users"] and not state.seen
 
     def _end(
         self,
@@ -189,12 +189,12 @@ class Sweep:
         closing: list[Statement] | None = None,
     ) -> Report:
         """Write the sweep's row with its outcome, and log it."""
-        findings = reading.findings
-        row = findings.row(outcome, str(error) if error else None)
-        self.store.write([*(closing or []), self.store.progress.record(row)], findings.number)
-        return self._tell(findings, outcome, error, began)
+        state = reading.state
+        row = state.row(outcome, str(error) if error else None)
+        self.store.write([*(closing or []), self.store.progress.record(row)], state.number)
+        return self._tell(state, outcome, error, began)
 
-    def _loudness(self, findings: Findings, outcome: str) -> Callable[..., object]:
+    def _loudness(self, state: SweepState, outcome: str) -> Callable[..., object]:
         """A poll that saw the whole list is worth a line only if it changed something.
 
         A plan is no sweep at all.
@@ -202,28 +202,28 @@ class Sweep:
         whole = outcome in {"complete", "held"}
         if self.kind == "plan":
             return log.debug
-        if self.kind == "poll" and whole and not findings.changed_something:
+        if self.kind == "poll" and whole and not state.changed_something:
             return log.debug
         return log.info if outcome in {"complete", "stopped"} else log.warning
 
     def _tell(
-        self, findings: Findings, outcome: str, error: UsersSyncError | None, began: float
+        self, state: SweepState, outcome: str, error: UsersSyncError | None, began: float
     ) -> Report:
         seconds = self.store.database.clock.monotonic() - began
         report = Report(
-            sweep=findings.number,
-            kind=findings.kind,
+            sweep=state.number,
+            kind=state.kind,
             outcome=outcome,
-            counts={name: findings.counts[name] for name in COUNTS},
-            unchanged=findings.unchanged,
-            waiting=findings.waiting,
-            candidates=len(findings.in_state("candidate")),
+            counts={name: state.counts[name] for name in COUNTS},
+            unchanged=state.unchanged,
+            waiting=state.waiting,
+            candidates=len(state.in_state("candidate")),
             duration_seconds=round(seconds, 3),
-            changed_something=findings.changed_something,
-            api_seconds=findings.row().api_seconds,
+            changed_something=state.changed_something,
+            api_seconds=state.row().api_seconds,
             error=str(error) if error else None,
         )
-        tell = self._loudness(findings, outcome)
+        tell = self._loudness(state, outcome)
         tell(
             "sweep.finished",
             sweep=report.sweep,

@@ -9,7 +9,7 @@ from worker.model import User, Users
 from worker.store.dry_run import Proof
 from worker.store.quarantine import Rejected
 from worker.store.table import DELETED, INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, WAITING
-from worker.sync.state import Findings
+from worker.sync.state import SweepState
 
 _WRITTEN = {INSERTED, RESTORED, UPDATED}
 
@@ -36,7 +36,7 @@ class Journal:
     ignored_fields: Collection[str]
     errors: dict[str, str] = field(default_factory=dict)
     different: bool = False
-    _findings: Findings | None = None
+    _state: SweepState | None = None
     _page: dict[tuple[Kind, str], Change] = field(default_factory=dict)
     _left: set[tuple[Kind, str]] = field(default_factory=set)
     _written: set[str] = field(default_factory=set)
@@ -66,11 +66,11 @@ class Journal:
         for user_id in ids:
             self._note(Change("hide", user_id, reason=_HIDDEN))
 
-    def turn_page(self, findings: Findings) -> None:
+    def turn_page(self, state: SweepState) -> None:
         """Tell what was found on a page, all at once."""
-        self._findings = findings
+        self._state = state
         # Of those that are known as they are nobody was told.
-        for record in sorted(findings.seen):
+        for record in sorted(state.seen):
             reason = self.errors.get(record, "in quarantine")
             self._note(Change("quarantine", record, reason=reason))
         for at, change in self._page.items():
@@ -84,17 +84,17 @@ class Journal:
 
     def close(self, *, deletions_enabled: bool, held_before: Collection[str]) -> None:
         """Tell what the end of the sweep found, and who would be left until a person acts."""
-        findings = self._findings
-        if findings is None:
+        state = self._state
+        if state is None:
             return
-        for user_id in findings.in_state("held"):
+        for user_id in state.in_state("held"):
             reason = _APPROVAL if user_id in held_before else _TOO_MANY
             self._note(Change("hold", user_id, reason=reason))
-        for user_id in findings.in_state("candidate", "approved"):
+        for user_id in state.in_state("candidate", "approved"):
             if ("wait", user_id) not in self._page:
                 reason = _LEFT if deletions_enabled else _NOT_ENABLED
                 self._note(Change("wait", user_id, reason=reason))
-        self.turn_page(findings)
+        self.turn_page(state)
 
     def _change(self, user: User, letter: str, rows: Iterator[str]) -> Change | None:
         if letter == UPDATED:
