@@ -152,7 +152,7 @@ def test_worker_remembers_nothing_but_its_users(inner: ServiceWorld, tries: int)
     worker.stop()
 
     assert len(cache.mirror) == USERS
-    assert (cache.remembered, cache.rejects) == (0, {})
+    assert (cache.remembered, cache.quarantined) == (0, {})
     assert len(worker.service.health.snapshot().sweeps) <= KEPT_SWEEPS
 
 

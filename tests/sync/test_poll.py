@@ -109,12 +109,12 @@ def test_unchanged_poll_costs_one_request_and_no_statement(session: Session) -> 
     session.limits()
     session.store.database.close()
     state = session.poll()
-    assert (state.changed_something, state.wrote, session.limits()) == (False, False, [SIZE])
+    assert (state.changed_something, state.has_written, session.limits()) == (False, False, [SIZE])
     assert session.world.connections() == 0
 
 
 def test_project_without_users_is_polled_for_nothing(session: Session) -> None:
-    assert not session.poll().wrote
+    assert not session.poll().has_written
 
 
 def test_poll_never_deletes_nor_suspects(session: Session) -> None:
@@ -122,7 +122,7 @@ def test_poll_never_deletes_nor_suspects(session: Session) -> None:
     session.sweep()
     for user_id in ids[-4:]:
         session.world.project.delete(user_id)
-    assert not session.poll().wrote
+    assert not session.poll().has_written
     assert session.live() == set(ids)
     assert session.world.query(MISSING) == [(0,)]
 
@@ -152,7 +152,7 @@ def test_a_burst_of_5000_sign_ups_between_two_polls_is_in_the_table_at_once(
     assert session.poll().counts["inserted"] == 5_000
     assert session.live() == set(ids)
     assert len(session.limits()) == 7
-    assert session.poll().wrote is False
+    assert session.poll().has_written is False
 
 
 @every_server
@@ -201,7 +201,9 @@ def test_no_poll_asks_for_more_than_the_server_takes(session: Session, poll_page
     session.sweep()
     session.limits()
     assert (
-        Poll(session.fetcher, session.store, session.cache, poll_page_size, cold=False).run().wrote
+        Poll(session.fetcher, session.store, session.cache, poll_page_size, cold=False)
+        .run()
+        .has_written
         is False
     )
     Poll(session.fetcher, session.store, session.cache, poll_page_size, cold=False).run()
@@ -248,7 +250,7 @@ def test_unreadable_record_among_the_newest_is_put_aside_once(session: Session) 
     odd = "00000000-0000-4000-8000-00000000000a"
     raw = f'{{"id":"{odd}","signed_up_at_millis":"soon"}}'
     session.world.project.put_raw(odd, 4_000_000_000_000, raw.encode())
-    assert [session.poll().wrote, session.poll().wrote] == [True, False]
+    assert [session.poll().has_written, session.poll().has_written] == [True, False]
 
 
 class Beside:

@@ -152,10 +152,10 @@ class Reading:
 
         applied = store.database.retry.call(attempt)
         state.count(applied.outcomes)
-        state.wrote = True
+        state.has_written = True
         cache, mirror = state.cache, state.mirror
         cache.accepted((i for users, _ in applied.outcomes for i in users.ids), observed_at)
-        if state.rejects:
+        if state.quarantined:
             cache.stored({i for users in applied.by(*STORED) for i in users.ids})
         mirror.remove(applied.moved)
         for known in applied.by(*STORED):
@@ -184,7 +184,7 @@ class Reading:
             self._count(page, span)
             extras = self._records(page, rejected, delta)
             changed = self.rejecting.leave(found.users, page.observed_at)
-            if len(state.aside) >= MOST_ASIDE:
+            if len(state.to_retry) >= MOST_ASIDE:
                 self._try_again()
             # The next sweep must not go on behind a page whose updates were refused.
             advances = span is not None and self._refusal is None
@@ -228,7 +228,7 @@ class Reading:
         met = page.users.count_upto(before)
         state.counts["pages"] += 1
         odd = {unreadable(each).record for each in page.unreadable}
-        state.counts["users"] += len(page.users) - met + len(odd - state.seen)
+        state.counts["users"] += len(page.users) - met + len(odd - state.quarantined_seen)
         end = last_key(page.places) if span else None
         if end and (before is None or end > before):
             state.furthest = end
@@ -245,7 +245,7 @@ class Reading:
         ]
         for user_id in struck:
             del suspects[user_id]
-            self.state.noticed.pop(user_id, None)
+            self.state.missing.pop(user_id, None)
         return struck
 
     def _suspect(self, delta: Delta, page: Page) -> list[Statement]:
@@ -254,7 +254,7 @@ class Reading:
         new = [user_id for _, user_id in delta.missing if user_id not in state.suspects]
         for user_id in new:
             state.suspects[user_id] = Suspect("candidate", state.number, page.observed_at)
-        state.noticed.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
+        state.missing.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
         return [self.store.deletions.notice(new, state.number, page.observed_at)] if new else []
 
     def _try_again(self) -> None:

@@ -31,7 +31,7 @@ class Cache:
     """The mirror with what belongs to it, true for as long as nobody else writes.
 
     `lock` is held from comparing an answer through applying to accepting it; answers are fetched
-    outside. `suspects` and `rejects` are what is recorded in the database: the digest of each
+    outside. `suspects` and `quarantined` are what is recorded in the database: the digest of each
     record in quarantine, or none if its user was stored since. `refusals` are the users among them
     whom the database refused; `unmarked` those whom it refuses to mark deleted. `generation` rises
     when all of it is loaded anew: answers that were asked for before count for nothing.
@@ -39,7 +39,7 @@ class Cache:
 
     mirror: Mirror = field(default_factory=Mirror)
     suspects: dict[str, Suspect] = field(default_factory=dict)
-    rejects: dict[str, str] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
     refusals: Refusals = field(default_factory=Refusals)
     unmarked: set[str] = field(default_factory=set)
     generation: int = 0
@@ -74,7 +74,7 @@ class Cache:
     def _load_records(self, store: Store) -> None:
         self.suspects = store.database.call(store.deletions.load)
         known = store.database.call(store.quarantine.load)
-        self.rejects = {record: each.digest for record, each in known.items()}
+        self.quarantined = {record: each.digest for record, each in known.items()}
         self.refusals.load([record for record, each in known.items() if not each.permanent])
         self._accepted_at.clear()
         self.generation += 1
@@ -173,8 +173,8 @@ class Cache:
 
     def stored(self, ids: AbstractSet[str]) -> None:
         """Note that these users are refused no longer; a sweep takes them out of quarantine."""
-        known = self.rejects.keys() & ids
-        self.rejects.update(dict.fromkeys(known, ""))
+        known = self.quarantined.keys() & ids
+        self.quarantined.update(dict.fromkeys(known, ""))
         self.refusals.forget(known)
 
     @property

@@ -76,7 +76,7 @@ class Settling:
         with state.cache.lock:
             for user_id in state.in_state("hidden"):
                 asked_at = state.suspects[user_id].asked_at
-                if user_id in state.noticed and (asked_at is None or asked_at <= asked_before):
+                if user_id in state.missing and (asked_at is None or asked_at <= asked_before):
                     due.append(user_id)
             suspects = state.in_state("candidate") + due
         enough = self.rules.guard.enough
@@ -135,16 +135,16 @@ class Settling:
         reading, state = self.reading, self.reading.state
         users = {u: s.found for u, s in found.items() if isinstance(s.found, User)}
         bad = [unreadable(s.found) for s in found.values() if isinstance(s.found, Unreadable)]
-        hidden = [u for u, user in users.items() if state.noticed.get(u) in {None, user.key}]
+        hidden = [u for u, user in users.items() if state.missing.get(u) in {None, user.key}]
         for user_id in found.keys() - set(hidden):
-            key = state.noticed.pop(user_id, None)
+            key = state.missing.pop(user_id, None)
             state.mirror.remove([key] if key and user_id in users else [])
         asked_at = reading.store.database.clock.now()
         for user_id in found:
             suspect = state.suspects.pop(user_id)
             if user_id in hidden:
                 state.suspects[user_id] = replace(suspect, state="hidden", asked_at=asked_at)
-        touched = state.touched
+        before = state.not_as_before
         statements = [
             reading.store.deletions.hide(hidden),
             reading.store.deletions.strike(found.keys() - set(hidden)),
@@ -154,7 +154,7 @@ class Settling:
         observed_at = min(single.observed_at for single in found.values())
         reading.apply(Users.of(users.values()), observed_at, statements)
         state.counts["hidden"] += len(hidden)
-        state.beside += state.touched - touched
+        state.off_list += state.not_as_before - before
 
     def _judge(self) -> None:
         """Delete what a person approved, and the rest unless it is too much to believe."""
@@ -179,7 +179,7 @@ class Settling:
         held = {*state.in_state("candidate"), *gone}
         for user_id in held:
             state.suspects[user_id] = replace(state.suspects[user_id], state="held")
-        state.wrote = True
+        state.has_written = True
         store.write([store.deletions.hold(held)], state.number)
         log.warning("deletions.held", held=len(held), proven=len(gone), sweep=state.number)
 
@@ -193,7 +193,7 @@ class Settling:
     def _mark(self, ids: Sequence[str], *, approved: bool) -> None:
         """Mark users deleted in one transaction, or in ever smaller ones to pass a locked row."""
         state, store = self.reading.state, self.reading.store
-        state.wrote = True
+        state.has_written = True
         record = store.progress.record(state.row())
         proofs = [(user_id, self._gone[user_id]) for user_id in ids]
         statement = store.table.soft_delete(proofs, state.number, approved=approved)
@@ -201,8 +201,8 @@ class Settling:
         def closing(rows: Sequence[Row | None]) -> list[Statement]:
             # In the same transaction: a suspicion must not outlive its reason.
             letters = _letters(rows)
-            settled = [i for i, each in zip(ids, letters, strict=True) if each != WAITING]
-            return [store.deletions.strike(settled)]
+            left_no_trace = [i for i, each in zip(ids, letters, strict=True) if each != WAITING]
+            return [store.deletions.strike(left_no_trace)]
 
         try:
             rows = store.lease.commit([record, statement], state.number, closing)
@@ -250,7 +250,7 @@ class Settling:
             if letter == WAITING:
                 state.waiting += 1
                 continue
-            key = state.noticed.pop(user_id, None)
+            key = state.missing.pop(user_id, None)
             del state.suspects[user_id]
             state.cache.unmarked.discard(user_id)
             self._marked += 1
@@ -266,12 +266,12 @@ class Settling:
     def _closing_statements(self) -> list[Statement]:
         """Forget what was not noticed again; only a sweep that saw everything can say so."""
         state, store = self.reading.state, self.reading.store
-        statements = [store.deletions.keep(state.noticed, state.number)]
+        statements = [store.deletions.keep(state.missing, state.number)]
         if self.trouble is None:
             statements += self._note_asked()
-        if state.whole and self.trouble is None:
-            statements.append(store.deletions.forget_others(state.noticed))
-            statements.append(store.quarantine.forget_others(state.seen))
+        if state.from_start and self.trouble is None:
+            statements.append(store.deletions.forget_others(state.missing))
+            statements.append(store.quarantine.forget_others(state.quarantined_seen))
         return statements
 
     def _note_asked(self) -> list[Statement]:

@@ -76,7 +76,7 @@ class Poll:
         """Whether nobody on the page is known, but for those whom this poll has met before."""
         new = page.ids - self._met
         self._met |= new
-        return new.isdisjoint(self.cache.rejects) and not any(
+        return new.isdisjoint(self.cache.quarantined) and not any(
             user.key in self.cache.mirror for user in page.users if user.id in new
         )
 

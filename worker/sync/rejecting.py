@@ -29,7 +29,7 @@ class Rejecting:
 
     def reject(self, records: Sequence[Rejected]) -> list[Statement]:
         """Give the statements that quarantine these records; those known as they are need none."""
-        known = self.state.rejects
+        known = self.state.quarantined
         new = [each for each in records if known.get(each.record) != each.digest]
         for rejected in records:
             self.remember(rejected)
@@ -38,10 +38,10 @@ class Rejecting:
     def remember(self, rejected: Rejected) -> None:
         """Remember what is in quarantine; a record that was there before is told no more."""
         state, record = self.state, rejected.record
-        if state.rejects.get(record) != rejected.digest:
+        if state.quarantined.get(record) != rejected.digest:
             log.warning("record.quarantined", user=rejected.user_id, error=rejected.error)
         self._leave({record})
-        state.rejects[record] = rejected.digest
+        state.quarantined[record] = rejected.digest
         if rejected.permanent:
             state.cache.refusals.forget([record])
         else:
@@ -51,11 +51,11 @@ class Rejecting:
     def leave(self, users: Users, observed_at: datetime) -> Users:
         """Leave out users who are in quarantine as they are; who is due is set aside."""
         state = self.state
-        if not state.rejects:
+        if not state.quarantined:
             return users
         known = {user.id for user in users if self._is_in_quarantine(user)}
         due = {user_id for user_id in known if self._is_due(user_id)}
-        state.aside.update((u.id, (u, observed_at)) for u in users if u.id in due)
+        state.to_retry.update((u.id, (u, observed_at)) for u in users if u.id in due)
         self._leave(known - due)
         return users.without(known) if known else users
 
@@ -65,24 +65,24 @@ class Rejecting:
         Who was stored or refused meanwhile, by a poll say, is left as that found them.
         """
         state = self.state
-        again = [each for each in state.aside.values() if self._is_in_quarantine(each[0])]
-        others = state.aside.keys() - {user.id for user, _ in again}
-        self._leave({user_id for user_id in others if state.rejects.get(user_id)})
-        state.aside.clear()
+        again = [each for each in state.to_retry.values() if self._is_in_quarantine(each[0])]
+        others = state.to_retry.keys() - {user.id for user, _ in again}
+        self._leave({user_id for user_id in others if state.quarantined.get(user_id)})
+        state.to_retry.clear()
         return Users.of(user for user, _ in again), min((at for _, at in again), default=NEVER)
 
     def _leave(self, ids: set[str]) -> None:
-        self.state.counts["quarantined"] += len(ids - self.state.seen)
-        self.state.seen.update(ids)
+        self.state.counts["quarantined"] += len(ids - self.state.quarantined_seen)
+        self.state.quarantined_seen.update(ids)
 
     def _is_in_quarantine(self, user: User) -> bool:
-        rejects = self.state.rejects
-        return user.id in rejects and rejects[user.id] == user.fingerprint.hex()
+        quarantined = self.state.quarantined
+        return user.id in quarantined and quarantined[user.id] == user.fingerprint.hex()
 
     def _is_due(self, user_id: str) -> bool:
         """Whether this sweep tries a refused user again: once at most, and polls never do."""
         state = self.state
-        tries = state.kind in TRY_AGAIN and user_id not in state.seen
+        tries = state.kind in TRY_AGAIN and user_id not in state.quarantined_seen
         return tries and state.cache.refusals.is_due(user_id, self._monotonic())
 
     def _monotonic(self) -> float:

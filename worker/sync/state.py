@@ -20,13 +20,13 @@ _COUNTED = {INSERTED: "inserted", UPDATED: "updated", RESTORED: "restored", STAL
 class SweepState:
     """The state of one sweep.
 
-    `known_at_start` is how many rows were live then. `whole` says that this process walks the list
-    from its start, so that what it has not noticed may be forgotten. `noticed` are the suspects
-    that were missing, with the key they had; `seen` are the quarantined records that were met,
-    `stale` the users whose row was newer, `not_live` the suspects without a live row when a resumed
-    sweep began. `aside` are users whom the database refused before, to be tried again when all
-    others are stored, and when they were observed. `beside` counts what became of users who are not
-    on the list, though the API knows them.
+    `known_at_start` is how many rows were live then. `from_start`: this process walks the list from
+    its start, so that what it has not met may be forgotten. `missing` are the suspects, with the
+    key their rows had; `quarantined_seen` the quarantined records that were met; `stale` the users
+    whose row was newer; `not_live` the suspects without a live row when a resumed sweep began.
+    `to_retry` are users whom the database refused before, and when they were observed: they are
+    tried again after all others. `off_list` counts users who are not on the list although the API
+    knows them.
     """
 
     number: int
@@ -35,18 +35,18 @@ class SweepState:
     cache: Cache
     known_at_start: int = 0
     resume_at: Key | None = None
-    whole: bool = True
+    from_start: bool = True
     counts: Counter[str] = field(default_factory=Counter)
-    noticed: dict[str, Key] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    missing: dict[str, Key] = field(default_factory=dict)
+    quarantined_seen: set[str] = field(default_factory=set)
     stale: set[str] = field(default_factory=set)
     not_live: set[str] = field(default_factory=set)
-    aside: dict[str, tuple[User, datetime]] = field(default_factory=dict)
-    beside: int = 0
+    to_retry: dict[str, tuple[User, datetime]] = field(default_factory=dict)
+    off_list: int = 0
     furthest: Key | None = None
     waiting: int = 0
     generation: int = 0
-    wrote: bool = False
+    has_written: bool = False
 
     @property
     def mirror(self) -> Mirror:
@@ -57,8 +57,8 @@ class SweepState:
         return self.cache.suspects
 
     @property
-    def rejects(self) -> dict[str, str]:
-        return self.cache.rejects
+    def quarantined(self) -> dict[str, str]:
+        return self.cache.quarantined
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
         """Count what became of the users of a batch; a stale one is met again on the next page."""
@@ -73,29 +73,34 @@ class SweepState:
         return +counts
 
     @property
-    def touched(self) -> int:
+    def not_as_before(self) -> int:
         """How many users were not found as they were."""
         return sum(self.counts[name] for name in (*_COUNTED.values(), "quarantined"))
 
     @property
     def unchanged(self) -> int:
-        return max(0, self.counts["users"] + self.beside - self.touched)
+        return max(0, self.counts["users"] + self.off_list - self.not_as_before)
 
     @property
     def refused_all(self) -> str | None:
         """Why the database refuses users whose records are fine, if nobody at all is stored."""
         # A resumed sweep has counted some of them twice.
-        nobody = self.whole and self.counts["users"] + self.beside <= self.counts["quarantined"]
+        nobody = (
+            self.from_start and self.counts["users"] + self.off_list <= self.counts["quarantined"]
+        )
         if len(self.mirror) and not nobody:
             return None
-        return self.cache.refusals.reason(self.seen)
+        return self.cache.refusals.reason(self.quarantined_seen)
 
     @property
-    def settled(self) -> bool:
+    def left_no_trace(self) -> bool:
         """Whether nothing was written and there is nothing to forget: a sweep without a trace."""
-        return not self.wrote and not (
-            self.whole
-            and (self.suspects.keys() - self.noticed.keys() or self.rejects.keys() - self.seen)
+        return not self.has_written and not (
+            self.from_start
+            and (
+                self.suspects.keys() - self.missing.keys()
+                or self.quarantined.keys() - self.quarantined_seen
+            )
         )
 
     @property
@@ -105,10 +110,10 @@ class SweepState:
 
     def forget(self) -> None:
         """Forget what a sweep over everything has not noticed again."""
-        for user_id in self.suspects.keys() - self.noticed.keys():
+        for user_id in self.suspects.keys() - self.missing.keys():
             del self.suspects[user_id]
-        for record in self.rejects.keys() - self.seen:
-            del self.rejects[record]
+        for record in self.quarantined.keys() - self.quarantined_seen:
+            del self.quarantined[record]
 
     def in_state(self, *states: str) -> list[str]:
         """Give the ids of suspects in these states: those never asked about first, then by age.
@@ -122,7 +127,7 @@ class SweepState:
             user_id
             for user_id, suspect in suspects.items()
             if suspect.state in states
-            and (user_id in self.noticed or not (self.whole or user_id in self.not_live))
+            and (user_id in self.missing or not (self.from_start or user_id in self.not_live))
         ]
         return sorted(ids, key=lambda user_id: (*suspects[user_id].turn, user_id))
 
@@ -143,16 +148,16 @@ class SweepState:
         counted; the guard relies on that for deletions. Only the list is read again from there.
         """
         self.number, self.started = before.number, before.started
-        self.whole = before.whole or self.resume_at is None
-        self.noticed.update(before.noticed)
-        self.seen.update(before.seen)
+        self.from_start = before.from_start or self.resume_at is None
+        self.missing.update(before.missing)
+        self.quarantined_seen.update(before.quarantined_seen)
         # Those set aside wait for the next sweep: what was asked for before counts for nothing.
-        self.seen.update(before.aside)
+        self.quarantined_seen.update(before.to_retry)
         self.stale.update(before.stale)
-        self.beside = before.beside
+        self.off_list = before.off_list
         for name in before.counts.keys() - {"pages", "users"}:
             self.counts[name] = max(self.counts[name], before.counts[name])
-        self.counts["quarantined"] += len(before.aside)
+        self.counts["quarantined"] += len(before.to_retry)
         self.pass_over_who_is_not_live()
 
     def checkpoint(self, key: Key, outcomes: Sequence[Outcome] = ()) -> Checkpoint:
@@ -186,7 +191,7 @@ def begin(
     )
     if checkpoint:
         state.resume_at = state.furthest = checkpoint.key
-        state.whole = False
+        state.from_start = False
         state.counts = Counter(checkpoint.counts)
         state.pass_over_who_is_not_live()
     state.known_at_start = len(state.mirror)

@@ -158,11 +158,11 @@ class Sweep:
         with self.cache.lock:
             state.counts["held"] = len(state.in_state("held"))
             outcome = "held" if state.counts["held"] else "complete"
-            if state.settled and not self.trace:
+            if state.left_no_trace and not self.trace:
                 return self._tell(state, outcome, None, began)
             closing += [store.progress.clear(), store.progress.prune()]
             report = self._end(reading, outcome, None, began, closing)
-            if state.whole:
+            if state.from_start:
                 state.forget()
             return report
 
@@ -178,7 +178,7 @@ class Sweep:
 
     @staticmethod
     def _list_was_empty(state: SweepState) -> bool:
-        return not state.counts["users"] and not state.seen
+        return not state.counts["users"] and not state.quarantined_seen
 
     def _end(
         self,

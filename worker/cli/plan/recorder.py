@@ -70,7 +70,7 @@ class Journal:
         """Tell what was found on a page, all at once."""
         self._state = state
         # Of those that are known as they are nobody was told.
-        for record in sorted(state.seen):
+        for record in sorted(state.quarantined_seen):
             reason = self.errors.get(record, "in quarantine")
             self._note(Change("quarantine", record, reason=reason))
         for at, change in self._page.items():
