@@ -10,7 +10,7 @@ from psycopg import sql
 from tests.support.store_target import IGNORED, Target, people, person
 from worker.errors import DatabaseUnavailable, LeaseLost, Transient
 from worker.model import User, Users
-from worker.store.batch import Applied, Batch
+from worker.store.batch import Batch, BatchResult
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
 from worker.store.statement import Statement
@@ -66,24 +66,24 @@ def extra(target: Target) -> Statement:
     return Statement(sql.SQL(query).format(log, table))
 
 
-def apply(target: Target, users: Sequence[User], **options: Any) -> Applied:
+def apply(target: Target, users: Sequence[User], **options: Any) -> BatchResult:
     return batch(target, **options).apply(Users.of(users), [extra(target)])
 
 
-def apply_soon(target: Target, users: Sequence[User]) -> Applied:
+def apply_soon(target: Target, users: Sequence[User]) -> BatchResult:
     return batch(target, target.held_lease(seconds=SHORT)).apply(Users.of(users), [extra(target)])
 
 
-def letters(applied: Applied) -> dict[str, str]:
+def letters(applied: BatchResult) -> dict[str, str]:
     return {
         user.id: letter
-        for users, letters in applied.outcomes
+        for users, letters in applied.results
         for user, letter in zip(users, letters, strict=True)
     }
 
 
-def in_order(applied: Applied) -> str:
-    return "".join(letters for _, letters in applied.outcomes)
+def in_order(applied: BatchResult) -> str:
+    return "".join(letters for _, letters in applied.results)
 
 
 def inserted(users: Sequence[User]) -> dict[str, str]:
@@ -100,12 +100,12 @@ def quarantined(target: Target) -> list[tuple[Any, ...]]:
 
 def test_nothing_to_do_is_no_write(generated: Target) -> None:
     applied = batch(generated).apply(Users.of([]), [])
-    assert (applied, generated.lease_row("writes")) == (Applied(), 0)
+    assert (applied, generated.lease_row("writes")) == (BatchResult(), 0)
 
 
 def test_no_users_are_no_reason_to_drop_the_extras(generated: Target) -> None:
     applied = apply(generated, [])
-    assert (applied, logged(generated), generated.lease_row("writes")) == (Applied(), ["0"], 1)
+    assert (applied, logged(generated), generated.lease_row("writes")) == (BatchResult(), ["0"], 1)
 
 
 def test_users_and_extras_are_one_write(generated: Target) -> None:
@@ -152,7 +152,7 @@ def test_moved_users_are_found_in_any_statement(generated: Target) -> None:
 
 def test_newcomers_are_inserted(generated: Target) -> None:
     users = people(*range(5))
-    applied = batch(generated, newcomers=True, statement_bytes=part_of(users, 2)).apply(
+    applied = batch(generated, assume_new=True, statement_bytes=part_of(users, 2)).apply(
         Users.of(users), []
     )
     assert letters(applied) == inserted(users)
@@ -164,7 +164,7 @@ def test_who_was_taken_for_a_newcomer_is_treated_as_what_he_is(generated: Target
     users = people(*range(6))
     apply(generated, users[2:4])
     generated.query("update users_sync set deleted_at = 'epoch' where id::text = %s", users[3].id)
-    applied = batch(generated, newcomers=True, statement_bytes=part_of(users, 3)).apply(
+    applied = batch(generated, assume_new=True, statement_bytes=part_of(users, 3)).apply(
         Users.of(users), []
     )
     assert in_order(applied) == "ii=rii"
@@ -200,7 +200,7 @@ def test_refused_record_stands_alone_in_quarantine_and_the_extras_are_committed_
 def test_only_user_may_be_refused(generated: Target) -> None:
     generated.query("alter table users_sync add check (name <> 'Odd')")
     applied = apply(generated, [person(1, display_name="Odd")])
-    assert (applied.outcomes, len(applied.rejected)) == ([], 1)
+    assert (applied.results, len(applied.rejected)) == ([], 1)
     assert logged(generated) == ["0"]
 
 

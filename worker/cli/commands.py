@@ -30,7 +30,7 @@ from worker.cli.options import (
 from worker.cli.plan.output import Telling
 from worker.cli.plan.plan import plan as find_changes
 from worker.cli.purge import DAY_SECONDS, LEAST_SECONDS, Purge, Purged, seconds_of
-from worker.cli.session import Outcome, Session, opened_session
+from worker.cli.session import Session, UserResult, opened_session
 from worker.cli.status import as_json, lines, read_status, sweep_rows
 from worker.errors import Misconfigured
 from worker.ids import is_user_id
@@ -275,7 +275,7 @@ def _session(settings: Settings) -> Iterator[Session]:
         yield session
 
 
-def _told(outcome: Outcome, settings: Settings) -> str:
+def _told(outcome: UserResult, settings: Settings) -> str:
     grace = f"{settings.deletions.grace_seconds:g} s"
     texts = {
         "stale": f"left as it is: the row is newer than the API's answer; try again after {grace}",

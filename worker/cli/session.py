@@ -62,7 +62,7 @@ _WRITTEN = {INSERTED, UPDATED, RESTORED, DELETED}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class UserResult:
     """What became of one user; `error` says why it is in quarantine."""
 
     user_id: str
@@ -115,14 +115,14 @@ class Session:
             for _, answer in answers:
                 answer.cancel()
 
-    def sync(self, user_id: str, single: Single | None = None) -> Outcome:
+    def sync(self, user_id: str, single: Single | None = None) -> UserResult:
         """Bring one user's row into line with `single`, or with what the API says now."""
         single = single or self.ask(user_id)
         outcome = self._sync(user_id, single)
         # A worker that wrote the row at the same moment may have written just this.
         return self._sync(user_id, single) if outcome.became == "stale" else outcome
 
-    def _sync(self, user_id: str, single: Single) -> Outcome:
+    def _sync(self, user_id: str, single: Single) -> UserResult:
         match single.found:
             case None:
                 return self._delete(user_id, single)
@@ -131,7 +131,7 @@ class Session:
             case User() as user:
                 return self._apply(user, single)
 
-    def _apply(self, user: User, single: Single) -> Outcome:
+    def _apply(self, user: User, single: Single) -> UserResult:
         statements = [
             self.table.apply(Users.of([user]), single.observed_at),
             self.deletions.clear([user.id]),
@@ -141,21 +141,21 @@ class Session:
             rows = self.beside.commit(statements, lambda rows: _written(user.id, rows))
         except DataRefused as error:
             return self._reject(user.id, "refused", refused(user, error))
-        return Outcome(user.id, _BECAME[_letter(rows)])
+        return UserResult(user.id, _BECAME[_letter(rows)])
 
-    def _reject(self, user_id: str, became: Became, rejected: Rejected) -> Outcome:
+    def _reject(self, user_id: str, became: Became, rejected: Rejected) -> UserResult:
         self.beside.commit([self.quarantine.put([rejected])])
-        return Outcome(user_id, became, rejected.error)
+        return UserResult(user_id, became, rejected.error)
 
-    def _delete(self, user_id: str, single: Single) -> Outcome:
+    def _delete(self, user_id: str, single: Single) -> UserResult:
         """Mark a user deleted whom the API proved gone; the guard is for those nobody named."""
         live = self.database.call(lambda conn: self.table.is_live(conn, user_id))
         self.beside.commit([self.quarantine.forget(user_id)])
         if not live:
-            return Outcome(user_id, "unknown" if live is None else "deleted before")
+            return UserResult(user_id, "unknown" if live is None else "deleted before")
         statement = self.table.soft_delete([(user_id, single.observed_at)], 0, approved=False)
         rows = self.beside.commit([statement], lambda rows: _written(user_id, rows))
-        return Outcome(user_id, _BECAME[_letter(rows)])
+        return UserResult(user_id, _BECAME[_letter(rows)])
 
 
 @contextmanager

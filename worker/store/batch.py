@@ -11,7 +11,7 @@ from worker.model import Key, User, Users
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine, Rejected, refused
 from worker.store.statement import Row, Statement
-from worker.store.table import INSERTED, STALE, Outcome, Table
+from worker.store.table import INSERTED, STALE, RowResults, Table
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -28,7 +28,7 @@ MOST_BLOCKED = 3
 
 
 # A statement to commit with the last part of a batch, or one that tells what became of its users.
-Extra = Statement | Callable[[Sequence[Outcome]], Statement]
+Extra = Statement | Callable[[Sequence[RowResults]], Statement]
 
 
 class _KnownAfterAll(Exception):
@@ -36,16 +36,16 @@ class _KnownAfterAll(Exception):
 
 
 @dataclass(slots=True)
-class Applied:
+class BatchResult:
     """What became of the users of a batch, part by part, and the keys they no longer have."""
 
-    outcomes: list[Outcome] = field(default_factory=list)
+    results: list[RowResults] = field(default_factory=list)
     moved: list[Key] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
 
     def by(self, *wanted: str) -> Iterator[Users]:
         """Give the users with one of these letters, part by part."""
-        for users, letters in self.outcomes:
+        for users, letters in self.results:
             kinds = set(letters)
             if kinds and kinds.issubset(wanted):
                 yield users
@@ -65,16 +65,16 @@ class Batch:
     quarantine: Quarantine
     sweep: int
     observed_at: datetime
-    newcomers: bool = False
+    assume_new: bool = False
     part_bytes: int = PART_BYTES
     statement_bytes: int = STATEMENT_BYTES
-    applied: Applied = field(default_factory=Applied)
+    applied: BatchResult = field(default_factory=BatchResult)
     blocked: int = 0
     _length: int = 1
     _refusal: UpdatesRefused | None = None
     _recorded: int = 0
 
-    def apply(self, users: Users, extras: Sequence[Extra]) -> Applied:
+    def apply(self, users: Users, extras: Sequence[Extra]) -> BatchResult:
         """Apply `users`; `extras` are committed with the last part.
 
         Raises what Lease.commit raises, and Transient if the table as a whole is locked. Before it
@@ -111,7 +111,7 @@ class Batch:
             self._refusal = error
             self._apply(users, ())
         except (DataRefused, Blocked) as error:
-            if self.newcomers:
+            if self.assume_new:
                 self._look_up(users, extras)
             else:
                 self._halve(users, extras, error)
@@ -121,14 +121,14 @@ class Batch:
                 self._take(part, row)
 
     def _write(self, users: Users) -> Statement:
-        if self.newcomers:
+        if self.assume_new:
             return self.table.insert(users, self.observed_at)
         write = self.table.add if self._refusal else self.table.apply
         return write(users, self.observed_at)
 
     def _look_up(self, users: Users, extras: Sequence[Extra]) -> None:
         """Apply those of whom nobody was known to have a row, after all as any others."""
-        self.newcomers = False
+        self.assume_new = False
         self._apply(users, extras)
 
     def _halve(self, users: Users, extras: Sequence[Extra], error: DataRefused | Blocked) -> None:
@@ -157,7 +157,7 @@ class Batch:
         return users.without(locked) if locked else users
 
     def _leave_locked(self, user: User) -> None:
-        self.applied.outcomes.append((Users.of([user]), STALE))
+        self.applied.results.append((Users.of([user]), STALE))
         log.warning("row.blocked", user=user.id)
 
     def _reject(self, user: User, error: DataRefused, extras: Sequence[Extra]) -> None:
@@ -186,13 +186,13 @@ class Batch:
             return []
 
         def closing(rows: Sequence[Row | None]) -> list[Statement]:
-            outcomes = list(self.applied.outcomes)
+            results = list(self.applied.results)
             for part, row in zip(parts, rows, strict=False):
                 letters, *_ = self._told(row)
                 if len(letters) < len(part):
                     raise _KnownAfterAll
-                outcomes.append((part, letters))
-            return [build(outcomes) for build in later]
+                results.append((part, letters))
+            return [build(results) for build in later]
 
         rows = self.lease.commit([*first, *known], self.sweep, closing)
         self._recorded = len(self.applied.rejected) if extras else self._recorded
@@ -212,11 +212,11 @@ class Batch:
         """Give letters, positions and millis as `Table.apply` returns them."""
         if row is None:
             raise Transient("the database gave no answer to a statement")
-        return (INSERTED * row[0], None, None) if self.newcomers else row
+        return (INSERTED * row[0], None, None) if self.assume_new else row
 
     def _take(self, users: Users, row: Row | None) -> None:
         letters, positions, millis = self._told(row)
-        self.applied.outcomes.append((users, letters))
+        self.applied.results.append((users, letters))
         for position, old in zip(positions or (), millis or (), strict=True):
             self.applied.moved.append((old, users[position].id))
 

@@ -38,7 +38,7 @@ from worker.store.transaction import long_transaction
 INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
 DELETED, WAITING = "dw"
 
-Outcome = tuple[Users, str]
+RowResults = tuple[Users, str]
 """Users and what became of them, a letter for each."""
 
 # With the letters of a whole transaction this stays below what fits into a socket's buffers: a

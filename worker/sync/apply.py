@@ -11,11 +11,11 @@ from worker.errors import UpdatesRefused
 from worker.model import Key, Page, Users, last_key
 from worker.stack_auth.careful_reader import storable
 from worker.store import Store
-from worker.store.batch import Applied, Batch, Extra
+from worker.store.batch import Batch, BatchResult, Extra
 from worker.store.quarantine import Rejected, unreadable
 from worker.store.statement import Statement
 from worker.store.suspects import Suspect
-from worker.store.table import INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, Outcome
+from worker.store.table import INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, RowResults
 from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
 from worker.sync.mirror import Delta, Span
@@ -138,23 +138,23 @@ class Reading:
         observed_at: datetime,
         extras: Sequence[Extra],
         *,
-        newcomers: bool = False,
-    ) -> Applied:
+        assume_new: bool = False,
+    ) -> BatchResult:
         """Apply users to the table, and what came of it to the mirror.
 
         `newcomers` says that the mirror knows nobody of them.
         """
         store, state = self.store, self.state
 
-        def attempt() -> Applied:
+        def attempt() -> BatchResult:
             where = (store.table, store.lease, store.quarantine, state.number)
-            return Batch(*where, observed_at, newcomers).apply(users, extras)
+            return Batch(*where, observed_at, assume_new).apply(users, extras)
 
         applied = store.database.retry.call(attempt)
-        state.count(applied.outcomes)
+        state.count(applied.results)
         state.has_written = True
         cache, mirror = state.cache, state.mirror
-        cache.accepted((i for users, _ in applied.outcomes for i in users.ids), observed_at)
+        cache.accepted((i for users, _ in applied.results for i in users.ids), observed_at)
         if state.quarantined:
             cache.stored({i for users in applied.by(*STORED) for i in users.ids})
         mirror.remove(applied.moved)
@@ -195,7 +195,7 @@ class Reading:
                     changed,
                     page.observed_at,
                     [*extras, *checkpoint],
-                    newcomers=delta.newcomers,
+                    assume_new=delta.assume_new,
                 )
             put_aside = {each.id for each in found.unreadable}
             state.mirror.remove([key for key in delta.moved if key[1] not in put_aside])
@@ -274,7 +274,7 @@ class Reading:
             return []
         return [lambda outcomes: self._moved(key, outcomes)]
 
-    def _moved(self, key: Key, outcomes: Sequence[Outcome]) -> Statement:
+    def _moved(self, key: Key, outcomes: Sequence[RowResults]) -> Statement:
         """Move the checkpoint, with counts that include what became of the batch's users."""
         return self.store.progress.move(self.state.checkpoint(key, outcomes))
 

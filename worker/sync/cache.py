@@ -191,7 +191,7 @@ class Cache:
             delta.changed.without(outdated),
             [key for key in delta.missing if key[1] not in outdated],
             [key for key in delta.moved if key[1] not in outdated],
-            delta.newcomers,
+            delta.assume_new,
         )
 
 

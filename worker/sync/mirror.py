@@ -38,7 +38,7 @@ class Delta:
     changed: Users = NO_USERS
     missing: list[Key] = field(default_factory=list)
     moved: list[Key] = field(default_factory=list)
-    newcomers: bool = field(default=False, compare=False)
+    assume_new: bool = field(default=False, compare=False)
 
 
 class Mirror:
@@ -82,7 +82,7 @@ class Mirror:
             known += at is not None
             if at is None or self._rows.fingerprint(at) != users.fingerprint(number):
                 changed.append(number)
-        delta = Delta(users.only(changed), newcomers=known == len(users) - len(changed))
+        delta = Delta(users.only(changed), assume_new=known == len(users) - len(changed))
         return self._with_rows_left(delta, users, left, present) if left else delta
 
     def _find(

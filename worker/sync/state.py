@@ -9,7 +9,7 @@ from worker.model import Key, User
 from worker.store import Store
 from worker.store.suspects import Suspect
 from worker.store.sweeps import Checkpoint, SweepRow
-from worker.store.table import INSERTED, RESTORED, STALE, UPDATED, Outcome
+from worker.store.table import INSERTED, RESTORED, STALE, UPDATED, RowResults
 from worker.sync.cache import Cache
 from worker.sync.mirror import Mirror
 
@@ -60,16 +60,16 @@ class SweepState:
     def quarantined(self) -> dict[str, str]:
         return self.cache.quarantined
 
-    def count(self, outcomes: Sequence[Outcome]) -> None:
+    def count(self, results: Sequence[RowResults]) -> None:
         """Count what became of the users of a batch; a stale one is met again on the next page."""
-        self.counts.update(self._counted(outcomes))
-        self.stale.update(_stale(outcomes))
+        self.counts.update(self._counted(results))
+        self.stale.update(_stale(results))
 
-    def _counted(self, outcomes: Sequence[Outcome]) -> Counter[str]:
+    def _counted(self, results: Sequence[RowResults]) -> Counter[str]:
         counts = Counter[str]()
-        for _, letters in outcomes:
+        for _, letters in results:
             counts.update({_COUNTED[each]: letters.count(each) for each in _COUNTED})
-        counts[_COUNTED[STALE]] -= len(self.stale.intersection(_stale(outcomes)))
+        counts[_COUNTED[STALE]] -= len(self.stale.intersection(_stale(results)))
         return +counts
 
     @property
@@ -160,18 +160,18 @@ class SweepState:
         self.counts["quarantined"] += len(before.to_retry)
         self.pass_over_who_is_not_live()
 
-    def checkpoint(self, key: Key, outcomes: Sequence[Outcome] = ()) -> Checkpoint:
+    def checkpoint(self, key: Key, results: Sequence[RowResults] = ()) -> Checkpoint:
         """Say how far the sweep has come once what `outcomes` tell of a batch is counted, too."""
-        return Checkpoint(self.number, key, self.counts + self._counted(outcomes), self.started)
+        return Checkpoint(self.number, key, self.counts + self._counted(results), self.started)
 
     def row(self, outcome: str | None = None, error: str | None = None) -> SweepRow:
         return SweepRow(self.number, self.kind, self.started, self.counts, outcome, error)
 
 
-def _stale(outcomes: Sequence[Outcome]) -> list[str]:
+def _stale(results: Sequence[RowResults]) -> list[str]:
     return [
         user.id
-        for users, letters in outcomes
+        for users, letters in results
         if STALE in letters
         for user, letter in zip(users, letters, strict=True)
         if letter == STALE
