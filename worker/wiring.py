@@ -21,7 +21,7 @@ from worker.stack_auth.client import Access, StackApi
 from worker.store import Store
 from worker.store.database import Database
 from worker.store.invalidations import Touched
-from worker.store.lease import Claim, Lease
+from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import prepare
 from worker.store.quarantine import Quarantine
 from worker.store.suspects import Deletions
@@ -56,7 +56,7 @@ def open_store(settings: Settings, database: Database) -> Store:
         database=database,
         lease=Lease(
             database,
-            Claim(
+            LeaseRequest(
                 target=target,
                 project=stack.project_id,
                 holder=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",

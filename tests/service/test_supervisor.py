@@ -17,7 +17,7 @@ from worker.clock import Clock
 from worker.errors import MirrorOutdated, Misconfigured
 from worker.sandbox.api import Reply, Request, server_error
 from worker.sandbox.replies import known_error
-from worker.store.lease import Claim, Lease
+from worker.store.lease import Lease, LeaseRequest
 from worker.wiring import opened_database
 
 SWEEPS = "select kind, outcome from users_sync_worker.sweep order by number"
@@ -232,7 +232,7 @@ def test_transaction_in_the_way_of_a_takeover_is_ended(
 ) -> None:
     world.at_work().stop()
     settings, stop = world.settings(), Event()
-    claim = Claim("neon_auth", world.project.project_id, "successor", 0.2)
+    claim = LeaseRequest("neon_auth", world.project.project_id, "successor", 0.2)
     with (
         psycopg.connect(database_url) as lost,
         opened_database(settings, database_url, Clock(), stop) as database,

@@ -34,7 +34,7 @@ from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.store.connection import TIDYING_SECONDS, PatientConnection, Stopping, unless_stopped
 from worker.store.database import Connection, Database, connect
-from worker.store.lease import Claim, Lease
+from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import prepare
 from worker.store.statement import Statement
 from worker.store.table import Table
@@ -130,7 +130,7 @@ def test_moments_are_read_whatever_style_the_server_writes_them_in(
     database = database_at(database_url)
     try:
         prepare(database, "neon_auth")
-        lease = Lease(database, Claim("neon_auth", PROJECT, "one", 60))
+        lease = Lease(database, LeaseRequest("neon_auth", PROJECT, "one", 60))
         assert lease.acquire()
         lease.bind()
         lease.commit([], 1)
@@ -502,7 +502,7 @@ def test_pooler_by_the_transaction_is_no_hindrance(
     pooled: Database, connection: psycopg.Connection
 ) -> None:
     table = Table("neon_auth", prepare(pooled, "neon_auth"), (IGNORED,), 0)
-    lease = Lease(pooled, Claim("neon_auth", PROJECT, "one", 60))
+    lease = Lease(pooled, LeaseRequest("neon_auth", PROJECT, "one", 60))
     users = people(1, 2, 3)
 
     assert prepare(pooled, "neon_auth") is table.shape
@@ -523,7 +523,7 @@ def test_nothing_of_ours_is_left_in_a_poolers_session(pooled: Database, pgbounce
     query = "select current_setting('lock_timeout'), current_setting('statement_timeout')"
     before = pooled.call(lambda conn: conn.execute(query).fetchone())
     prepare(pooled, "neon_auth")
-    lease = Lease(pooled, Claim("neon_auth", PROJECT, "one", 60))
+    lease = Lease(pooled, LeaseRequest("neon_auth", PROJECT, "one", 60))
     assert lease.acquire()
     lease.bind()
     lease.commit([], 1)

@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from tests.support.store_target import PROJECT, Target, people, person
 from worker.errors import Blocked, DatabaseUnavailable, DataRefused, LeaseLost, MirrorOutdated
 from worker.model import Users
-from worker.store.lease import Claim, Lease, Sight
+from worker.store.lease import Lease, LeaseRequest, LeaseStatus
 from worker.store.statement import Statement
 
 # A time-out on locks is a quarter of the lease at most: nobody wants to wait for longer here.
@@ -152,7 +152,7 @@ def test_lost_lease_is_not_released(generated: Target) -> None:
 
 
 def test_targets_have_a_lease_each(generated: Target) -> None:
-    other = Lease(generated.database(), Claim("other", "p", "two", 60))
+    other = Lease(generated.database(), LeaseRequest("other", "p", "two", 60))
     assert (generated.lease().acquire(), other.acquire()) == (True, True)
 
 
@@ -170,9 +170,9 @@ def test_project_bound_in_upper_case_is_the_same(generated: Target) -> None:
     generated.query("update users_sync_worker.lease set project = 'AB-1'")
     ours = generated.lease(holder="two", project="ab-1")
     assert (ours.acquire(), ours.bound) == (True, True)
-    sight = ours.look()
-    assert sight is not None
-    assert sight.project == "ab-1"
+    status = ours.look()
+    assert status is not None
+    assert status.project == "ab-1"
     ours.bind()
     ours.commit([], 1)
     assert not generated.lease(holder="three", project="ab-2").acquire()
@@ -344,14 +344,14 @@ def test_whoever_looks_sees_holder_and_time_left(generated: Target) -> None:
     lease = generated.lease()
     assert lease.look() is None
     lease.acquire()
-    sight = generated.lease(holder="second").look()
-    assert isinstance(sight, Sight)
-    assert (sight.epoch, sight.project, sight.holder) == (1, None, "one")
-    assert 50 < sight.remaining <= 60
+    status = generated.lease(holder="second").look()
+    assert isinstance(status, LeaseStatus)
+    assert (status.epoch, status.project, status.holder) == (1, None, "one")
+    assert 50 < status.remaining <= 60
     generated.run_out()
     again = lease.look()
     assert again
-    assert (again.remaining, again.expires_at != sight.expires_at) == (0, True)
+    assert (again.remaining, again.expires_at != status.expires_at) == (0, True)
     lease.release()
     assert (released := lease.look())
     assert (released.holder, released.remaining) == (None, 0)
@@ -573,7 +573,7 @@ def test_lease_that_was_taken_anew_says_nothing_of_before(generated: Target) -> 
 def test_quiet_lease_says_how_far_the_mirror_was_true_unless_another_held_it(
     generated: Target,
 ) -> None:
-    claim = Claim(generated.schema, PROJECT, "quiet", 60, quiet=True)
+    claim = LeaseRequest(generated.schema, PROJECT, "quiet", 60, quiet=True)
     lease = Lease(generated.database(), claim)
     assert lease.acquire()
     lease.bind()

@@ -21,7 +21,7 @@ from worker.errors import DatabaseUnavailable, Misconfigured
 from worker.model import Users
 from worker.retry import Retry
 from worker.store.database import Database
-from worker.store.lease import Claim, Lease
+from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import creation_sql, migrations, prepare, require_tables
 from worker.store.quarantine import Quarantine, Rejected
 from worker.store.suspects import Deletions
@@ -336,7 +336,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
     connection.execute(GRANTS.format(role=plain_role).encode())
     database = opened(plain_role)
     table = Table("neon_auth", prepare(database, "neon_auth"), (IGNORED,), 0)
-    lease = Lease(database, Claim("neon_auth", PROJECT, "one", 60))
+    lease = Lease(database, LeaseRequest("neon_auth", PROJECT, "one", 60))
     deletions, quarantine = Deletions("neon_auth"), Quarantine("neon_auth")
     progress = Progress("neon_auth", "all")
     user = person(1)

@@ -20,7 +20,7 @@ from worker.sandbox.records import blank
 from worker.stack_auth.canonical_json import canonical, dump
 from worker.stack_auth.fingerprint import fingerprint
 from worker.store.database import Database
-from worker.store.lease import Claim, Lease
+from worker.store.lease import Lease, LeaseRequest
 from worker.store.statement import Row, Statement
 from worker.store.table import Table
 from worker.store.table_shape import Shape
@@ -126,7 +126,9 @@ class Target:
         seconds: float = 60,
     ) -> Lease:
         """Make a lease that is yet to be acquired."""
-        return Lease(database or self.database(), Claim(self.schema, project, holder, seconds))
+        return Lease(
+            database or self.database(), LeaseRequest(self.schema, project, holder, seconds)
+        )
 
     def held_lease(self, database: Database | None = None, *, seconds: float = 60) -> Lease:
         """Make a lease, acquire it, and bind the target to the project."""

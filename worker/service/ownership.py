@@ -33,17 +33,20 @@ def take_lease(lease: Lease, project: str, stop: Event) -> None:
     """
     first = None
     while not lease.acquire():
-        sight = lease.look()
-        if sight is None:
+        status = lease.look()
+        if status is None:
             continue
-        if sight.project not in {None, project}:
-            raise another_project(lease, sight.project)
+        if status.project not in {None, project}:
+            raise another_project(lease, status.project)
         if first is None:
-            first = sight
-            log.info("lease.awaited", holder=sight.holder, seconds=round(sight.remaining, 1))
-        if (sight.epoch, sight.expires_at) != (first.epoch, first.expires_at) and sight.remaining:
-            raise LeaseLost(f"another worker is at work on {lease.target} ({sight.holder})")
-        if stop.wait(min(LOOK_SECONDS, max(sight.remaining, 0.05))):
+            first = status
+            log.info("lease.awaited", holder=status.holder, seconds=round(status.remaining, 1))
+        if (status.epoch, status.expires_at) != (
+            first.epoch,
+            first.expires_at,
+        ) and status.remaining:
+            raise LeaseLost(f"another worker is at work on {lease.target} ({status.holder})")
+        if stop.wait(min(LOOK_SECONDS, max(status.remaining, 0.05))):
             raise Stopped("asked to stop")
     log.info("lease.acquired", target=lease.target)
 

@@ -131,10 +131,10 @@ class Service:
         """Take the lease if it is free, and begin to work; else look again soon."""
         lease = self._store.lease
         if not lease.acquire():
-            sight = lease.look()
+            status = lease.look()
             project = self.settings.stack.project_id
-            if sight is not None and sight.project not in {None, project}:
-                raise another_project(lease, sight.project)
+            if status is not None and status.project not in {None, project}:
+                raise another_project(lease, status.project)
             self._enter("standing by")
             self._begun = True
             return LOOK_SECONDS

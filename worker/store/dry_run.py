@@ -11,7 +11,7 @@ from psycopg import sql
 from worker.model import Users
 from worker.store.census import Census
 from worker.store.database import Connection, Database
-from worker.store.lease import Claim, Closing, Lease
+from worker.store.lease import Closing, Lease, LeaseRequest
 from worker.store.quarantine import Known, Quarantine, Rejected
 from worker.store.statement import Row, Statement
 from worker.store.suspects import Deletions, Suspect
@@ -154,8 +154,8 @@ class UnwrittenTable(Table):
 class UnwrittenLease(Lease):
     """A lease that nobody takes: of what is to be committed the questions are asked, no more."""
 
-    def __init__(self, database: Database, claim: Claim) -> None:
-        super().__init__(database, claim)
+    def __init__(self, database: Database, request: LeaseRequest) -> None:
+        super().__init__(database, request)
         self._asking = database
 
     def look_up(self) -> str | None:

@@ -82,7 +82,7 @@ class _RowLocked(Transient):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class LeaseRequest:
     """Who wants to write to which target for which Stack Auth project, `seconds` at a time.
 
     In quiet mode the lease is given back whenever there is nothing to write. How it means to sweep
@@ -101,7 +101,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class LeaseStatus:
     """What somebody without the lease sees of it; `remaining` is in seconds."""
 
     epoch: int
@@ -114,10 +114,10 @@ class Sight:
 class Lease:
     """The right to write; `held` as far as we know."""
 
-    def __init__(self, database: Database, claim: Claim) -> None:
-        self.target = claim.target
-        self.seconds = claim.seconds
-        self.project_setting = claim.project_setting
+    def __init__(self, database: Database, request: LeaseRequest) -> None:
+        self.target = request.target
+        self.seconds = request.seconds
+        self.project_setting = request.project_setting
         self.bound = False
         self.held = False
         self.sweep = 0
@@ -126,7 +126,7 @@ class Lease:
         # The transactions of this worker since the rows were last counted.
         self.own_transactions: list[str] = []
         self._database = database
-        self._quiet = claim.quiet
+        self._quiet = request.quiet
         # What `writes` must be; None after somebody else was found to have written.
         self._writes: int | None = 0
         # Up to which `writes` the mirror is true, as long as nobody else held the lease.
@@ -134,8 +134,8 @@ class Lease:
         # What the table was when the mirror was loaded.
         self._identity: int | None = None
         self._touched_at = float("-inf")
-        self._params: dict[str, Any] = {**asdict(claim), "epoch": 0}
-        self._limits = limits(claim.seconds)
+        self._params: dict[str, Any] = {**asdict(request), "epoch": 0}
+        self._limits = limits(request.seconds)
 
     def acquire(self) -> bool:
         """Take the lease if it is free or has run out. False if not, or for another project."""
@@ -187,10 +187,10 @@ class Lease:
                 self.release()
             self._database.close()
 
-    def look(self) -> Sight | None:
+    def look(self) -> LeaseStatus | None:
         """See who holds the lease. None if nobody ever did."""
         row = self._call(lambda conn: conn.execute(_LOOK, self._params).fetchone())
-        return None if row is None else Sight(*row)
+        return None if row is None else LeaseStatus(*row)
 
     def bind(self) -> None:
         """Bind the target to our project, for good."""

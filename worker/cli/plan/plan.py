@@ -23,7 +23,7 @@ from worker.store.dry_run import (
     own_tables_exist,
 )
 from worker.store.invalidations import Touched
-from worker.store.lease import Claim
+from worker.store.lease import LeaseRequest
 from worker.store.table_shape import Shape, detect_shape
 from worker.sync.cache import Cache
 from worker.sync.sweep import Sweep
@@ -75,14 +75,14 @@ def _open_store(settings: Settings, database: Database, journal: Journal) -> Sto
     """Describe the target as it is. Raises Misconfigured for one of another shape or project."""
     stack, target = settings.require_stack(), settings.database.schema_name
     shape, exists = database.call(lambda conn: _look(conn, target))
-    claim = Claim(
+    request = LeaseRequest(
         target,
         stack.project_id,
         holder="",
         seconds=settings.database.lease_seconds,
         project_setting=stack.names.project_id,
     )
-    lease = UnwrittenLease(database, claim)
+    lease = UnwrittenLease(database, request)
     project = lease.look_up()
     if project not in {None, stack.project_id}:
         raise another_project(lease, project)
