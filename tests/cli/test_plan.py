@@ -33,9 +33,9 @@ from tests.support.sweep_world import (
 from tests.sync.test_convergence import CUT, Happening, Story, happenings
 from worker.cli.plan.change import Change
 from worker.cli.plan.json_diff import Difference
-from worker.cli.plan.output import Telling, lines
+from worker.cli.plan.output import PlanPrinter, lines
 from worker.cli.plan.plan import Plan, plan
-from worker.cli.plan.recorder import Journal
+from worker.cli.plan.recorder import PlanRecorder
 from worker.errors import Misconfigured, SourceUnavailable, Stopped
 from worker.model import Users
 from worker.sandbox.api import Request, server_error
@@ -61,7 +61,7 @@ class Planned:
     def said(self, **options: Any) -> list[str]:
         """Give all that the command says."""
         said: list[str] = []
-        telling = Telling(said.append, **options)
+        telling = PlanPrinter(said.append, **options)
         for change in self.changes:
             telling.tell(change)
         telling.end(self.result)
@@ -727,13 +727,13 @@ def test_what_is_asked_twice_is_told_once() -> None:
     """A batch is tried again from its start."""
     told: list[Change] = []
     users = people(1, 2, 3)
-    journal = Journal(told.append, ())
+    recorder = PlanRecorder(told.append, ())
     for _ in range(2):
-        journal.compared(Users.of(users), "is=", [json.dumps({"was_deleted": True})])
+        recorder.compared(Users.of(users), "is=", [json.dumps({"was_deleted": True})])
     state = SweepState(1, "plan", datetime.min.replace(tzinfo=UTC), Cache())
-    journal.turn_page(state)
-    journal.compared(Users.of(users[1:]), "s=", [json.dumps({"was_deleted": False})])
-    journal.turn_page(state)
+    recorder.turn_page(state)
+    recorder.compared(Users.of(users[1:]), "s=", [json.dumps({"was_deleted": False})])
+    recorder.turn_page(state)
     assert [(change.kind, change.subject) for change in told] == [
         ("insert", users[0].id),
         ("wait", users[1].id),

@@ -27,7 +27,7 @@ from worker.cli.options import (
     started_database,
     stopped_by_signals,
 )
-from worker.cli.plan.output import Telling
+from worker.cli.plan.output import PlanPrinter
 from worker.cli.plan.plan import plan as find_changes
 from worker.cli.purge import DAY_SECONDS, LEAST_SECONDS, Purge, Purged, seconds_of
 from worker.cli.session import Session, UserResult, opened_session
@@ -69,7 +69,7 @@ def plan(
     """Tell what a sweep would change, user by user and field by field; writes nothing."""
     settings = read_settings(config, log_format, log_level, quietly=True)
     settings.require_stack()
-    told = Telling(partial(print, flush=True), as_objects, values, limit)
+    told = PlanPrinter(partial(print, flush=True), as_objects, values, limit)
     with stopped_by_signals() as signals, started_database(settings) as url:
         found = find_changes(settings, url, signals.stop, told.tell)
     told.end(found)

@@ -74,7 +74,7 @@ Proof = tuple[str, datetime]
 """A user id, and the moment from when on the API knew nobody by it."""
 
 
-class Told(Protocol):
+class Preview(Protocol):
     """Who is told what a sweep would have written.
 
     A batch may be tried again: what is told twice is the same.
@@ -106,7 +106,7 @@ class UnwrittenTable(Table):
     """A users_sync table, there or not, that is compared and never written."""
 
     exists: bool
-    told: Told
+    preview: Preview
 
     @property
     def relation(self) -> sql.SQL:
@@ -144,10 +144,10 @@ class UnwrittenTable(Table):
         return Question(self._sql(_PROVE), params, answered=answered)
 
     def _compared(self, users: Users, row: Row) -> Row:
-        return (self.told.compared(users, row[0], row[-1]), *row[1:-1])
+        return (self.preview.compared(users, row[0], row[-1]), *row[1:-1])
 
     def _proven(self, proofs: Sequence[Proof], approved: bool, row: Row) -> Row:  # noqa: FBT001
-        self.told.proven(proofs, row[0], approved=approved)
+        self.preview.proven(proofs, row[0], approved=approved)
         return row
 
 
@@ -203,14 +203,14 @@ class UnwrittenDeletions(Deletions):
     """The suspicions that there are, if there is a table of them."""
 
     exists: bool
-    told: Told
+    preview: Preview
 
     def load(self, conn: Connection) -> dict[str, Suspect]:
         return Deletions.load(self, conn) if self.exists else {}
 
     def hide(self, ids: Iterable[str]) -> Statement:
         ids = list(ids)
-        self.told.hidden(ids)
+        self.preview.hidden(ids)
         return Deletions.hide(self, ids)
 
 
@@ -219,13 +219,13 @@ class UnwrittenQuarantine(Quarantine):
     """What is in quarantine, if there is a table of it."""
 
     exists: bool
-    told: Told
+    preview: Preview
 
     def load(self, conn: Connection) -> dict[str, Known]:
         return Quarantine.load(self, conn) if self.exists else {}
 
     def put(self, rejected: Sequence[Rejected]) -> Statement:
-        self.told.rejected(rejected)
+        self.preview.rejected(rejected)
         return Quarantine.put(self, rejected)
 
     def errors(self, conn: Connection) -> dict[str, str]:

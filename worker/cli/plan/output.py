@@ -26,7 +26,7 @@ _STATES = {"hold": "held", "wait": "waiting", "quarantine": "quarantined", "hide
 
 
 @dataclass(slots=True)
-class Telling:
+class PlanPrinter:
     """Says changes as they are found, and in the end what they come to.
 
     `say` is given a line at a time. Without `values` nothing is said that a user's record holds;

@@ -8,7 +8,7 @@ import httpx
 
 from worker.cli.patience import impatient, opened_at_once
 from worker.cli.plan.change import Change
-from worker.cli.plan.recorder import Journal
+from worker.cli.plan.recorder import PlanRecorder
 from worker.clock import Clock
 from worker.service.ownership import another_project, bind_project
 from worker.settings.settings import Settings
@@ -57,21 +57,21 @@ def plan(
     """
     settings = impatient(settings)
     clock = Clock()
-    journal = Journal(tell, tuple(settings.stack.ignored_fields))
+    recorder = PlanRecorder(tell, tuple(settings.stack.ignored_fields))
     with opened_at_once(settings, url, clock, stop) as database:
-        store = _open_store(settings, database, journal)
+        store = _open_store(settings, database, recorder)
         with opened_fetcher(settings, clock, stop, store.lease, transport=transport) as fetcher:
             bind_project(store, fetcher)
             cache = Cache()
             cache.load(store)
             held = {i for i, suspect in cache.suspects.items() if suspect.state == "held"}
             rules = rules_of(settings)
-            report = Sweep(fetcher, store, cache, rules, journal.turn_page, kind="plan").run()
-    journal.close(deletions_enabled=rules.enabled, held_before=held)
-    return Plan(report.outcome, report.figures, journal.different)
+            report = Sweep(fetcher, store, cache, rules, recorder.turn_page, kind="plan").run()
+    recorder.close(deletions_enabled=rules.enabled, held_before=held)
+    return Plan(report.outcome, report.figures, recorder.different)
 
 
-def _open_store(settings: Settings, database: Database, journal: Journal) -> Store:
+def _open_store(settings: Settings, database: Database, recorder: PlanRecorder) -> Store:
     """Describe the target as it is. Raises Misconfigured for one of another shape or project."""
     stack, target = settings.require_stack(), settings.database.schema_name
     shape, exists = database.call(lambda conn: _look(conn, target))
@@ -86,8 +86,8 @@ def _open_store(settings: Settings, database: Database, journal: Journal) -> Sto
     project = lease.look_up()
     if project not in {None, stack.project_id}:
         raise another_project(lease, project)
-    quarantine = UnwrittenQuarantine(target, exists, journal)
-    journal.errors = database.call(quarantine.errors)
+    quarantine = UnwrittenQuarantine(target, exists, recorder)
+    recorder.errors = database.call(quarantine.errors)
     return Store(
         database=database,
         lease=lease,
@@ -97,9 +97,9 @@ def _open_store(settings: Settings, database: Database, journal: Journal) -> Sto
             ignored_fields=tuple(settings.stack.ignored_fields),
             grace_seconds=settings.deletions.grace_seconds,
             exists=shape is not None,
-            told=journal,
+            preview=recorder,
         ),
-        deletions=UnwrittenDeletions(target, exists, journal),
+        deletions=UnwrittenDeletions(target, exists, recorder),
         quarantine=quarantine,
         progress=UnwrittenProgress(target, asked_of(settings), exists),
         touched=Touched(target),

@@ -24,7 +24,7 @@ _HIDDEN = "missing from the list, but GET still finds the user"
 
 
 @dataclass(slots=True)
-class Journal:
+class PlanRecorder:
     """What is told of one plan; `errors` is what is wrong with the records in quarantine.
 
     A batch may be tried again, so what a page changes is told after the page, each thing once. The
