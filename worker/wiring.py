@@ -20,7 +20,7 @@ from worker.settings.settings import Settings
 from worker.stack_auth.client import Access, StackApi
 from worker.store import Store
 from worker.store.database import Database
-from worker.store.invalidations import Touched
+from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import prepare
 from worker.store.quarantine import Quarantine
@@ -77,7 +77,7 @@ def open_store(settings: Settings, database: Database) -> Store:
         deletions=Deletions(target),
         quarantine=Quarantine(target),
         progress=Progress(target, asked_of(settings)),
-        touched=Touched(target),
+        invalidations=Invalidations(target),
     )
 
 

@@ -253,7 +253,7 @@ def test_unreadable_record_among_the_newest_is_put_aside_once(session: Session) 
     assert [session.poll().has_written, session.poll().has_written] == [True, False]
 
 
-class Beside:
+class UnleasedWrites:
     """Holds back the answer to the next page of a sweep, which is made before `release`."""
 
     def __init__(self, session: Session) -> None:
@@ -291,7 +291,7 @@ def test_user_inserted_by_a_poll_is_not_suspected_by_an_older_page(session: Sess
         ids.add(session.world.project.create())
         assert session.poll().counts["inserted"] == 1
 
-    report = Beside(session).sweep(sign_up)
+    report = UnleasedWrites(session).sweep(sign_up)
     assert (report.candidates, report.counts["hidden"], report.counts["deleted"]) == (0, 0, 0)
     assert not [r for r in session.world.api.requests if r.path != "/api/v1/users"]
     assert session.live() == ids
@@ -305,7 +305,7 @@ def test_older_page_does_not_overwrite_what_a_poll_saw(session: Session) -> None
         session.world.project.edit(ids[-1], display_name="Renamed")
         assert session.poll().counts["updated"] == 1
 
-    report = Beside(session).sweep(rename)
+    report = UnleasedWrites(session).sweep(rename)
     assert report.changed_something is False
     names = session.world.query("select id from neon_auth.users_sync where name = 'Renamed'")
     assert names == [(ids[-1],)]
@@ -313,14 +313,14 @@ def test_older_page_does_not_overwrite_what_a_poll_saw(session: Session) -> None
 
 def test_nothing_is_remembered_once_no_answer_is_under_way(session: Session) -> None:
     session.world.project.populate(8)
-    Beside(session).sweep(session.poll)
+    UnleasedWrites(session).sweep(session.poll)
     session.poll()
     assert session.cache.remembered == 0
 
 
 def test_broken_off_sweep_leaves_nothing_to_remember_for(session: Session) -> None:
     session.world.project.populate(30)
-    beside = Beside(session)
+    beside = UnleasedWrites(session)
 
     def outdate() -> None:
         session.poll()

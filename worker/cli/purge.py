@@ -120,7 +120,7 @@ class Purge:
         if not ids:
             return
         try:
-            [row] = self.session.beside.commit([rows.purge(ids)])
+            [row] = self.session.unleased.commit([rows.purge(ids)])
             self.purged.users += row[0] if row else 0
         except (DataRefused, Blocked) as error:
             middle = len(ids) // 2

@@ -29,7 +29,7 @@ from worker.store.table import (
     Table,
 )
 from worker.store.table_shape import Shape, detect_shape
-from worker.store.unleased import Beside
+from worker.store.unleased import UnleasedWrites
 from worker.sync.fetcher import Fetcher
 from worker.wiring import opened_fetcher
 
@@ -84,7 +84,7 @@ class Session:
     database: Database
     fetcher: Fetcher
     table: Table
-    beside: Beside
+    unleased: UnleasedWrites
     deletions: Deletions
     quarantine: Quarantine
 
@@ -138,23 +138,23 @@ class Session:
             self.quarantine.forget(user.id),
         ]
         try:
-            rows = self.beside.commit(statements, lambda rows: _written(user.id, rows))
+            rows = self.unleased.commit(statements, lambda rows: _written(user.id, rows))
         except DataRefused as error:
             return self._reject(user.id, "refused", refused(user, error))
         return UserResult(user.id, _BECAME[_letter(rows)])
 
     def _reject(self, user_id: str, became: Became, rejected: Rejected) -> UserResult:
-        self.beside.commit([self.quarantine.put([rejected])])
+        self.unleased.commit([self.quarantine.put([rejected])])
         return UserResult(user_id, became, rejected.error)
 
     def _delete(self, user_id: str, single: Single) -> UserResult:
         """Mark a user deleted whom the API proved gone; the guard is for those nobody named."""
         live = self.database.call(lambda conn: self.table.is_live(conn, user_id))
-        self.beside.commit([self.quarantine.forget(user_id)])
+        self.unleased.commit([self.quarantine.forget(user_id)])
         if not live:
             return UserResult(user_id, "unknown" if live is None else "deleted before")
         statement = self.table.soft_delete([(user_id, single.observed_at)], 0, approved=False)
-        rows = self.beside.commit([statement], lambda rows: _written(user_id, rows))
+        rows = self.unleased.commit([statement], lambda rows: _written(user_id, rows))
         return UserResult(user_id, _BECAME[_letter(rows)])
 
 
@@ -176,11 +176,13 @@ def opened_session(
         shape = database.call(lambda conn: _shape(conn, target))
         stack = settings.require_stack()
         seconds = settings.database.lease_seconds
-        beside = Beside(database, target, stack.project_id, seconds, stack.names.project_id)
-        beside.require_project()
+        unleased = UnleasedWrites(
+            database, target, stack.project_id, seconds, stack.names.project_id
+        )
+        unleased.require_project()
         ignored = tuple(settings.stack.ignored_fields)
         table = Table(target, shape, ignored, settings.deletions.grace_seconds)
-        yield Session(database, fetcher, table, beside, Deletions(target), Quarantine(target))
+        yield Session(database, fetcher, table, unleased, Deletions(target), Quarantine(target))
 
 
 def _shape(conn: Connection, target: str) -> Shape:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from worker.errors import Blocked, Transient
 from worker.store.database import Database
-from worker.store.invalidations import Touched
+from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
 from worker.store.statement import Statement
@@ -27,7 +27,7 @@ class Store:
     deletions: Deletions
     quarantine: Quarantine
     progress: Progress
-    touched: Touched
+    invalidations: Invalidations
 
     def write(self, statements: Sequence[Statement], sweep: int) -> None:
         """Commit statements on the worker's own tables; whoever locks those is waited for."""

@@ -14,7 +14,7 @@ where target = %(target)s and writes > %(since)s and writes <= %(now)s
 
 
 @dataclass(frozen=True, slots=True)
-class Touched:
+class Invalidations:
     """The `touched` rows of one target."""
 
     target: str

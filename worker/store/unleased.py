@@ -42,7 +42,7 @@ def no_live_row(_rows: Sequence[Row | None]) -> Sequence[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class UnleasedWrites:
     """The way to write to a target without its lease; `seconds` is how long a lease lasts.
 
     `project_setting` is what to call the project's setting in an error.

@@ -98,7 +98,7 @@ class Cache:
         gap = store.lease.resync()
         ids = None
         if gap is not None:
-            ids = store.database.call(lambda conn: store.touched.between(conn, *gap))
+            ids = store.database.call(lambda conn: store.invalidations.between(conn, *gap))
         if ids is None:
             log.info("mirror.discarded")
             self.load(store)

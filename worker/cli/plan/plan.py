@@ -22,7 +22,7 @@ from worker.store.dry_run import (
     UnwrittenTable,
     own_tables_exist,
 )
-from worker.store.invalidations import Touched
+from worker.store.invalidations import Invalidations
 from worker.store.lease import LeaseRequest
 from worker.store.table_shape import Shape, detect_shape
 from worker.sync.cache import Cache
@@ -102,7 +102,7 @@ def _open_store(settings: Settings, database: Database, recorder: PlanRecorder) 
         deletions=UnwrittenDeletions(target, exists, recorder),
         quarantine=quarantine,
         progress=UnwrittenProgress(target, asked_of(settings), exists),
-        touched=Touched(target),
+        invalidations=Invalidations(target),
     )
 
 
