@@ -24,8 +24,8 @@ from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import prepare
 from worker.store.quarantine import Quarantine
-from worker.store.suspects import Deletions
-from worker.store.sweeps import Progress
+from worker.store.suspects import Suspects
+from worker.store.sweeps import Sweeps
 from worker.store.table import Table
 from worker.sync.deletions import Rules
 from worker.sync.fetcher import Fetcher, Renewed
@@ -74,9 +74,9 @@ def open_store(settings: Settings, database: Database) -> Store:
             settings.deletions.grace_seconds,
             proof_seconds=settings.database.lease_seconds,
         ),
-        deletions=Deletions(target),
+        suspects=Suspects(target),
         quarantine=Quarantine(target),
-        progress=Progress(target, asked_of(settings)),
+        sweeps=Sweeps(target, asked_of(settings)),
         invalidations=Invalidations(target),
     )
 

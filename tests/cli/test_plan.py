@@ -39,7 +39,7 @@ from worker.cli.plan.recorder import PlanRecorder
 from worker.errors import Misconfigured, SourceUnavailable, Stopped
 from worker.model import Users
 from worker.sandbox.api import Request, server_error
-from worker.store.suspects import Deletions
+from worker.store.suspects import Suspects
 from worker.sync.cache import Cache
 from worker.sync.state import SweepState
 
@@ -323,7 +323,7 @@ def test_approved_deletions_are_told_as_such(quick_world: World) -> None:
     quick_world.sweep()
     delete_all(quick_world.project, ids[:12])
     quick_world.sweep(max_fraction=0.2)
-    Deletions("neon_auth").approve(quick_world.conn, 99)
+    Suspects("neon_auth").approve(quick_world.conn, 99)
     sign_up(quick_world.project, 4)
 
     found = planned(quick_world, max_fraction=0.2)
@@ -547,7 +547,7 @@ def test_after_any_history_a_sweep_does_exactly_what_was_planned(
     for happening in history.later:
         story.tell(happening)
     if history.approved:
-        Deletions("neon_auth").approve(world.conn, 99)
+        Suspects("neon_auth").approve(world.conn, 99)
     for label in history.odd:
         world.project.put_raw(label, MILLIS, ODD[label])
     before, untouched = rows(world), everything(world)

@@ -24,8 +24,8 @@ from worker.store.database import Database
 from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import creation_sql, migrations, prepare, require_tables
 from worker.store.quarantine import Quarantine, Rejected
-from worker.store.suspects import Deletions
-from worker.store.sweeps import Checkpoint, Progress, SweepRow
+from worker.store.suspects import Suspects
+from worker.store.sweeps import Checkpoint, SweepRow, Sweeps
 from worker.store.table import Table
 from worker.store.table_shape import Shape
 
@@ -337,8 +337,8 @@ def test_role_without_any_ownership_can_do_all_the_work(
     database = opened(plain_role)
     table = Table("neon_auth", prepare(database, "neon_auth"), (IGNORED,), 0)
     lease = Lease(database, LeaseRequest("neon_auth", PROJECT, "one", 60))
-    deletions, quarantine = Deletions("neon_auth"), Quarantine("neon_auth")
-    progress = Progress("neon_auth", "all")
+    deletions, quarantine = Suspects("neon_auth"), Quarantine("neon_auth")
+    sweeps = Sweeps("neon_auth", "all")
     user = person(1)
 
     def now() -> datetime:
@@ -352,8 +352,8 @@ def test_role_without_any_ownership_can_do_all_the_work(
     lease.commit(
         [
             table.apply(Users.of([user]), now()),
-            progress.record(SweepRow(1, "sweep", now(), {})),
-            progress.move(Checkpoint(1, user.key, {}, now())),
+            sweeps.record(SweepRow(1, "sweep", now(), {})),
+            sweeps.move(Checkpoint(1, user.key, {}, now())),
             deletions.notice([user.id], 1, now()),
             quarantine.put([Rejected(None, "00", "{}", "nothing")]),
         ],
@@ -367,8 +367,8 @@ def test_role_without_any_ownership_can_do_all_the_work(
         [
             deletions.forget_others([]),
             quarantine.forget_others([]),
-            progress.clear(),
-            progress.prune(),
+            sweeps.clear(),
+            sweeps.prune(),
             table.locked(Users.of([user])),
         ],
         1,
@@ -376,4 +376,4 @@ def test_role_without_any_ownership_can_do_all_the_work(
     lease.release()
 
     assert database.call(lambda conn: list(table.load_keys(conn))) == []
-    assert database.call(progress.deleted_today) == 1
+    assert database.call(sweeps.deleted_today) == 1

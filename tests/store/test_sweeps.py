@@ -8,7 +8,7 @@ import pytest
 from tests.support.store_target import Target
 from worker.store.lease import Lease
 from worker.store.statement import Statement
-from worker.store.sweeps import COUNTS, Checkpoint, Progress, SweepRow
+from worker.store.sweeps import COUNTS, Checkpoint, SweepRow, Sweeps
 
 STARTED = datetime(2025, 10, 1, 12, tzinfo=UTC)
 KEY = (1_600_000_000_000, "00000000-0000-4000-8000-00000000000a")
@@ -26,8 +26,8 @@ def lease(generated: Target) -> Lease:
 
 
 @pytest.fixture
-def progress(generated: Target) -> Progress:
-    return Progress(generated.schema, "all of the API")
+def sweeps(generated: Target) -> Sweeps:
+    return Sweeps(generated.schema, "all of the API")
 
 
 def write(lease: Lease, *statements: Statement) -> None:
@@ -48,114 +48,114 @@ def age(target: Target, table: str, column: str, interval: str) -> None:
 
 
 def test_at_first_there_is_no_checkpoint_and_nothing_deleted(
-    generated: Target, progress: Progress
+    generated: Target, sweeps: Sweeps
 ) -> None:
-    assert progress.load(generated.conn, 60) is None
-    assert progress.deleted_today(generated.conn) == 0
+    assert sweeps.load(generated.conn, 60) is None
+    assert sweeps.deleted_today(generated.conn) == 0
 
 
-def test_checkpoint_is_found_again(generated: Target, lease: Lease, progress: Progress) -> None:
-    write(lease, progress.move(CHECKPOINT))
+def test_checkpoint_is_found_again(generated: Target, lease: Lease, sweeps: Sweeps) -> None:
+    write(lease, sweeps.move(CHECKPOINT))
     expected = Checkpoint(1, KEY, {"pages": 2, "deleted": 0, "approved": 0}, STARTED)
-    assert expected == progress.load(generated.conn, 60)
+    assert expected == sweeps.load(generated.conn, 60)
 
 
-def test_checkpoint_moves(generated: Target, lease: Lease, progress: Progress) -> None:
+def test_checkpoint_moves(generated: Target, lease: Lease, sweeps: Sweeps) -> None:
     later = Checkpoint(2, (-5, "b"), {"pages": 3}, STARTED)
-    write(lease, progress.move(CHECKPOINT), progress.move(later))
-    found = progress.load(generated.conn, 60)
+    write(lease, sweeps.move(CHECKPOINT), sweeps.move(later))
+    found = sweeps.load(generated.conn, 60)
     assert found
     assert (found.sweep, found.key, found.counts["pages"]) == (2, (-5, "b"), 3)
 
 
 def test_checkpoint_counts_the_deletions_of_its_sweep_from_the_sweeps_row(
-    generated: Target, lease: Lease, progress: Progress
+    generated: Target, lease: Lease, sweeps: Sweeps
 ) -> None:
     """They are written by their own statement; what the checkpoint says of them may be old."""
     row = SweepRow(1, "sweep", STARTED, {"deleted": 4, "approved": 1})
     old = Checkpoint(1, KEY, {"pages": 2, "deleted": 3}, STARTED)
-    write(lease, progress.record(row), progress.move(old))
-    found = progress.load(generated.conn, 60)
+    write(lease, sweeps.record(row), sweeps.move(old))
+    found = sweeps.load(generated.conn, 60)
     assert found
     assert found.counts == {"pages": 2, "deleted": 4, "approved": 1}
 
 
 def test_checkpoint_of_other_questions_is_none(
-    generated: Target, lease: Lease, progress: Progress
+    generated: Target, lease: Lease, sweeps: Sweeps
 ) -> None:
-    write(lease, progress.move(CHECKPOINT))
-    assert Progress(generated.schema, "less of it").load(generated.conn, 60) is None
-    assert Progress("another", "all of the API").load(generated.conn, 60) is None
+    write(lease, sweeps.move(CHECKPOINT))
+    assert Sweeps(generated.schema, "less of it").load(generated.conn, 60) is None
+    assert Sweeps("another", "all of the API").load(generated.conn, 60) is None
 
 
-def test_old_checkpoint_is_none(generated: Target, lease: Lease, progress: Progress) -> None:
-    write(lease, progress.move(CHECKPOINT))
+def test_old_checkpoint_is_none(generated: Target, lease: Lease, sweeps: Sweeps) -> None:
+    write(lease, sweeps.move(CHECKPOINT))
     age(generated, "checkpoint", "moved", "61 min")
-    assert progress.load(generated.conn, 60) is None
-    assert progress.load(generated.conn, 62) is not None
+    assert sweeps.load(generated.conn, 60) is None
+    assert sweeps.load(generated.conn, 62) is not None
 
 
-def test_cleared_checkpoint_is_gone(generated: Target, lease: Lease, progress: Progress) -> None:
-    write(lease, progress.move(CHECKPOINT), progress.clear())
-    write(lease, progress.clear())
-    assert progress.load(generated.conn, 60) is None
+def test_cleared_checkpoint_is_gone(generated: Target, lease: Lease, sweeps: Sweeps) -> None:
+    write(lease, sweeps.move(CHECKPOINT), sweeps.clear())
+    write(lease, sweeps.clear())
+    assert sweeps.load(generated.conn, 60) is None
 
 
 def test_sweep_has_one_row_from_start_to_end(
-    generated: Target, lease: Lease, progress: Progress
+    generated: Target, lease: Lease, sweeps: Sweeps
 ) -> None:
     counts = {name: at for at, name in enumerate(COUNTS)}
-    write(lease, progress.record(SweepRow(1, "audit", STARTED, {})))
+    write(lease, sweeps.record(SweepRow(1, "audit", STARTED, {})))
     assert rows(generated) == [(1, "audit", STARTED, False, None, None, *[0] * len(COUNTS))]
 
     done = SweepRow(1, "audit", STARTED, counts, "incomplete", "no way on")
-    write(lease, progress.record(done))
+    write(lease, sweeps.record(done))
 
     expected = (1, "audit", STARTED, True, "incomplete", "no way on", *counts.values())
     assert rows(generated) == [expected]
 
 
 def test_deletions_of_a_day_are_those_without_approval(
-    generated: Target, lease: Lease, progress: Progress
+    generated: Target, lease: Lease, sweeps: Sweeps
 ) -> None:
     now = generated.now()
     write(
         lease,
-        progress.record(SweepRow(1, "sweep", now, {"deleted": 5, "approved": 70}, "complete")),
-        progress.record(SweepRow(2, "sweep", now, {"deleted": 6})),
-        progress.record(SweepRow(3, "sweep", STARTED, {"deleted": 700})),
-        progress.record(SweepRow(4, "sweep", STARTED, {"deleted": 8}, "failed")),
+        sweeps.record(SweepRow(1, "sweep", now, {"deleted": 5, "approved": 70}, "complete")),
+        sweeps.record(SweepRow(2, "sweep", now, {"deleted": 6})),
+        sweeps.record(SweepRow(3, "sweep", STARTED, {"deleted": 700})),
+        sweeps.record(SweepRow(4, "sweep", STARTED, {"deleted": 8}, "failed")),
     )
-    assert progress.deleted_today(generated.conn) == 19
-    assert Progress("another", "").deleted_today(generated.conn) == 0
+    assert sweeps.deleted_today(generated.conn) == 19
+    assert Sweeps("another", "").deleted_today(generated.conn) == 0
     age(generated, "sweep", "finished", "25 h")
     age(generated, "sweep", "started", "25 h")
-    assert progress.deleted_today(generated.conn) == 0
+    assert sweeps.deleted_today(generated.conn) == 0
 
 
 def test_sweeps_of_another_month_are_dropped(
-    generated: Target, lease: Lease, progress: Progress
+    generated: Target, lease: Lease, sweeps: Sweeps
 ) -> None:
     now = generated.now()
     write(
         lease,
-        progress.record(SweepRow(1, "sweep", STARTED, {}, "complete")),
-        progress.record(SweepRow(2, "sweep", now, {}, "complete")),
-        progress.prune(),
+        sweeps.record(SweepRow(1, "sweep", STARTED, {}, "complete")),
+        sweeps.record(SweepRow(2, "sweep", now, {}, "complete")),
+        sweeps.prune(),
     )
     assert [row[0] for row in rows(generated)] == [2]
     age(generated, "sweep", "started", "29 days")
-    write(lease, progress.prune())
+    write(lease, sweeps.prune())
     assert [row[0] for row in rows(generated)] == [2]
 
 
 def test_many_old_sweeps_are_dropped_some_at_a_time(
-    generated: Target, lease: Lease, progress: Progress
+    generated: Target, lease: Lease, sweeps: Sweeps
 ) -> None:
     old = [SweepRow(number, "sweep", STARTED, {}, "complete") for number in range(1, 151)]
     new = SweepRow(151, "sweep", generated.now(), {}, "complete")
-    write(lease, *map(progress.record, [*old, new]))
-    write(lease, progress.prune())
+    write(lease, *map(sweeps.record, [*old, new]))
+    write(lease, sweeps.prune())
     assert [row[0] for row in rows(generated)] == list(range(101, 152))
-    write(lease, progress.prune())
+    write(lease, sweeps.prune())
     assert [row[0] for row in rows(generated)] == [151]

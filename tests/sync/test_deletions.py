@@ -17,13 +17,13 @@ from worker.sandbox.api import (
     too_many_requests,
 )
 from worker.sandbox.replies import json_reply, known_error, unknown_path, user_not_found
-from worker.store.suspects import Deletions
+from worker.store.suspects import Suspects
 from worker.sync.sweep import Report
 
 
 def approve(world: World, sweep: int) -> int:
     """Do what `users-sync deletions approve` does."""
-    return Deletions("neon_auth").approve(world.conn, sweep)
+    return Suspects("neon_auth").approve(world.conn, sweep)
 
 
 def asked_one_by_one(

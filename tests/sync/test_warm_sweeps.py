@@ -15,7 +15,7 @@ from tests.support.waiting import until
 from worker.clock import Clock
 from worker.service.ownership import bind_project
 from worker.store import Store
-from worker.store.suspects import Deletions
+from worker.store.suspects import Suspects
 from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
 from worker.sync.sweep import Report, Sweep
@@ -121,7 +121,7 @@ def test_approval_reaches_a_worker_that_is_at_work(warm: Warm) -> None:
     assert (held.outcome, held.counts["held"], warm.world.deleted()) == ("held", 12, set())
     assert warm.sweep(max_count=10).outcome == "held"
 
-    assert warm.store.database.call(lambda conn: Deletions("neon_auth").approve(conn, held.sweep))
+    assert warm.store.database.call(lambda conn: Suspects("neon_auth").approve(conn, held.sweep))
     report = warm.sweep(max_count=10)
 
     assert (report.outcome, report.counts["approved"]) == ("complete", 12)

@@ -37,7 +37,7 @@ from worker.ids import is_user_id
 from worker.settings.settings import Settings
 from worker.store.connection import LONGEST_SECONDS
 from worker.store.quarantine import Kept, Quarantine
-from worker.store.suspects import Deletions
+from worker.store.suspects import Suspects
 
 # The record could not be read, or the database does not take it.
 UNREADABLE, REFUSED = 3, 4
@@ -150,7 +150,7 @@ def deletions(
         return DONE
     settings = read_settings(config, log_format, log_level)
     with opened(settings) as database:
-        rows = database.call(initialised(Deletions(settings.database.schema_name).listed))
+        rows = database.call(initialised(Suspects(settings.database.schema_name).listed))
     if not rows:
         print("No user of the table is missing from the list.")
         return DONE
@@ -182,7 +182,7 @@ def approve(
 ) -> int:
     """Let held deletions through; the next sweep asks for a fresh proof of each."""
     settings = read_settings(config, log_format, log_level)
-    rows = Deletions(settings.database.schema_name)
+    rows = Suspects(settings.database.schema_name)
     with opened(settings) as database:
         approved = database.call(initialised(lambda conn: rows.approve(conn, sweep)))
     if not approved:

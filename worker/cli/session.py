@@ -17,7 +17,7 @@ from worker.store.database import Connection, Database
 from worker.store.migrate import require_tables
 from worker.store.quarantine import Quarantine, Rejected, refused, unreadable
 from worker.store.statement import Row
-from worker.store.suspects import Deletions
+from worker.store.suspects import Suspects
 from worker.store.table import (
     DELETED,
     INSERTED,
@@ -85,7 +85,7 @@ class Session:
     fetcher: Fetcher
     table: Table
     unleased: UnleasedWrites
-    deletions: Deletions
+    suspects: Suspects
     quarantine: Quarantine
 
     def ask(self, user_id: str) -> Single:
@@ -134,7 +134,7 @@ class Session:
     def _apply(self, user: User, single: Single) -> UserResult:
         statements = [
             self.table.apply(Users.of([user]), single.observed_at),
-            self.deletions.clear([user.id]),
+            self.suspects.clear([user.id]),
             self.quarantine.forget(user.id),
         ]
         try:
@@ -182,7 +182,7 @@ def opened_session(
         unleased.require_project()
         ignored = tuple(settings.stack.ignored_fields)
         table = Table(target, shape, ignored, settings.deletions.grace_seconds)
-        yield Session(database, fetcher, table, unleased, Deletions(target), Quarantine(target))
+        yield Session(database, fetcher, table, unleased, Suspects(target), Quarantine(target))
 
 
 def _shape(conn: Connection, target: str) -> Shape:

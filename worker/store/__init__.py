@@ -9,8 +9,8 @@ from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
 from worker.store.statement import Statement
-from worker.store.suspects import Deletions
-from worker.store.sweeps import Progress
+from worker.store.suspects import Suspects
+from worker.store.sweeps import Sweeps
 from worker.store.table import Table
 
 
@@ -24,9 +24,9 @@ class Store:
     database: Database
     lease: Lease
     table: Table
-    deletions: Deletions
+    suspects: Suspects
     quarantine: Quarantine
-    progress: Progress
+    sweeps: Sweeps
     invalidations: Invalidations
 
     def write(self, statements: Sequence[Statement], sweep: int) -> None:

@@ -14,8 +14,8 @@ from worker.store.database import Connection, Database
 from worker.store.lease import Closing, Lease, LeaseRequest
 from worker.store.quarantine import Known, Quarantine, Rejected
 from worker.store.statement import Row, Statement
-from worker.store.suspects import Deletions, Suspect
-from worker.store.sweeps import Progress
+from worker.store.suspects import Suspect, Suspects
+from worker.store.sweeps import Sweeps
 from worker.store.table import INSERTED, Table, quoted
 from worker.store.table_sql import COMPARED, PROVEN, RETURNED
 from worker.store.transaction import LIMITS, limits, push, transaction
@@ -199,19 +199,19 @@ class UnwrittenLease(Lease):
 
 
 @dataclass(frozen=True, slots=True)
-class UnwrittenDeletions(Deletions):
+class UnwrittenDeletions(Suspects):
     """The suspicions that there are, if there is a table of them."""
 
     exists: bool
     preview: Preview
 
     def load(self, conn: Connection) -> dict[str, Suspect]:
-        return Deletions.load(self, conn) if self.exists else {}
+        return Suspects.load(self, conn) if self.exists else {}
 
     def hide(self, ids: Iterable[str]) -> Statement:
         ids = list(ids)
         self.preview.hidden(ids)
-        return Deletions.hide(self, ids)
+        return Suspects.hide(self, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +234,13 @@ class UnwrittenQuarantine(Quarantine):
 
 
 @dataclass(frozen=True, slots=True)
-class UnwrittenProgress(Progress):
+class UnwrittenProgress(Sweeps):
     """What sweeps did, if there is a table of that."""
 
     exists: bool
 
     def deleted_today(self, conn: Connection) -> int:
-        return Progress.deleted_today(self, conn) if self.exists else 0
+        return Sweeps.deleted_today(self, conn) if self.exists else 0
 
 
 def own_tables_exist(conn: Connection) -> bool:

@@ -85,7 +85,7 @@ class Suspect:
 
 
 @dataclass(frozen=True, slots=True)
-class Deletions:
+class Suspects:
     """The `deletion` rows of one target."""
 
     target: str

@@ -114,7 +114,7 @@ class SweepRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class Sweeps:
     """The checkpoint and the sweeps of one target. `asked` says what is asked of which API."""
 
     target: str

@@ -218,7 +218,7 @@ class Reading:
         """Give the statements for unreadable records, suspects seen again, and new suspects."""
         statements = self.rejecting.reject(rejected)
         if struck := self._struck(page):
-            statements.append(self.store.deletions.strike(struck))
+            statements.append(self.store.suspects.strike(struck))
         return statements + self._suspect(delta, page)
 
     def _count(self, page: Page, span: Span | None) -> None:
@@ -255,7 +255,7 @@ class Reading:
         for user_id in new:
             state.suspects[user_id] = Suspect("candidate", state.number, page.observed_at)
         state.missing.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
-        return [self.store.deletions.notice(new, state.number, page.observed_at)] if new else []
+        return [self.store.suspects.notice(new, state.number, page.observed_at)] if new else []
 
     def _try_again(self) -> None:
         """Try whom the database refused before: together, and after everybody else."""
@@ -276,7 +276,7 @@ class Reading:
 
     def _moved(self, key: Key, outcomes: Sequence[RowResults]) -> Statement:
         """Move the checkpoint, with counts that include what became of the batch's users."""
-        return self.store.progress.move(self.state.checkpoint(key, outcomes))
+        return self.store.sweeps.move(self.state.checkpoint(key, outcomes))
 
     def _checkpoint_is_due(self) -> bool:
         return self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS

@@ -72,7 +72,7 @@ class Cache:
             self._load_records(store)
 
     def _load_records(self, store: Store) -> None:
-        self.suspects = store.database.call(store.deletions.load)
+        self.suspects = store.database.call(store.suspects.load)
         known = store.database.call(store.quarantine.load)
         self.quarantined = {record: each.digest for record, each in known.items()}
         self.refusals.load([record for record, each in known.items() if not each.permanent])

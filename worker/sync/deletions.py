@@ -96,7 +96,7 @@ class Settling:
         state, store = self.reading.state, self.reading.store
         if not state.in_state("held"):
             return
-        recorded = store.database.call(store.deletions.load)
+        recorded = store.database.call(store.suspects.load)
         with state.cache.lock:
             for user_id in state.in_state("held"):
                 if user_id in recorded and recorded[user_id].state == "approved":
@@ -146,8 +146,8 @@ class Settling:
                 state.suspects[user_id] = replace(suspect, state="hidden", asked_at=asked_at)
         before = state.not_as_before
         statements = [
-            reading.store.deletions.hide(hidden),
-            reading.store.deletions.strike(found.keys() - set(hidden)),
+            reading.store.suspects.hide(hidden),
+            reading.store.suspects.strike(found.keys() - set(hidden)),
             *reading.rejecting.reject(bad),
         ]
         # The earliest moment is true of all of them.
@@ -163,7 +163,7 @@ class Settling:
         rest = [user_id for user_id in self._gone if user_id not in approved]
         holds = self.rules.guard.holds(
             gone=len(rest),
-            deleted_today=store.database.call(store.progress.deleted_today),
+            deleted_today=store.database.call(store.sweeps.deleted_today),
             live=len(state.mirror),
             list_was_empty=self.list_was_empty,
         )
@@ -180,7 +180,7 @@ class Settling:
         for user_id in held:
             state.suspects[user_id] = replace(state.suspects[user_id], state="held")
         state.has_written = True
-        store.write([store.deletions.hold(held)], state.number)
+        store.write([store.suspects.hold(held)], state.number)
         log.warning("deletions.held", held=len(held), proven=len(gone), sweep=state.number)
 
     def _soft_delete(self, ids: Sequence[str], *, approved: bool) -> None:
@@ -194,7 +194,7 @@ class Settling:
         """Mark users deleted in one transaction, or in ever smaller ones to pass a locked row."""
         state, store = self.reading.state, self.reading.store
         state.has_written = True
-        record = store.progress.record(state.row())
+        record = store.sweeps.record(state.row())
         proofs = [(user_id, self._gone[user_id]) for user_id in ids]
         statement = store.table.soft_delete(proofs, state.number, approved=approved)
 
@@ -202,7 +202,7 @@ class Settling:
             # In the same transaction: a suspicion must not outlive its reason.
             letters = _letters(rows)
             left_no_trace = [i for i, each in zip(ids, letters, strict=True) if each != WAITING]
-            return [store.deletions.strike(left_no_trace)]
+            return [store.suspects.strike(left_no_trace)]
 
         try:
             rows = store.lease.commit([record, statement], state.number, closing)
@@ -266,11 +266,11 @@ class Settling:
     def _closing_statements(self) -> list[Statement]:
         """Forget what was not noticed again; only a sweep that saw everything can say so."""
         state, store = self.reading.state, self.reading.store
-        statements = [store.deletions.keep(state.missing, state.number)]
+        statements = [store.suspects.keep(state.missing, state.number)]
         if self.trouble is None:
             statements += self._note_asked()
         if state.from_start and self.trouble is None:
-            statements.append(store.deletions.forget_others(state.missing))
+            statements.append(store.suspects.forget_others(state.missing))
             statements.append(store.quarantine.forget_others(state.quarantined_seen))
         return statements
 
@@ -281,7 +281,7 @@ class Settling:
         asked_at = store.database.clock.now()
         for user_id in left:
             state.suspects[user_id] = replace(state.suspects[user_id], asked_at=asked_at)
-        return [store.deletions.asked(left)] if left else []
+        return [store.suspects.asked(left)] if left else []
 
 
 def _letters(rows: Sequence[Row | None]) -> str:

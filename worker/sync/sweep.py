@@ -120,7 +120,7 @@ class Sweep:
         store, now = self.store, self.store.database.clock.now()
         checkpoint = None
         if resume_minutes is not None:
-            checkpoint = store.database.call(lambda conn: store.progress.load(conn, resume_minutes))
+            checkpoint = store.database.call(lambda conn: store.sweeps.load(conn, resume_minutes))
         state = begin(store, self.cache, self.kind, checkpoint, now)
         tell = log.debug if self.kind in {"poll", "plan"} else log.info
         tell("sweep.started", sweep=state.number, resumed=state.resume_at is not None)
@@ -145,7 +145,7 @@ class Sweep:
             raise
         if refused is not None:
             # The list was read to its end: the next sweep begins at its start.
-            self._end(reading, "failed", refused, began, [self.store.progress.clear()])
+            self._end(reading, "failed", refused, began, [self.store.sweeps.clear()])
             raise refused
         if settling.trouble is not None:
             self._end(reading, "incomplete", settling.trouble, began, closing)
@@ -160,7 +160,7 @@ class Sweep:
             outcome = "held" if state.counts["held"] else "complete"
             if state.left_no_trace and not self.trace:
                 return self._tell(state, outcome, None, began)
-            closing += [store.progress.clear(), store.progress.prune()]
+            closing += [store.sweeps.clear(), store.sweeps.prune()]
             report = self._end(reading, outcome, None, began, closing)
             if state.from_start:
                 state.forget()
@@ -191,7 +191,7 @@ class Sweep:
         """Write the sweep's row with its outcome, and log it."""
         state = reading.state
         row = state.row(outcome, str(error) if error else None)
-        self.store.write([*(closing or []), self.store.progress.record(row)], state.number)
+        self.store.write([*(closing or []), self.store.sweeps.record(row)], state.number)
         return self._tell(state, outcome, error, began)
 
     def _loudness(self, state: SweepState, outcome: str) -> Callable[..., object]:

@@ -99,9 +99,9 @@ def _open_store(settings: Settings, database: Database, recorder: PlanRecorder) 
             exists=shape is not None,
             preview=recorder,
         ),
-        deletions=UnwrittenDeletions(target, exists, recorder),
+        suspects=UnwrittenDeletions(target, exists, recorder),
         quarantine=quarantine,
-        progress=UnwrittenProgress(target, asked_of(settings), exists),
+        sweeps=UnwrittenProgress(target, asked_of(settings), exists),
         invalidations=Invalidations(target),
     )
 
