@@ -27,7 +27,7 @@ from worker.store.quarantine import Quarantine
 from worker.store.suspects import Suspects
 from worker.store.sweeps import Sweeps
 from worker.store.table import Table
-from worker.sync.deletions import Rules
+from worker.sync.deletions import DeletionPolicy
 from worker.sync.fetcher import Fetcher, Renewed
 from worker.sync.guard import Guard
 from worker.sync.page_size import PageSize
@@ -129,10 +129,10 @@ def asked_of(settings: Settings) -> str:
     return f"{stack.api_url} {stack.project_id} include_anonymous={stack.include_anonymous}"
 
 
-def rules(settings: Settings) -> Rules:
+def deletion_policy(settings: Settings) -> DeletionPolicy:
     """Say what may be deleted."""
     deletions = settings.deletions
-    return Rules(
+    return DeletionPolicy(
         guard=Guard(deletions.max_count, deletions.max_fraction),
         enabled=deletions.enabled,
         grace_seconds=deletions.grace_seconds,

@@ -27,7 +27,7 @@ from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
 from worker.sync.page_size import PageSize
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import access, open_store, opened_database, opened_fetcher, rules
+from worker.wiring import access, deletion_policy, open_store, opened_database, opened_fetcher
 
 # Sweeps one after another: what is measured is the work, not the pause.
 EAGER = {"USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.1", "USERS_SYNC_SCHEDULE__SWEEP_SHARE": "1"}
@@ -80,7 +80,7 @@ class Warm:
     settings: Settings
 
     def sweep(self, *, trace: bool = True) -> Report:
-        chosen = rules(self.settings)
+        chosen = deletion_policy(self.settings)
         return Sweep(
             self.fetcher, self.store, self.cache, chosen, lambda _: None, trace=trace
         ).run()
@@ -149,7 +149,7 @@ def apply_alone(api: RemoteApi, url: str, pages: Sequence[Page]) -> Report:
         cache = Cache()
         cache.load(store)
         try:
-            return Sweep(fetcher, store, cache, rules(chosen), lambda _: None).run()
+            return Sweep(fetcher, store, cache, deletion_policy(chosen), lambda _: None).run()
         finally:
             fetcher.close()
 

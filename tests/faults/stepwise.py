@@ -23,7 +23,7 @@ from worker.store import Store
 from worker.sync.cache import Cache
 from worker.sync.page_size import PageSize
 from worker.sync.sweep import Sweep
-from worker.wiring import access, open_store, opened_database, rules
+from worker.wiring import access, deletion_policy, open_store, opened_database
 
 
 class Worker:
@@ -215,7 +215,12 @@ class Worker:
     def _sweep_once(self) -> None:
         minutes = self._settings.schedule.resume_minutes
         sweep = Sweep(
-            self._fetcher, self._store, self.cache, rules(self._settings), nothing, minutes
+            self._fetcher,
+            self._store,
+            self.cache,
+            deletion_policy(self._settings),
+            nothing,
+            minutes,
         )
         try:
             self._told(f"sweep: {sweep.run().outcome}")

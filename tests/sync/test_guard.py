@@ -6,7 +6,7 @@ GUARD = Guard(max_count=500, max_fraction=0.2)
 
 
 def held(*, gone: int, live: int, deleted_today: int = 0, list_was_empty: bool = False) -> bool:
-    return GUARD.holds(
+    return GUARD.exceeded(
         gone=gone, deleted_today=deleted_today, live=live, list_was_empty=list_was_empty
     )
 
@@ -76,17 +76,17 @@ def test_empty_list_is_held_if_ten_or_more_were_live(live: int, *, expected: boo
 
 
 def test_limits_of_nothing_hold_the_first_deletion() -> None:
-    assert Guard(max_count=0, max_fraction=1).holds(
+    assert Guard(max_count=0, max_fraction=1).exceeded(
         gone=1, deleted_today=0, live=1_000, list_was_empty=False
     )
 
 
 def test_fraction_of_one_leaves_the_number_alone_to_judge() -> None:
-    assert not Guard(max_count=500, max_fraction=1).holds(
+    assert not Guard(max_count=500, max_fraction=1).exceeded(
         gone=500, deleted_today=0, live=500, list_was_empty=False
     )
 
 
 def test_enough_proofs_are_those_that_hold_in_any_table() -> None:
-    assert held(gone=GUARD.enough, live=10**9)
-    assert not held(gone=GUARD.enough - 1, live=10**9)
+    assert held(gone=GUARD.probe_limit, live=10**9)
+    assert not held(gone=GUARD.probe_limit - 1, live=10**9)

@@ -30,7 +30,7 @@ from worker.sync.page_size import PageSize
 from worker.sync.poll import Poll
 from worker.sync.state import SweepState, begin
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import open_store, opened_database, opened_fetcher, rules
+from worker.wiring import deletion_policy, open_store, opened_database, opened_fetcher
 
 SIZE = 5
 PAGE_SIZE = 10
@@ -52,7 +52,7 @@ class Session:
 
     def sweep(self) -> Report:
         return Sweep(
-            self.fetcher, self.store, self.cache, rules(self.settings), lambda _: None
+            self.fetcher, self.store, self.cache, deletion_policy(self.settings), lambda _: None
         ).run()
 
     def limits(self) -> list[int]:

@@ -20,7 +20,7 @@ from worker.sync.fetcher import Fetcher
 from worker.sync.poll import Poll
 from worker.sync.refusals import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Refusals
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import open_store, opened_database, opened_fetcher, rules
+from worker.wiring import deletion_policy, open_store, opened_database, opened_fetcher
 
 CHECK = "alter table {users_sync} add constraint polite check (email is not null)"
 NO_CHECK = "alter table {users_sync} drop constraint polite"
@@ -64,7 +64,7 @@ class Warm:
     later: list[float]
 
     def sweep(self, kind: str = "sweep") -> Report:
-        chosen = rules(settings(self.world.project))
+        chosen = deletion_policy(settings(self.world.project))
         return Sweep(self.fetcher, self.store, self.cache, chosen, nothing, kind=kind).run()
 
     def poll(self) -> int:

@@ -19,7 +19,7 @@ from worker.store.suspects import Suspects
 from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import open_store, opened_database, opened_fetcher, rules
+from worker.wiring import deletion_policy, open_store, opened_database, opened_fetcher
 
 CONNECTIONS = """
 select count(*) from pg_stat_activity
@@ -37,7 +37,7 @@ class Warm:
     cache: Cache
 
     def sweep(self, *, trace: bool = True, **options: Any) -> Report:
-        chosen = rules(settings(self.world.project, **options))
+        chosen = deletion_policy(settings(self.world.project, **options))
         return Sweep(self.fetcher, self.store, self.cache, chosen, nothing, trace=trace).run()
 
 

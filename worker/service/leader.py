@@ -17,7 +17,7 @@ from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
 from worker.sync.poll import Poll
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import rules
+from worker.wiring import deletion_policy
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -141,7 +141,7 @@ class Leader:
             self.fetcher,
             self.store,
             self.cache,
-            rules(self.settings),
+            deletion_policy(self.settings),
             on_page=lambda _: self.telemetry.page_read(self.fetcher.page_size.limit),
             resume_minutes=None if self.warm else self.settings.schedule.resume_minutes,
             kind=kind,

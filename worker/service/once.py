@@ -11,7 +11,7 @@ from worker.settings.settings import Settings
 from worker.sync.cache import Cache
 from worker.sync.state import SweepState
 from worker.sync.sweep import Report, Sweep
-from worker.wiring import open_store, opened_database, opened_fetcher, rules
+from worker.wiring import deletion_policy, open_store, opened_database, opened_fetcher
 
 
 def sweep_once(
@@ -36,7 +36,9 @@ def sweep_once(
                 cache = Cache()
                 cache.load(store)
                 resume_minutes = settings.schedule.resume_minutes
-                return Sweep(fetcher, store, cache, rules(settings), on_page, resume_minutes).run()
+                return Sweep(
+                    fetcher, store, cache, deletion_policy(settings), on_page, resume_minutes
+                ).run()
             finally:
                 # Whatever took all the retries there are is not tried for as long again.
                 stop.set()

@@ -22,7 +22,7 @@ SOFT_DELETE_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class DeletionPolicy:
     """What may be deleted: `deletions` of the settings, and `schedule.audit_hours`."""
 
     guard: Guard
@@ -36,7 +36,7 @@ class Settling:
     """The end of one sweep. `list_was_empty` is what the walk found."""
 
     reading: Reading
-    rules: Rules
+    policy: DeletionPolicy
     list_was_empty: bool
     trouble: SourceUnavailable | Misconfigured | None = None
     _gone: dict[str, datetime] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Settling:
         could not answer for every suspect, `trouble` says why, and nobody is deleted; or why the
         database refused every deletion.
         """
-        if self.rules.enabled:
+        if self.policy.enabled:
             self._ask(self._suspects())
             self._learn_of_approvals()
             self._ask(self.reading.state.in_state("approved"))
@@ -71,7 +71,7 @@ class Settling:
         """Choose whom to ask about: no more than tell whether the guard holds."""
         state = self.reading.state
         now = self.reading.store.database.clock.now()
-        asked_before = now - timedelta(hours=self.rules.audit_hours)
+        asked_before = now - timedelta(hours=self.policy.audit_hours)
         due = []
         with state.cache.lock:
             for user_id in state.in_state("hidden"):
@@ -79,9 +79,9 @@ class Settling:
                 if user_id in state.missing and (asked_at is None or asked_at <= asked_before):
                     due.append(user_id)
             suspects = state.in_state("candidate") + due
-        enough = self.rules.guard.enough
-        self._put_off = set(suspects[enough:])
-        return suspects[:enough]
+        probe_limit = self.policy.guard.probe_limit
+        self._put_off = set(suspects[probe_limit:])
+        return suspects[:probe_limit]
 
     @property
     def unasked(self) -> int:
@@ -161,14 +161,14 @@ class Settling:
         state, store = self.reading.state, self.reading.store
         approved = {id_ for id_ in self._gone if state.suspects[id_].state == "approved"}
         rest = [user_id for user_id in self._gone if user_id not in approved]
-        holds = self.rules.guard.holds(
+        exceeded = self.policy.guard.exceeded(
             gone=len(rest),
             deleted_today=store.database.call(store.sweeps.deleted_today),
             live=len(state.mirror),
             list_was_empty=self.list_was_empty,
         )
         self._soft_delete(sorted(approved), approved=True)
-        if not holds:
+        if not exceeded:
             self._soft_delete(rest, approved=False)
         elif rest:
             self._hold(rest)
@@ -260,7 +260,7 @@ class Settling:
 
     def _just_inserted(self, user_id: str) -> bool:
         now = self.reading.store.database.clock.monotonic()
-        since = now - self.rules.grace_seconds
+        since = now - self.policy.grace_seconds
         return self.reading.state.mirror.inserted_since(user_id, since)
 
     def _closing_statements(self) -> list[Statement]:

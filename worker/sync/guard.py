@@ -13,7 +13,7 @@ class Guard:
     max_count: int
     max_fraction: float
 
-    def holds(self, *, gone: int, deleted_today: int, live: int, list_was_empty: bool) -> bool:
+    def exceeded(self, *, gone: int, deleted_today: int, live: int, list_was_empty: bool) -> bool:
         """Whether so many proven deletions must wait for approval.
 
         `gone` are proven and not yet deleted, `live` the rows that are live now (those gone
@@ -27,6 +27,6 @@ class Guard:
         return total >= FRACTION_FROM and total > self.max_fraction * (live + deleted_today)
 
     @property
-    def enough(self) -> int:
+    def probe_limit(self) -> int:
         """How many proofs are enough to know that the guard holds."""
         return self.max_count + 1

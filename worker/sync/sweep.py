@@ -20,7 +20,7 @@ from worker.store.statement import Statement
 from worker.store.sweeps import COUNTS
 from worker.sync.apply import Reading
 from worker.sync.cache import Cache
-from worker.sync.deletions import Rules, Settling
+from worker.sync.deletions import DeletionPolicy, Settling
 from worker.sync.fetcher import Fetcher
 from worker.sync.state import SweepState, begin
 
@@ -76,7 +76,7 @@ class Sweep:
     fetcher: Fetcher
     store: Store
     cache: Cache
-    rules: Rules
+    policy: DeletionPolicy
     on_page: Callable[[SweepState], None]
     resume_minutes: float | None = None
     kind: str = "sweep"
@@ -129,7 +129,7 @@ class Sweep:
     def _attempt(self, reading: Reading, began: float) -> Report:
         try:
             reading.read()
-            settling = Settling(reading, self.rules, self._list_was_empty(reading.state))
+            settling = Settling(reading, self.policy, self._list_was_empty(reading.state))
             refused = self._refused_all(reading.state)
             closing = settling.settle() if refused is None else []
         except Stopped as error:

@@ -27,8 +27,7 @@ from worker.store.lease import LeaseRequest
 from worker.store.table_shape import Shape, detect_shape
 from worker.sync.cache import Cache
 from worker.sync.sweep import Sweep
-from worker.wiring import asked_of, opened_fetcher
-from worker.wiring import rules as rules_of
+from worker.wiring import asked_of, deletion_policy, opened_fetcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +64,9 @@ def plan(
             cache = Cache()
             cache.load(store)
             held = {i for i, suspect in cache.suspects.items() if suspect.state == "held"}
-            rules = rules_of(settings)
-            report = Sweep(fetcher, store, cache, rules, recorder.turn_page, kind="plan").run()
-    recorder.close(deletions_enabled=rules.enabled, held_before=held)
+            policy = deletion_policy(settings)
+            report = Sweep(fetcher, store, cache, policy, recorder.turn_page, kind="plan").run()
+    recorder.close(deletions_enabled=policy.enabled, held_before=held)
     return Plan(report.outcome, report.figures, recorder.different)
 
 
