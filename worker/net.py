@@ -17,14 +17,14 @@ class Closable(Protocol):
 C = TypeVar("C", bound=Closable)
 
 
-def aside(work: Callable[[], T]) -> Future[T]:
+def run_abandonable(work: Callable[[], T]) -> Future[T]:
     """Begin with `work`; the process does not wait for its end."""
     outcome: Future[T] = Future()
     Thread(target=_settle, args=(outcome, work), name="aside", daemon=True).start()
     return outcome
 
 
-def leave_behind(opening: Future[C]) -> None:
+def close_when_opened(opening: Future[C]) -> None:
     """Close what was opened as soon as it is open: nobody waits for it any more."""
     opening.add_done_callback(_close_late)
 

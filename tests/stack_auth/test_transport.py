@@ -22,7 +22,7 @@ from worker.stack_auth.transport import (
     Backend,
     choose_proxy,
     is_loopback,
-    within,
+    request_deadline,
 )
 
 BODY = b'{"items":[],"is_paginated":true,"pagination":{"next_cursor":null}}'
@@ -187,7 +187,7 @@ class ClosingStream(httpcore.NetworkStream):
 def test_stop_ends_connecting_and_leaves_nothing_open() -> None:
     stop = Event()
     network = SlowNetwork(asked=stop)
-    with within(60, stop), pytest.raises(Stopped):
+    with request_deadline(60, stop), pytest.raises(Stopped):
         Backend(network).connect_tcp("stack.invalid", 443)
     network.allowed.set()
     assert network.stream.closed.wait(5)
@@ -195,7 +195,7 @@ def test_stop_ends_connecting_and_leaves_nothing_open() -> None:
 
 def test_connecting_is_left_in_time_and_leaves_nothing_open() -> None:
     network = SlowNetwork(asked=Event())
-    with within(0.05, Event()), pytest.raises(httpcore.ConnectTimeout):
+    with request_deadline(0.05, Event()), pytest.raises(httpcore.ConnectTimeout):
         Backend(network).connect_tcp("stack.invalid", 443)
     network.allowed.set()
     assert network.stream.closed.wait(5)

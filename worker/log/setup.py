@@ -16,7 +16,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from worker.log.queue import LineHandler, LineWriter
-from worker.net import aside
+from worker.net import run_abandonable
 
 Format = Literal["auto", "json", "console"]
 
@@ -84,14 +84,14 @@ def close_logging() -> bool:
 
     Returns False if that took too long, and lines are lost.
     """
-    ending = [aside(writer.stop) for writer in _writers]
+    ending = [run_abandonable(writer.stop) for writer in _writers]
     _writers.clear()
     return not wait(ending, FLUSH_SECONDS).not_done
 
 
 def flush_logging() -> None:
     """Wait until what was logged is written, but not for long."""
-    wait([aside(writer.flush) for writer in _writers], FLUSH_SECONDS)
+    wait([run_abandonable(writer.flush) for writer in _writers], FLUSH_SECONDS)
 
 
 def keep_out_of_logs(secrets: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.date import DateTrigger
 
-from worker.net import aside
+from worker.net import run_abandonable
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -82,7 +82,7 @@ class Scheduler:
             self._armed.clear()
         self._scheduler.remove_all_jobs()
         if self._scheduler.running:
-            ending = aside(lambda: self._scheduler.shutdown(wait=True))
+            ending = run_abandonable(lambda: self._scheduler.shutdown(wait=True))
             return not wait([ending], seconds).not_done
         return True
 

@@ -23,10 +23,10 @@ from worker.stack_auth.page_reader import read_page
 from worker.stack_auth.responses import (
     PASSING_STATUSES,
     Answer,
+    error_for,
     proves_absence,
-    refused,
 )
-from worker.stack_auth.transport import Network, choose_proxy, within
+from worker.stack_auth.transport import Network, choose_proxy, request_deadline
 from worker.version import installed_version
 
 Answered = TypeVar("Answered", Page, Single)
@@ -126,7 +126,7 @@ class StackApi:
         observed_at = self._clock.now()
         try:
             with (
-                within(self._access.timeout_seconds, self._stop),
+                request_deadline(self._access.timeout_seconds, self._stop),
                 self._client.stream("GET", path, params=query) as answer,
             ):
                 body = read_body(answer, self._host)
@@ -151,7 +151,7 @@ class StackApi:
     def _check(self, answer: Answer) -> None:
         """Raise what it means if there is nothing to read."""
         if not 200 <= answer.status < 300:  # noqa: PLR2004 - as RFC 9110 has it
-            raise refused(answer, self._host, self._access.names)
+            raise error_for(answer, self._host, self._access.names)
         if answer.is_html:
             raise Transient(f"{self._host} answered HTML; is a proxy in front of the API?")
 

@@ -105,7 +105,7 @@ def proves_absence(answer: Answer) -> bool:
     return all(code == "USER_NOT_FOUND" for code in codes)
 
 
-def refused(answer: Answer, host: str, names: Names) -> UsersSyncError:
+def error_for(answer: Answer, host: str, names: Names) -> UsersSyncError:
     """Say what an answer that is no success asks of the caller."""
     status, code = answer.status, answer.code
     said = f"{host} answered {status} {code}".rstrip()

@@ -14,7 +14,7 @@ import httpcore
 import httpx
 
 from worker.errors import Misconfigured, Stopped
-from worker.net import aside, leave_behind
+from worker.net import close_when_opened, run_abandonable
 from worker.stack_auth.tls import tls_context
 
 # Nothing wakes a thread that waits for a socket, so it looks at the stop this often.
@@ -30,7 +30,7 @@ _limits: ContextVar[tuple[float, Event]] = ContextVar("limits")
 
 
 @contextmanager
-def within(seconds: float, stop: Event) -> Iterator[None]:
+def request_deadline(seconds: float, stop: Event) -> Iterator[None]:
     """Bound everything that this thread does on a Network inside the block.
 
     httpx bounds each read alone: a server that sends a byte now and then holds a request for ever.
@@ -181,11 +181,11 @@ def _open(connect: Callable[[], httpcore.NetworkStream]) -> _Stream:
 
     Looking up a name has no time-out at all, and neither that nor connecting can be interrupted.
     """
-    opening = aside(connect)
+    opening = run_abandonable(connect)
     try:
         while not wait([opening], _next_wait(httpcore.ConnectTimeout)).done:
             pass
     except BaseException:
-        leave_behind(opening)
+        close_when_opened(opening)
         raise
     return _Stream(opening.result())

@@ -17,7 +17,7 @@ import structlog
 from psycopg.abc import PQGenConn
 
 from worker.errors import Stopped
-from worker.net import aside, leave_behind
+from worker.net import close_when_opened, run_abandonable
 from worker.store.connecting import opening
 
 log = structlog.stdlib.get_logger(__name__)
@@ -134,11 +134,11 @@ def unless_stopped(
 
     Neither looking up a name nor connecting can be interrupted.
     """
-    opening = aside(connect)
+    opening = run_abandonable(connect)
     try:
         _wait_unless_stopped(opening, stopping)
     except BaseException:
-        leave_behind(opening)
+        close_when_opened(opening)
         raise
     return opening.result()
 
