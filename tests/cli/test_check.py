@@ -24,7 +24,7 @@ from worker.cli.check.table import (
 from worker.errors import DataRefused, Misconfigured
 from worker.store.database import Connection, connect
 from worker.store.migrate import creation_sql, missing_migrations
-from worker.store.quarantine import Quarantine, Rejected, refused
+from worker.store.quarantine import BadRecord, Quarantine, refused_record
 from worker.store.table_shape import Shape
 
 # Names of which nothing may be taken for a part of SQL, or for a placeholder.
@@ -295,9 +295,9 @@ def test_users_whom_the_database_refuses_are_counted_by_reason(
     assert find_refused(conn, generated.schema) == []
     quarantine = Quarantine(generated.schema)
     for number, error in enumerate(["23502", "23514 polite", "23514 polite"]):
-        put = quarantine.put([refused(person(number), DataRefused("", *error.split()))])
+        put = quarantine.put([refused_record(person(number), DataRefused("", *error.split()))])
         generated.conn.execute(put.query, put.params)
-    put = quarantine.put([Rejected("odd", "d", "{}", "unreadable")])
+    put = quarantine.put([BadRecord("odd", "d", "{}", "unreadable")])
     generated.conn.execute(put.query, put.params)
     assert lines(find_refused(conn, generated.schema)) == [
         "warn 2 users refused by the database: 23514 polite; `users-sync quarantine` lists them",

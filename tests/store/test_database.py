@@ -32,7 +32,7 @@ from worker.ids import pack
 from worker.model import Users
 from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
-from worker.store.connection import TIDYING_SECONDS, PatientConnection, Stopping, unless_stopped
+from worker.store.connection import TIDYING_SECONDS, DeadlineConnection, Stopping, unless_stopped
 from worker.store.database import Connection, Database, connect
 from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import prepare
@@ -329,9 +329,9 @@ def test_all_that_begins_after_a_stop_shares_one_deadline() -> None:
 
 def test_connection_that_comes_too_late_is_closed(database_url: str) -> None:
     stop, answer = Event(), Event()
-    opened: list[PatientConnection] = []
+    opened: list[DeadlineConnection] = []
 
-    def connect_late() -> PatientConnection:
+    def connect_late() -> DeadlineConnection:
         answer.wait(PATIENCE_SECONDS)
         opened.append(connect(database_url))
         return opened[0]

@@ -23,7 +23,7 @@ from worker.retry import Retry
 from worker.store.database import Database
 from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import creation_sql, migrations, prepare, require_tables
-from worker.store.quarantine import Quarantine, Rejected
+from worker.store.quarantine import BadRecord, Quarantine
 from worker.store.suspects import Suspects
 from worker.store.sweeps import Checkpoint, SweepRow, Sweeps
 from worker.store.table import Table
@@ -355,7 +355,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
             sweeps.record(SweepRow(1, "sweep", now(), {})),
             sweeps.move(Checkpoint(1, user.key, {}, now())),
             deletions.notice([user.id], 1, now()),
-            quarantine.put([Rejected(None, "00", "{}", "nothing")]),
+            quarantine.put([BadRecord(None, "00", "{}", "nothing")]),
         ],
         1,
     )

@@ -36,7 +36,7 @@ from worker.errors import Misconfigured
 from worker.ids import is_user_id
 from worker.settings.settings import Settings
 from worker.store.connection import LONGEST_SECONDS
-from worker.store.quarantine import Kept, Quarantine
+from worker.store.quarantine import Quarantine, QuarantineRow
 from worker.store.suspects import Suspects
 
 # The record could not be read, or the database does not take it.
@@ -305,7 +305,7 @@ def _told_of_purge(purged: Purged, *, dry_run: bool) -> Iterator[str]:
         yield f"  {reference}: not counted, for this role may not read it"
 
 
-def _row(kept: Kept) -> tuple[object, ...]:
+def _row(kept: QuarantineRow) -> tuple[object, ...]:
     seen = [f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (kept.first_seen, kept.last_seen)]
     return (kept.user_id or kept.record, kept.error, *seen, kept.times)
 

@@ -15,7 +15,7 @@ from worker.model import Single, Unreadable, User, Users
 from worker.settings.settings import Settings
 from worker.store.database import Connection, Database
 from worker.store.migrate import require_tables
-from worker.store.quarantine import Quarantine, Rejected, refused, unreadable
+from worker.store.quarantine import BadRecord, Quarantine, refused_record, unreadable_record
 from worker.store.statement import Row
 from worker.store.suspects import Suspects
 from worker.store.table import (
@@ -127,7 +127,7 @@ class Session:
             case None:
                 return self._delete(user_id, single)
             case Unreadable() as bad:
-                return self._reject(user_id, "unreadable", unreadable(bad))
+                return self._reject(user_id, "unreadable", unreadable_record(bad))
             case User() as user:
                 return self._apply(user, single)
 
@@ -140,10 +140,10 @@ class Session:
         try:
             rows = self.unleased.commit(statements, lambda rows: _written(user.id, rows))
         except DataRefused as error:
-            return self._reject(user.id, "refused", refused(user, error))
+            return self._reject(user.id, "refused", refused_record(user, error))
         return UserResult(user.id, _BECAME[_letter(rows)])
 
-    def _reject(self, user_id: str, became: Became, rejected: Rejected) -> UserResult:
+    def _reject(self, user_id: str, became: Became, rejected: BadRecord) -> UserResult:
         self.unleased.commit([self.quarantine.put([rejected])])
         return UserResult(user_id, became, rejected.error)
 

@@ -9,7 +9,7 @@ import structlog
 from worker.errors import Blocked, DataRefused, Transient, UpdatesRefused
 from worker.model import Key, User, Users
 from worker.store.lease import Lease
-from worker.store.quarantine import Quarantine, Rejected, refused
+from worker.store.quarantine import BadRecord, Quarantine, refused_record
 from worker.store.statement import Row, Statement
 from worker.store.table import INSERTED, STALE, RowResults, Table
 
@@ -41,7 +41,7 @@ class BatchResult:
 
     results: list[RowResults] = field(default_factory=list)
     moved: list[Key] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: list[BadRecord] = field(default_factory=list)
 
     def by(self, *wanted: str) -> Iterator[Users]:
         """Give the users with one of these letters, part by part."""
@@ -161,7 +161,7 @@ class Batch:
         log.warning("row.blocked", user=user.id)
 
     def _reject(self, user: User, error: DataRefused, extras: Sequence[Extra]) -> None:
-        self.applied.rejected.append(refused(user, error))
+        self.applied.rejected.append(refused_record(user, error))
         self._commit([], extras)
 
     def _leave(self, user: User, error: Blocked, extras: Sequence[Extra]) -> None:

@@ -66,7 +66,7 @@ class Stopping:
         return self._noticed_at
 
 
-class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
+class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection whose every wait ends; `limit` says when."""
 
     _stopping: Stopping | None = None
@@ -128,8 +128,8 @@ class PatientConnection(psycopg.Connection[tuple[Any, ...]]):
 
 
 def unless_stopped(
-    connect: Callable[[], PatientConnection], stopping: Stopping
-) -> PatientConnection:
+    connect: Callable[[], DeadlineConnection], stopping: Stopping
+) -> DeadlineConnection:
     """Wait for `connect`, and leave it behind at a stop, or soon after one. Raises Stopped.
 
     Neither looking up a name nor connecting can be interrupted.
@@ -143,7 +143,7 @@ def unless_stopped(
     return opening.result()
 
 
-def _wait_unless_stopped(opening: Future[PatientConnection], stopping: Stopping) -> None:
+def _wait_unless_stopped(opening: Future[DeadlineConnection], stopping: Stopping) -> None:
     patience = stopping.patience(0)
     while not wait([opening], GLANCE_SECONDS).done:
         if time.monotonic() > stopping.ends_at(patience):

@@ -21,7 +21,7 @@ from worker.errors import (
 )
 from worker.retry import Retry
 from worker.store.connecting import CONNECT_SECONDS, not_connected
-from worker.store.connection import LONGEST_SECONDS, PatientConnection, Stopping, unless_stopped
+from worker.store.connection import LONGEST_SECONDS, DeadlineConnection, Stopping, unless_stopped
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -88,7 +88,7 @@ class Database:
         self._url = url
         self._seconds = seconds
         self._stopping = Stopping(retry.stop)
-        self._connection: PatientConnection | None = None
+        self._connection: DeadlineConnection | None = None
 
     def call(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
         """Run `work` with a connection, again for as long as it fails in passing.
@@ -138,9 +138,9 @@ class Database:
             )
 
 
-def connect(url: str) -> PatientConnection:
+def connect(url: str) -> DeadlineConnection:
     """Open a connection that proxies like: autocommit, and no prepared statements."""
-    return PatientConnection.connect(
+    return DeadlineConnection.connect(
         url,
         autocommit=True,
         prepare_threshold=None,
@@ -214,7 +214,7 @@ def _name_of(error: psycopg.Error) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
 
 
-def _leaves_connection_whole(error: BaseException, connection: PatientConnection | None) -> bool:
+def _leaves_connection_whole(error: BaseException, connection: DeadlineConnection | None) -> bool:
     """Whether the connection is as before: a row was refused, and the transaction rolled back.
 
     After any other error it is not worth finding out what state a connection is in.

@@ -12,7 +12,7 @@ from worker.model import Users
 from worker.store.census import Census
 from worker.store.database import Connection, Database
 from worker.store.lease import Closing, Lease, LeaseRequest
-from worker.store.quarantine import Known, Quarantine, Rejected
+from worker.store.quarantine import BadRecord, Quarantine, QuarantineMark
 from worker.store.statement import Row, Statement
 from worker.store.suspects import Suspect, Suspects
 from worker.store.sweeps import Sweeps
@@ -89,7 +89,7 @@ class Preview(Protocol):
 
     def proven(self, proofs: Sequence[Proof], letters: str, *, approved: bool) -> None: ...
 
-    def rejected(self, records: Sequence[Rejected]) -> None: ...
+    def rejected(self, records: Sequence[BadRecord]) -> None: ...
 
     def hidden(self, ids: Iterable[str]) -> None: ...
 
@@ -102,7 +102,7 @@ class Question(Statement):
 
 
 @dataclass(frozen=True, slots=True)
-class UnwrittenTable(Table):
+class DryRunTable(Table):
     """A users_sync table, there or not, that is compared and never written."""
 
     exists: bool
@@ -151,7 +151,7 @@ class UnwrittenTable(Table):
         return row
 
 
-class UnwrittenLease(Lease):
+class DryRunLease(Lease):
     """A lease that nobody takes: of what is to be committed the questions are asked, no more."""
 
     def __init__(self, database: Database, request: LeaseRequest) -> None:
@@ -199,7 +199,7 @@ class UnwrittenLease(Lease):
 
 
 @dataclass(frozen=True, slots=True)
-class UnwrittenDeletions(Suspects):
+class DryRunSuspects(Suspects):
     """The suspicions that there are, if there is a table of them."""
 
     exists: bool
@@ -215,16 +215,16 @@ class UnwrittenDeletions(Suspects):
 
 
 @dataclass(frozen=True, slots=True)
-class UnwrittenQuarantine(Quarantine):
+class DryRunQuarantine(Quarantine):
     """What is in quarantine, if there is a table of it."""
 
     exists: bool
     preview: Preview
 
-    def load(self, conn: Connection) -> dict[str, Known]:
+    def load(self, conn: Connection) -> dict[str, QuarantineMark]:
         return Quarantine.load(self, conn) if self.exists else {}
 
-    def put(self, rejected: Sequence[Rejected]) -> Statement:
+    def put(self, rejected: Sequence[BadRecord]) -> Statement:
         self.preview.rejected(rejected)
         return Quarantine.put(self, rejected)
 
@@ -234,7 +234,7 @@ class UnwrittenQuarantine(Quarantine):
 
 
 @dataclass(frozen=True, slots=True)
-class UnwrittenProgress(Sweeps):
+class DryRunSweeps(Sweeps):
     """What sweeps did, if there is a table of that."""
 
     exists: bool

@@ -45,7 +45,7 @@ delete from users_sync_worker.quarantine where target = %(target)s and record <>
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class BadRecord:
     """A record and why it is not in the table; `permanent` if it fails for as long as it is so.
 
     That is sure only of what we refuse ourselves: an error of the database may come from a trigger,
@@ -66,7 +66,7 @@ class Rejected:
         return self.user_id or self.digest
 
 
-class Known(NamedTuple):
+class QuarantineMark(NamedTuple):
     """What to remember of a record in quarantine."""
 
     digest: str
@@ -75,7 +75,7 @@ class Known(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class QuarantineRow:
     """One row of the quarantine, without the record itself, which is personal data."""
 
     record: str
@@ -93,12 +93,12 @@ class Quarantine:
 
     target: str
 
-    def load(self, conn: Connection) -> dict[str, Known]:
+    def load(self, conn: Connection) -> dict[str, QuarantineMark]:
         """Give every record, by what it is known by."""
         rows = conn.execute(_LOAD, {"target": self.target})
-        return {row[0]: Known(*row[1:]) for row in rows}
+        return {row[0]: QuarantineMark(*row[1:]) for row in rows}
 
-    def put(self, rejected: Sequence[Rejected]) -> Statement:
+    def put(self, rejected: Sequence[BadRecord]) -> Statement:
         """Record them, or that they were seen again; of a record that is there twice the last."""
         names = ("record", "user_id", "digest", "payload", "error", "permanent")
         records = {each.record: each for each in rejected}.values()
@@ -113,14 +113,14 @@ class Quarantine:
         """Forget the record of one user."""
         return Statement(sql.SQL(_FORGET_USER), {"target": self.target, "user_id": user_id})
 
-    def listed(self, conn: Connection) -> list[Kept]:
+    def listed(self, conn: Connection) -> list[QuarantineRow]:
         """Give what is in quarantine, the oldest first."""
-        return [Kept(*row) for row in conn.execute(_LIST, {"target": self.target})]
+        return [QuarantineRow(*row) for row in conn.execute(_LIST, {"target": self.target})]
 
 
-def refused(user: User, error: DataRefused) -> Rejected:
+def refused_record(user: User, error: DataRefused) -> BadRecord:
     """Describe a user that the database refused."""
-    return Rejected(
+    return BadRecord(
         user_id=user.id,
         digest=user.fingerprint.hex(),
         payload=user.json.decode(),
@@ -130,6 +130,6 @@ def refused(user: User, error: DataRefused) -> Rejected:
     )
 
 
-def unreadable(record: Unreadable) -> Rejected:
+def unreadable_record(record: Unreadable) -> BadRecord:
     """Describe a record that could not even be read."""
-    return Rejected(record.id, record.fingerprint.hex(), record.payload, record.error)
+    return BadRecord(record.id, record.fingerprint.hex(), record.payload, record.error)

@@ -12,7 +12,7 @@ from worker.model import Key, Page, Users, last_key
 from worker.stack_auth.careful_reader import storable
 from worker.store import Store
 from worker.store.batch import Batch, BatchResult, Extra
-from worker.store.quarantine import Rejected, unreadable
+from worker.store.quarantine import BadRecord, unreadable_record
 from worker.store.statement import Statement
 from worker.store.suspects import Suspect
 from worker.store.table import INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, RowResults
@@ -180,7 +180,7 @@ class Reading:
             state.cache.check(state.generation)
             delta = self._compare(page, span)
             found = storable(delta.changed, self.store.table.ignored_fields)
-            rejected = [unreadable(each) for each in (*page.unreadable, *found.unreadable)]
+            rejected = [unreadable_record(each) for each in (*page.unreadable, *found.unreadable)]
             self._count(page, span)
             extras = self._records(page, rejected, delta)
             changed = self.rejecting.leave(found.users, page.observed_at)
@@ -214,7 +214,7 @@ class Reading:
         delta = cache.mirror.compare(users, within, lambda: page.ids)
         return Delta(cache.still_news(delta, page.observed_at).changed)
 
-    def _records(self, page: Page, rejected: Sequence[Rejected], delta: Delta) -> list[Statement]:
+    def _records(self, page: Page, rejected: Sequence[BadRecord], delta: Delta) -> list[Statement]:
         """Give the statements for unreadable records, suspects seen again, and new suspects."""
         statements = self.rejecting.reject(rejected)
         if struck := self._struck(page):
@@ -227,7 +227,7 @@ class Reading:
         before = state.furthest if span else None
         met = page.users.count_upto(before)
         state.counts["pages"] += 1
-        odd = {unreadable(each).record for each in page.unreadable}
+        odd = {unreadable_record(each).record for each in page.unreadable}
         state.counts["users"] += len(page.users) - met + len(odd - state.quarantined_seen)
         end = last_key(page.places) if span else None
         if end and (before is None or end > before):

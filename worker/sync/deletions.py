@@ -9,7 +9,7 @@ import structlog
 from worker.errors import Blocked, DataRefused, Misconfigured, SourceUnavailable
 from worker.model import Single, Unreadable, User, Users
 from worker.store.batch import MOST_BLOCKED
-from worker.store.quarantine import unreadable
+from worker.store.quarantine import unreadable_record
 from worker.store.statement import Row, Statement
 from worker.store.table import DELETED, WAITING
 from worker.sync.apply import Reading
@@ -134,7 +134,9 @@ class Settling:
         """Take in users that the list left out though the API knows them: hidden, or moved."""
         reading, state = self.reading, self.reading.state
         users = {u: s.found for u, s in found.items() if isinstance(s.found, User)}
-        bad = [unreadable(s.found) for s in found.values() if isinstance(s.found, Unreadable)]
+        bad = [
+            unreadable_record(s.found) for s in found.values() if isinstance(s.found, Unreadable)
+        ]
         hidden = [u for u, user in users.items() if state.missing.get(u) in {None, user.key}]
         for user_id in found.keys() - set(hidden):
             key = state.missing.pop(user_id, None)

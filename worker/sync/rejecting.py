@@ -8,7 +8,7 @@ import structlog
 
 from worker.model import User, Users
 from worker.store import Store
-from worker.store.quarantine import Rejected
+from worker.store.quarantine import BadRecord
 from worker.store.statement import Statement
 from worker.sync.state import SweepState
 
@@ -27,7 +27,7 @@ class Rejecting:
     store: Store
     state: SweepState
 
-    def reject(self, records: Sequence[Rejected]) -> list[Statement]:
+    def reject(self, records: Sequence[BadRecord]) -> list[Statement]:
         """Give the statements that quarantine these records; those known as they are need none."""
         known = self.state.quarantined
         new = [each for each in records if known.get(each.record) != each.digest]
@@ -35,7 +35,7 @@ class Rejecting:
             self.remember(rejected)
         return [self.store.quarantine.put(new)] if new else []
 
-    def remember(self, rejected: Rejected) -> None:
+    def remember(self, rejected: BadRecord) -> None:
         """Remember what is in quarantine; a record that was there before is told no more."""
         state, record = self.state, rejected.record
         if state.quarantined.get(record) != rejected.digest:

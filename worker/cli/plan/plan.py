@@ -15,11 +15,11 @@ from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.database import Connection, Database
 from worker.store.dry_run import (
-    UnwrittenDeletions,
-    UnwrittenLease,
-    UnwrittenProgress,
-    UnwrittenQuarantine,
-    UnwrittenTable,
+    DryRunLease,
+    DryRunQuarantine,
+    DryRunSuspects,
+    DryRunSweeps,
+    DryRunTable,
     own_tables_exist,
 )
 from worker.store.invalidations import Invalidations
@@ -81,16 +81,16 @@ def _open_store(settings: Settings, database: Database, recorder: PlanRecorder) 
         seconds=settings.database.lease_seconds,
         project_setting=stack.names.project_id,
     )
-    lease = UnwrittenLease(database, request)
+    lease = DryRunLease(database, request)
     project = lease.look_up()
     if project not in {None, stack.project_id}:
         raise another_project(lease, project)
-    quarantine = UnwrittenQuarantine(target, exists, recorder)
+    quarantine = DryRunQuarantine(target, exists, recorder)
     recorder.errors = database.call(quarantine.errors)
     return Store(
         database=database,
         lease=lease,
-        table=UnwrittenTable(
+        table=DryRunTable(
             schema=target,
             shape=shape or Shape.GENERATED,
             ignored_fields=tuple(settings.stack.ignored_fields),
@@ -98,9 +98,9 @@ def _open_store(settings: Settings, database: Database, recorder: PlanRecorder) 
             exists=shape is not None,
             preview=recorder,
         ),
-        suspects=UnwrittenDeletions(target, exists, recorder),
+        suspects=DryRunSuspects(target, exists, recorder),
         quarantine=quarantine,
-        sweeps=UnwrittenProgress(target, asked_of(settings), exists),
+        sweeps=DryRunSweeps(target, asked_of(settings), exists),
         invalidations=Invalidations(target),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from worker.cli.plan.change import Change, Kind, update
 from worker.model import User, Users
 from worker.store.dry_run import Proof
-from worker.store.quarantine import Rejected
+from worker.store.quarantine import BadRecord
 from worker.store.table import DELETED, INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, WAITING
 from worker.sync.state import SweepState
 
@@ -59,7 +59,7 @@ class PlanRecorder:
             elif letter == WAITING:
                 self._note(Change("wait", user_id, reason=_YOUNG))
 
-    def rejected(self, records: Sequence[Rejected]) -> None:
+    def rejected(self, records: Sequence[BadRecord]) -> None:
         self.errors.update((each.record, each.error) for each in records)
 
     def hidden(self, ids: Iterable[str]) -> None:
