@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.support.faulty_server import Behaviour, FaultyServer, send, serving
 from tests.support.sweep_world import World, before_page, delete_all, is_list, numbered, sign_up
+from tests.support.waiting import PATIENCE_SECONDS, until
 from worker.errors import (
     DatabaseUnavailable,
     LeaseLost,
@@ -484,3 +486,22 @@ def test_somebody_who_writes_all_the_time_makes_the_sweep_incomplete(quick_world
         quick_world.sweep()
 
     assert set(ids) == quick_world.live()
+
+
+CANCEL_WAITING = """
+select pg_cancel_backend(pid) from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock'
+"""
+
+
+def test_cancelled_reading_of_the_keys_is_tried_again(quick_world: World) -> None:
+    quick_world.project.populate(20)
+    quick_world.sweep()
+    with ThreadPoolExecutor() as pool, psycopg.connect(quick_world.url) as other:
+        other.execute("lock table neon_auth.users_sync")
+        sweep = pool.submit(quick_world.sweep)
+        for _ in range(2):
+            until("the waiting sweep was cancelled", lambda: quick_world.query(CANCEL_WAITING))
+        other.rollback()
+        assert sweep.result(PATIENCE_SECONDS).outcome == "complete"
+    assert quick_world.wanted() == quick_world.rows()

@@ -1,10 +1,11 @@
 """The SQL edge: everything that talks to Postgres."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from worker.errors import Blocked, Transient
-from worker.store.database import Database
+from worker.store.database import Connection, Database
 from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
@@ -12,6 +13,8 @@ from worker.store.statement import Statement
 from worker.store.suspects import Suspects
 from worker.store.sweeps import Sweeps
 from worker.store.table import Table
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -29,13 +32,22 @@ class Store:
     sweeps: Sweeps
     invalidations: Invalidations
 
+    def read(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
+        """Run `work`, which only reads; a lock or a cancelled query is waited for like an outage.
+
+        `seconds` and errors are those of `Database.call`, without Blocked.
+        """
+        return self.database.retry.call(
+            lambda: _unblocked(lambda: self.database.call(work, seconds))
+        )
+
     def write(self, statements: Sequence[Statement], sweep: int) -> None:
         """Commit statements on the worker's own tables; whoever locks those is waited for."""
+        self.database.retry.call(lambda: _unblocked(lambda: self.lease.commit(statements, sweep)))
 
-        def attempt() -> None:
-            try:
-                self.lease.commit(statements, sweep)
-            except Blocked as error:
-                raise Transient(f"a table of the worker is locked: {error}") from error
 
-        self.database.retry.call(attempt)
+def _unblocked(attempt: Callable[[], T]) -> T:
+    try:
+        return attempt()
+    except Blocked as error:
+        raise Transient(f"a table is locked, or the query was cancelled: {error}") from error

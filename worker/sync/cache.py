@@ -59,21 +59,20 @@ class Cache:
 
         Raises Misconfigured for a table that is gone or cannot be used.
         """
-        database = store.database
         with self.lock:
-            store.table = database.call(store.table.as_found)
+            store.table = store.read(store.table.as_found)
             # Before the keys: what is written in between is counted the next time.
-            self.census = database.call(store.table.census, LONGEST_SECONDS)
+            self.census = store.read(store.table.census, LONGEST_SECONDS)
             store.lease.own_transactions.clear()
-            self.mirror = database.call(
+            self.mirror = store.read(
                 lambda conn: Mirror.load(store.table.load_keys(conn)), LONGEST_SECONDS
             )
             self._strange = self.census.live - len(self.mirror) if self.census else 0
             self._load_records(store)
 
     def _load_records(self, store: Store) -> None:
-        self.suspects = store.database.call(store.suspects.load)
-        known = store.database.call(store.quarantine.load)
+        self.suspects = store.read(store.suspects.load)
+        known = store.read(store.quarantine.load)
         self.quarantined = {record: each.digest for record, each in known.items()}
         self.refusals.load([record for record, each in known.items() if not each.permanent])
         self._accepted_at.clear()
