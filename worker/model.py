@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, Self, TypeGuard, overload
+from typing import Any, NamedTuple, Protocol, Self, TypeGuard, overload
 
 from worker.ids import ID_BYTES, pack_all, unpack_all, unpack_id
 
@@ -30,6 +30,13 @@ NO_MILLIS = -(2**63)
 
 Key = tuple[int, str]
 """A user's place in the list: (signed_up_at_millis, id), compared in that order."""
+
+
+class Proof(NamedTuple):
+    """That a user is gone: GET answered 404 USER_NOT_FOUND to a request sent at `asked_at`."""
+
+    user_id: str
+    asked_at: datetime
 
 
 def is_sign_up(millis: object) -> TypeGuard[int]:

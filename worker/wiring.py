@@ -27,9 +27,8 @@ from worker.store.quarantine import Quarantine
 from worker.store.suspects import Suspects
 from worker.store.sweeps import Sweeps
 from worker.store.table import Table
-from worker.sync.deletions import DeletionPolicy
 from worker.sync.fetcher import Fetcher, Renewed
-from worker.sync.guard import Guard
+from worker.sync.guard import DeletionPolicy, Guard
 from worker.sync.page_size import PageSize
 
 

@@ -22,7 +22,8 @@ from worker.cli.check.table import (
     look_at_table,
 )
 from worker.errors import DataRefused, Misconfigured
-from worker.store.database import Connection, connect
+from worker.store.connection import Connection
+from worker.store.database import connect
 from worker.store.migrate import creation_sql, missing_migrations
 from worker.store.quarantine import BadRecord, Quarantine, refused_record
 from worker.store.table_shape import Shape

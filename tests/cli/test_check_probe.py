@@ -11,7 +11,8 @@ from tests.support.store_target import PLAIN_COLUMNS, Target, people
 from worker.cli.check.probe import find_refusals
 from worker.cli.check.result import Finding
 from worker.cli.check.table import look_at_table
-from worker.store.database import Connection, connect
+from worker.store.connection import Connection
+from worker.store.database import connect
 from worker.store.table_shape import Shape
 
 

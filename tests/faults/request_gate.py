@@ -147,7 +147,7 @@ class Job(Thread):
         return self.error is not None and not isinstance(self.error, UsersSyncError)
 
 
-class WatchedSource(Fetcher):
+class WatchedFetcher(Fetcher):
     """Asks as a worker does, and tells when it can do no more without an answer."""
 
     def __init__(self, gate: Gate, *args: Any, **options: Any) -> None:

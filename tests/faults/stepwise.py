@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.faults.proxy import Proxy, opened_proxy
-from tests.faults.request_gate import PATIENCE_SECONDS, Gate, Job, Said, WatchedSource
+from tests.faults.request_gate import PATIENCE_SECONDS, Gate, Job, Said, WatchedFetcher
 from tests.faults.site import Impatient, Manner, Silent, Site
 from tests.support.sweep_world import API_URL, nothing
 from worker.clock import Clock
@@ -59,7 +59,7 @@ class Worker:
             opened_database(self._settings, self.proxy.url, self._clock, self._stop, watch)
         )
         self._store: Store
-        self._fetcher: WatchedSource
+        self._fetcher: WatchedFetcher
 
     def __str__(self) -> str:
         scheduler = ", ".join(str(job.name) for job in self.at_work) or "idle"
@@ -150,7 +150,7 @@ class Worker:
             self._close()
 
     def _rests(self) -> bool:
-        asks = not hasattr(self, "_source") or self._fetcher.rests
+        asks = not hasattr(self, "_fetcher") or self._fetcher.rests
         return asks and (self.frozen or all(job.rests for job in self.scheduler.values()))
 
     def _notify(self) -> None:
@@ -184,7 +184,7 @@ class Worker:
         )
         if self.manner.lasts:
             minutes = float("inf")
-        self._fetcher = WatchedSource(
+        self._fetcher = WatchedFetcher(
             self.gate,
             api,
             Retry("Stack Auth", minutes, self._stop, SourceUnavailable, watch),

@@ -13,7 +13,7 @@ from worker.model import User, Users
 from worker.store.batch import Batch, BatchResult
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
-from worker.store.statement import Statement
+from worker.store.transaction import Statement
 
 # A time-out on locks is a quarter of the lease at most: nobody wants to wait for longer here.
 SHORT = 0.6
@@ -150,23 +150,11 @@ def test_moved_users_are_found_in_any_statement(generated: Target) -> None:
     )
 
 
-def test_newcomers_are_inserted(generated: Target) -> None:
-    users = people(*range(5))
-    applied = batch(generated, assume_new=True, statement_bytes=part_of(users, 2)).apply(
-        Users.of(users), []
-    )
-    assert letters(applied) == inserted(users)
-    assert generated.ids() == {user.id for user in users}
-
-
-def test_who_was_taken_for_a_newcomer_is_treated_as_what_he_is(generated: Target) -> None:
-    """A row that was marked deleted long ago, say: the mirror knows only those who are live."""
+def test_new_known_and_deleted_users_are_told_apart_in_one_write(generated: Target) -> None:
     users = people(*range(6))
     apply(generated, users[2:4])
     generated.query("update users_sync set deleted_at = 'epoch' where id::text = %s", users[3].id)
-    applied = batch(generated, assume_new=True, statement_bytes=part_of(users, 3)).apply(
-        Users.of(users), []
-    )
+    applied = batch(generated, statement_bytes=part_of(users, 3)).apply(Users.of(users), [])
     assert in_order(applied) == "ii=rii"
     assert generated.lease_row("writes") == 2
 

@@ -32,12 +32,18 @@ from worker.ids import pack
 from worker.model import Users
 from worker.retry import Retry
 from worker.sandbox.postgres import EmbeddedPostgres
-from worker.store.connection import TIDYING_SECONDS, DeadlineConnection, Stopping, unless_stopped
-from worker.store.database import Connection, Database, connect
+from worker.store.connection import (
+    TIDYING_SECONDS,
+    Connection,
+    DeadlineConnection,
+    Stopping,
+    unless_stopped,
+)
+from worker.store.database import Database, connect
 from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import prepare
-from worker.store.statement import Statement
 from worker.store.table import Table
+from worker.store.transaction import Statement
 
 RAISE = """
 do $$ begin

@@ -19,7 +19,7 @@ from tests.support.store_target import PROJECT, Target, people, person
 from worker.errors import Blocked, DatabaseUnavailable, DataRefused, LeaseLost, MirrorOutdated
 from worker.model import Users
 from worker.store.lease import Lease, LeaseRequest, LeaseStatus
-from worker.store.statement import Statement
+from worker.store.transaction import Statement
 
 # A time-out on locks is a quarter of the lease at most: nobody wants to wait for longer here.
 SHORT = 0.8

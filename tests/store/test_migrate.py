@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from tests.support.store_target import IGNORED, PLAIN_COLUMNS, PROJECT, person
 from worker.clock import Clock
 from worker.errors import DatabaseUnavailable, Misconfigured
-from worker.model import Users
+from worker.model import Proof, Users
 from worker.retry import Retry
 from worker.store.database import Database
 from worker.store.lease import Lease, LeaseRequest
@@ -361,7 +361,7 @@ def test_role_without_any_ownership_can_do_all_the_work(
     )
     changed = person(1, display_name="New")
     lease.commit([table.apply(Users.of([changed]), now())], 1)
-    lease.commit([table.soft_delete([(user.id, now())], 1, approved=False)], 1)
+    lease.commit([table.soft_delete([Proof(user.id, now())], 1, approved=False)], 1)
     database.call(lambda conn: deletions.approve(conn, 1))
     lease.commit(
         [

@@ -15,7 +15,7 @@ from worker.store.quarantine import (
     refused_record,
     unreadable_record,
 )
-from worker.store.statement import Statement
+from worker.store.transaction import Statement
 
 ROWS = """
 select record, user_id, digest, payload, error, permanent, times, first_seen < last_seen

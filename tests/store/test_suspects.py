@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.support.store_target import Target
-from worker.store.statement import Statement
 from worker.store.suspects import Suspect, Suspects
+from worker.store.transaction import Statement
 
 
 @pytest.fixture

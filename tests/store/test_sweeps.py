@@ -7,8 +7,8 @@ import pytest
 
 from tests.support.store_target import Target
 from worker.store.lease import Lease
-from worker.store.statement import Statement
 from worker.store.sweeps import COUNTS, Checkpoint, SweepRow, Sweeps
+from worker.store.transaction import Statement
 
 STARTED = datetime(2025, 10, 1, 12, tzinfo=UTC)
 KEY = (1_600_000_000_000, "00000000-0000-4000-8000-00000000000a")

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from tests.support.store_target import IGNORED, SIGNED_UP, Target, people, person, user_id
 from worker.ids import pack
-from worker.model import NO_MILLIS, User, Users
+from worker.model import NO_MILLIS, Proof, User, Users
 from worker.stack_auth.canonical_json import dump
 from worker.store.batch import PART_BYTES, STATEMENT_BYTES
 from worker.store.table import MOST_MOVED
@@ -590,7 +590,7 @@ def soft_delete(
     approved: bool = False,
     conn: psycopg.Connection | None = None,
 ) -> str:
-    proofs = [(user.id, target.now()) for user in users]
+    proofs = [Proof(user.id, target.now()) for user in users]
     statement = target.table(grace_seconds).soft_delete(proofs, 7, approved=approved)
     letters: str = target.run(statement, conn)[0]
     return letters
@@ -645,8 +645,8 @@ def test_proof_that_is_older_than_the_lease_is_left_for_the_next_sweep(
 ) -> None:
     target.apply(people(1, 2))
     proofs = [
-        (person(1).id, target.now() - timedelta(seconds=61)),
-        (person(2).id, target.now() - timedelta(seconds=50)),
+        Proof(person(1).id, target.now() - timedelta(seconds=61)),
+        Proof(person(2).id, target.now() - timedelta(seconds=50)),
     ]
 
     letters = target.run(target.table().soft_delete(proofs, 7, approved=False))
@@ -664,7 +664,7 @@ def test_moments_in_the_future_make_no_row_young_or_newer(target: Target, number
 
 def test_row_newer_than_the_proof_is_left(target: Target, number: int) -> None:
     target.apply([person(1)])
-    proofs = [(person(1).id, target.now())]
+    proofs = [Proof(person(1).id, target.now())]
     set_moments(target, person(1), updated_at="clock_timestamp()")
 
     letters = target.run(target.table().soft_delete(proofs, 7, approved=False))
@@ -687,7 +687,7 @@ def test_row_that_changes_while_its_deletion_waits_is_left(
     other, ours = target.connect(), target.connect()
     with other.transaction():
         target.apply([person(1, display_name="Back")], conn=other)
-        proofs = [(user.id, target.now() - timedelta(seconds=5)) for user in people(1, 2)]
+        proofs = [Proof(user.id, target.now() - timedelta(seconds=5)) for user in people(1, 2)]
         statement = target.table().soft_delete(proofs, 7, approved=False)
         letters = background.submit(target.run, statement, ours)
         target.await_waiting()

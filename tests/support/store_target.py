@@ -21,9 +21,9 @@ from worker.stack_auth.canonical_json import canonical, dump
 from worker.stack_auth.fingerprint import fingerprint
 from worker.store.database import Database
 from worker.store.lease import Lease, LeaseRequest
-from worker.store.statement import Row, Statement
 from worker.store.table import Table
 from worker.store.table_shape import Shape
+from worker.store.transaction import Row, Statement
 
 IGNORED = "last_active_at_millis"
 SIGNED_UP = 1_600_000_000_000

@@ -16,7 +16,8 @@ from worker.clock import Clock
 from worker.errors import Misconfigured, Stopped
 from worker.log.setup import configure_logging, keep_out_of_logs
 from worker.settings.settings import EMBEDDED, Settings, load_settings
-from worker.store.database import Connection, Database
+from worker.store.connection import Connection
+from worker.store.database import Database
 from worker.store.migrate import require_tables
 
 T = TypeVar("T")

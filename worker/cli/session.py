@@ -11,12 +11,12 @@ import httpx
 from worker.cli.patience import impatient, opened_at_once
 from worker.clock import Clock
 from worker.errors import DataRefused, Misconfigured, Stopped
-from worker.model import Single, Unreadable, User, Users
+from worker.model import Proof, Single, Unreadable, User, Users
 from worker.settings.settings import Settings
-from worker.store.database import Connection, Database
+from worker.store.connection import Connection
+from worker.store.database import Database
 from worker.store.migrate import require_tables
 from worker.store.quarantine import BadRecord, Quarantine, refused_record, unreadable_record
-from worker.store.statement import Row
 from worker.store.suspects import Suspects
 from worker.store.table import (
     DELETED,
@@ -29,6 +29,7 @@ from worker.store.table import (
     Table,
 )
 from worker.store.table_shape import Shape, detect_shape
+from worker.store.transaction import Row
 from worker.store.unleased import UnleasedWrites
 from worker.sync.fetcher import Fetcher
 from worker.wiring import opened_fetcher
@@ -153,7 +154,7 @@ class Session:
         self.unleased.commit([self.quarantine.forget(user_id)])
         if not live:
             return UserResult(user_id, "unknown" if live is None else "deleted before")
-        statement = self.table.soft_delete([(user_id, single.observed_at)], 0, approved=False)
+        statement = self.table.soft_delete([Proof(user_id, single.observed_at)], 0, approved=False)
         rows = self.unleased.commit([statement], lambda rows: _written(user_id, rows))
         return UserResult(user_id, _BECAME[_letter(rows)])
 

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from worker.errors import Misconfigured
-from worker.store.database import Connection
+from worker.store.connection import Connection
 from worker.store.sweeps import COUNTS
 from worker.store.transaction import long_transaction
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from worker.errors import Blocked, Transient
-from worker.store.database import Connection, Database
+from worker.store.connection import Connection
+from worker.store.database import Database
 from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
-from worker.store.statement import Statement
 from worker.store.suspects import Suspects
 from worker.store.sweeps import Sweeps
 from worker.store.table import Table
+from worker.store.transaction import Statement
 
 T = TypeVar("T")
 

@@ -23,6 +23,7 @@ from worker.store.connecting import opening
 log = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 # No call takes as long, not even the one for the keys of millions of users.
 LONGEST_SECONDS = 600.0
@@ -66,7 +67,7 @@ class Stopping:
         return self._noticed_at
 
 
-class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
+class DeadlineConnection(Connection):
     """A connection whose every wait ends; `limit` says when."""
 
     _stopping: Stopping | None = None

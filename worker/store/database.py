@@ -21,12 +21,17 @@ from worker.errors import (
 )
 from worker.retry import Retry
 from worker.store.connecting import CONNECT_SECONDS, not_connected
-from worker.store.connection import LONGEST_SECONDS, DeadlineConnection, Stopping, unless_stopped
+from worker.store.connection import (
+    LONGEST_SECONDS,
+    Connection,
+    DeadlineConnection,
+    Stopping,
+    unless_stopped,
+)
 
 log = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 # What the server finds wrong with a row, whoever wrote the statement.
 _ABOUT_ROWS = {"21", "22", "23", "44", "54", "P0"}

@@ -1,24 +1,24 @@
 """The store without its writing edge: what would be written is asked about, in the same SQL."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Protocol, Self
 
 from psycopg import sql
 
-from worker.model import Users
+from worker.model import Proof, Users
 from worker.store.census import Census
-from worker.store.database import Connection, Database
+from worker.store.connection import Connection
+from worker.store.database import Database
 from worker.store.lease import Closing, Lease, LeaseRequest
 from worker.store.quarantine import BadRecord, Quarantine, QuarantineMark
-from worker.store.statement import Row, Statement
 from worker.store.suspects import Suspect, Suspects
 from worker.store.sweeps import Sweeps
-from worker.store.table import INSERTED, Table, quoted
+from worker.store.table import Table, quoted
 from worker.store.table_sql import COMPARED, PROVEN, RETURNED
-from worker.store.transaction import LIMITS, limits, push, transaction
+from worker.store.transaction import LIMITS, Row, Statement, limits, push, transaction
 
 # Nobody has written in the meantime, for nothing is written: one look decides.
 _COMPARE = f"""{COMPARED}, letters as (
@@ -69,9 +69,6 @@ select set_config('transaction_read_only', 'on', true), set_config('TimeZone', '
 _OWN_TABLES_EXIST = "select to_regclass('users_sync_worker.lease') is not null"
 
 _STANDING = "select lower(project), sweep from users_sync_worker.lease where target = %(target)s"
-
-Proof = tuple[str, datetime]
-"""A user id, and the moment from when on the API knew nobody by it."""
 
 
 class Preview(Protocol):
@@ -131,11 +128,6 @@ class DryRunTable(Table):
         query = self._sql(_COMPARE, disagreeing=disagreeing)
         params = Table.apply(self, users, observed_at).params
         return Question(query, params, answered=partial(self._compared, users))
-
-    def insert(self, users: Users, observed_at: datetime) -> Question:
-        """Ask how many of these users have no row yet."""
-        question = self.apply(users, observed_at)
-        return replace(question, answered=lambda row: (question.answered(row)[0].count(INSERTED),))
 
     def soft_delete(self, proofs: Sequence[Proof], sweep: int, *, approved: bool) -> Statement:
         """Ask which of these users would be marked deleted."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from worker.store.database import Connection
+from worker.store.connection import Connection
 
 # Whoever has that much to look at again might as well look at everything.
 MOST_TOUCHED = 200

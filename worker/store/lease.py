@@ -10,10 +10,10 @@ import structlog
 
 from worker.errors import LeaseLost, MirrorOutdated, Transient
 from worker.settings.names import USUAL_NAMES
-from worker.store.database import Connection, Database
+from worker.store.connection import Connection
+from worker.store.database import Database
 from worker.store.identity import IDENTITY, no_table
-from worker.store.statement import Row, Statement
-from worker.store.transaction import LIMITS, limits, push, transaction
+from worker.store.transaction import LIMITS, Row, Statement, limits, push, transaction
 
 log = structlog.stdlib.get_logger(__name__)
 

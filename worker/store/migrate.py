@@ -7,7 +7,8 @@ import structlog
 from psycopg import Cursor, sql
 
 from worker.errors import Misconfigured
-from worker.store.database import Connection, Database
+from worker.store.connection import Connection
+from worker.store.database import Database
 from worker.store.table_shape import Shape, detect_shape
 from worker.store.transaction import long_transaction
 from worker.version import installed_version

@@ -7,10 +7,10 @@ import orjson
 from psycopg import sql
 
 from worker.model import UNKNOWN_FINGERPRINT, User, Users
-from worker.store.database import Connection
-from worker.store.statement import Row, Statement
+from worker.store.connection import Connection
 from worker.store.table import RESTORED, UPDATED, Table
 from worker.store.table_sql import SAME_RECORD
+from worker.store.transaction import Row, Statement
 
 # The API draws ids of version 4; this one is of version 8, and spells "users-" and "check".
 PROBE_ID = "75736572-732d-8000-8000-00636865636b"
@@ -27,6 +27,14 @@ where u.id = %(id)s::{id_type}
 """
 
 _OTHER = "case when u.{name} is distinct from {of} then '{name}' end,"
+
+# Without looking for a row first: what follows then tells an insert from an update.
+_INSERT = """
+insert into {table} ({columns}, updated_at, deleted_at)
+select {values}, null, null
+from (select record, (record->>'id')::{id_type} as id
+      from jsonb_array_elements(%(records)s::jsonb) as r (record)) i
+"""
 
 _MARK = """
 update {table} u set deleted_at = clock_timestamp()
@@ -61,9 +69,9 @@ class ProbedTable(Table):
     """
 
     def try_insert(self, conn: Connection) -> bool:
-        """Insert the user as a newcomer."""
-        statement = self.insert(Users.of([probe_user()]), _now(conn))
-        return conn.execute(statement.query, statement.params).rowcount == 1
+        """Insert the user as one who has no row."""
+        params = {"records": f"[{probe_user().json.decode()}]"}
+        return conn.execute(self._sql(_INSERT), params).rowcount == 1
 
     def try_find(self, conn: Connection) -> bool:
         """Find the user's row by its id, in each way in which rows are looked for."""

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from worker.store.database import Connection
-from worker.store.statement import Statement
+from worker.store.connection import Connection
 from worker.store.table import Table, quoted
 from worker.store.table_shape import TABLE
-from worker.store.transaction import long_transaction
+from worker.store.transaction import Statement, long_transaction
 
 _ALL_DUE = """ from {table}
 where deleted_at <= clock_timestamp() - make_interval(secs => %(seconds)s)

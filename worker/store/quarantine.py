@@ -9,8 +9,8 @@ from psycopg import sql
 
 from worker.errors import DataRefused
 from worker.model import Unreadable, User
-from worker.store.database import Connection
-from worker.store.statement import Statement
+from worker.store.connection import Connection
+from worker.store.transaction import Statement
 
 _LOAD = """
 select record, digest, error, permanent from users_sync_worker.quarantine

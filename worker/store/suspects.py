@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from psycopg import sql
 
-from worker.store.database import Connection
-from worker.store.statement import Statement
+from worker.store.connection import Connection
+from worker.store.transaction import Statement
 
 _LOAD = """
 select user_id, state, first_noticed, noticed_at, asked_at

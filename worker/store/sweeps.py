@@ -9,8 +9,8 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from worker.model import Key
-from worker.store.database import Connection
-from worker.store.statement import Statement
+from worker.store.connection import Connection
+from worker.store.transaction import Statement
 
 KEPT_DAYS = 30
 

@@ -8,17 +8,15 @@ from typing import Self
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from worker.model import NO_MILLIS, Users
+from worker.model import NO_MILLIS, Proof, Users
 from worker.store.census import COUNT, LIST, MOVES, Census
-from worker.store.database import Connection
+from worker.store.connection import Connection
 from worker.store.identity import no_table
-from worker.store.statement import Statement
 from worker.store.table_shape import TABLE, Shape, detect_shape
 from worker.store.table_sql import (
     ADD,
     APPLY,
     FRESH,
-    INSERT,
     LOAD,
     LOCKED,
     MILLIS,
@@ -33,7 +31,7 @@ from worker.store.table_sql import (
     THESE,
     YOUNG,
 )
-from worker.store.transaction import long_transaction
+from worker.store.transaction import Statement, long_transaction
 
 INSERTED, UPDATED, RESTORED, UNCHANGED, STALE = "iur=s"
 DELETED, WAITING = "dw"
@@ -144,23 +142,14 @@ class Table:
         """
         return replace(self.apply(users, observed_at), query=self._sql(ADD))
 
-    def insert(self, users: Users, observed_at: datetime) -> Statement:  # noqa: ARG002
-        """Write users of whom nobody is known to have a row, whenever they were seen.
-
-        Returns no rows. If some have one after all, the database refuses all of them.
-        """
-        return Statement(self._sql(INSERT), {"records": Jsonb(users, dumps=_json)})
-
     def locked(self, users: Users) -> Statement:
         """Find rows of these users that somebody else keeps locked; returns an array of ids."""
         these = sql.SQL(THESE).format(id_type=self.shape.id_type)
         params = {"ids": users.ids, "most": MOST_LOCKED}
         return Statement(self._sql(LOCKED, these=these), params)
 
-    def soft_delete(
-        self, proofs: Sequence[tuple[str, datetime]], sweep: int, *, approved: bool
-    ) -> Statement:
-        """Mark users deleted that a GET at the given moment proved gone; returns a letter for each.
+    def soft_delete(self, proofs: Sequence[Proof], sweep: int, *, approved: bool) -> Statement:
+        """Mark users deleted who are proven gone; returns a letter for each.
 
         The row of the sweep, which must be there, counts them in the same statement: the guard
         relies on that count.
@@ -168,8 +157,8 @@ class Table:
         params = {
             "target": self.schema,
             "sweep": sweep,
-            "ids": [user_id for user_id, _ in proofs],
-            "observed_at": [observed_at for _, observed_at in proofs],
+            "ids": [proof.user_id for proof in proofs],
+            "observed_at": [proof.asked_at for proof in proofs],
             "grace_seconds": self.grace_seconds,
             "proof_seconds": self.proof_seconds,
         }

@@ -6,7 +6,7 @@ from enum import Enum
 from psycopg import sql
 
 from worker.errors import Misconfigured
-from worker.store.database import Connection
+from worker.store.connection import Connection
 
 TABLE = "users_sync"
 

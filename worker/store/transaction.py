@@ -1,14 +1,16 @@
-"""A transaction in as few round trips as possible, none of whose statements lasts for long."""
+"""Statements as values, and a transaction of them in as few round trips as possible."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.pq.abc import PGconn
 from psycopg.waiting import Ready, Wait
 
-from worker.store.connection import LONGEST_SECONDS
-from worker.store.database import Connection
+from worker.store.connection import LONGEST_SECONDS, Connection
 
 # Waiting longer for a row that an application has locked would hold up everybody else's changes.
 LOCK_TIMEOUT_SECONDS = 2.0
@@ -36,6 +38,18 @@ from pg_settings join (values
     ('transaction_timeout', '0')
 ) as limits (name, value) using (name)
 """
+
+
+Row = tuple[Any, ...]
+"""A row of what a statement returned; none of ours returns more than one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One SQL statement with its parameters."""
+
+    query: sql.SQL | sql.Composed
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import psycopg
 
 from worker.errors import Misconfigured
-from worker.store.database import Connection, Database
+from worker.store.connection import Connection
+from worker.store.database import Database
 from worker.store.lease import lease_row_is_locked
-from worker.store.statement import Row, Statement
-from worker.store.transaction import LIMITS, limits, push, transaction
+from worker.store.transaction import LIMITS, Row, Statement, limits, push, transaction
 
 # The holder's next write waits for it, and then finds `writes` moved.
 _LOCK = "select lower(project) from users_sync_worker.lease where target = %(target)s for update"

@@ -13,8 +13,7 @@ from worker.errors import MirrorOutdated
 from worker.model import Users
 from worker.store import Store
 from worker.store.census import Census
-from worker.store.connection import LONGEST_SECONDS
-from worker.store.database import Connection
+from worker.store.connection import LONGEST_SECONDS, Connection
 from worker.store.invalidations import MOST_TOUCHED
 from worker.store.suspects import Suspect
 from worker.store.transaction import LIMITS, limits
@@ -190,7 +189,6 @@ class Cache:
             delta.changed.without(outdated),
             [key for key in delta.missing if key[1] not in outdated],
             [key for key in delta.moved if key[1] not in outdated],
-            delta.assume_new,
         )
 
 

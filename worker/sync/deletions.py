@@ -1,19 +1,23 @@
-"""Settles the suspicions of a walk: asks about each, lets the guard judge, marks users deleted."""
+"""Ends a sweep: confirms its suspects, lets the guard judge, and marks users deleted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
 from worker.errors import Blocked, DataRefused, Misconfigured, SourceUnavailable
-from worker.model import Single, Unreadable, User, Users
+from worker.model import Proof, Single, Unreadable, User, Users
+from worker.store import Store
 from worker.store.batch import MOST_BLOCKED
 from worker.store.quarantine import unreadable_record
-from worker.store.statement import Row, Statement
 from worker.store.table import DELETED, WAITING
-from worker.sync.apply import Reading
-from worker.sync.guard import Guard
+from worker.store.transaction import Row, Statement
+from worker.sync.apply import PageApplier
+from worker.sync.confirm import Verdicts, confirm
+from worker.sync.fetcher import Fetcher
+from worker.sync.guard import DeletionPolicy
+from worker.sync.state import SweepState
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -21,57 +25,65 @@ log = structlog.stdlib.get_logger(__name__)
 SOFT_DELETE_BATCH = 500
 
 
-@dataclass(frozen=True, slots=True)
-class DeletionPolicy:
-    """What may be deleted: `deletions` of the settings, and `schedule.audit_hours`."""
-
-    guard: Guard
-    enabled: bool = True
-    grace_seconds: float = 60
-    audit_hours: float = 24
-
-
 @dataclass(slots=True)
-class Settling:
-    """The end of one sweep. `list_was_empty` is what the walk found."""
+class Deletions:
+    """The deletions of one sweep. `list_was_empty` is what its walk found.
 
-    reading: Reading
+    After `settle`, `trouble` says why nobody was deleted, and `unasked` how many suspects were
+    left for the next sweep.
+    """
+
+    fetcher: Fetcher
+    applier: PageApplier
     policy: DeletionPolicy
     list_was_empty: bool
     trouble: SourceUnavailable | Misconfigured | None = None
-    _gone: dict[str, datetime] = field(default_factory=dict)
-    _left: int = 0
-    _asked: set[str] = field(default_factory=set)
+    _verdicts: Verdicts = field(default_factory=Verdicts)
     _put_off: set[str] = field(default_factory=set)
-    _refused: list[str] = field(default_factory=list)
+    _blocked: int = 0
+    _refusals: list[str] = field(default_factory=list)
     _marked: int = 0
 
     def settle(self) -> list[Statement]:
-        """Ask about the suspects and delete what is proven and not too much.
+        """Ask about the suspects, and delete those that are proven gone if they are not too many.
 
-        Returns the statements that the transaction which ends the sweep must run. If the API
-        could not answer for every suspect, `trouble` says why, and nobody is deleted; or why the
-        database refused every deletion.
+        Returns the statements that the transaction which ends the sweep must run.
         """
         if self.policy.enabled:
-            self._ask(self._suspects())
+            self._ask(self._choose_suspects())
             self._learn_of_approvals()
-            self._ask(self.reading.state.in_state("approved"))
-        state = self.reading.state
+            if self.trouble is None:
+                self._ask(self._state.in_state("approved"))
+        state, proofs = self._state, self._verdicts.proofs
         with state.cache.lock:
             state.cache.check(state.generation)
-            # Somebody who was seen meanwhile, by a poll say, is a suspect no more.
-            self._gone = {i: at for i, at in self._gone.items() if i in state.suspects}
-            if self._gone and self.trouble is None:
-                self._judge()
+            # A user who was seen meanwhile, by a poll say, is no longer suspected.
+            gone = [proof for user_id, proof in proofs.items() if user_id in state.suspects]
+            if gone and self.trouble is None:
+                self._judge(gone)
                 self._require_some_marked()
             return self._closing_statements()
 
-    def _suspects(self) -> list[str]:
-        """Choose whom to ask about: no more than tell whether the guard holds."""
-        state = self.reading.state
-        now = self.reading.store.database.clock.now()
-        asked_before = now - timedelta(hours=self.policy.audit_hours)
+    @property
+    def unasked(self) -> int:
+        """How many suspects were left for the next sweep to ask about."""
+        suspects = self._state.suspects
+        return sum(
+            user_id in suspects and suspects[user_id].state != "held" for user_id in self._put_off
+        )
+
+    @property
+    def _state(self) -> SweepState:
+        return self.applier.state
+
+    @property
+    def _store(self) -> Store:
+        return self.applier.store
+
+    def _choose_suspects(self) -> list[str]:
+        """Choose whom to ask about: no more than tell whether the guard is exceeded."""
+        state = self._state
+        asked_before = self._store.database.clock.now() - timedelta(hours=self.policy.audit_hours)
         due = []
         with state.cache.lock:
             for user_id in state.in_state("hidden"):
@@ -79,21 +91,13 @@ class Settling:
                 if user_id in state.missing and (asked_at is None or asked_at <= asked_before):
                     due.append(user_id)
             suspects = state.in_state("candidate") + due
-        probe_limit = self.policy.guard.probe_limit
-        self._put_off = set(suspects[probe_limit:])
-        return suspects[:probe_limit]
-
-    @property
-    def unasked(self) -> int:
-        """How many suspects were left for the next sweep to ask about."""
-        suspects = self.reading.state.suspects
-        return sum(
-            user_id in suspects and suspects[user_id].state != "held" for user_id in self._put_off
-        )
+        limit = self.policy.guard.probe_limit
+        self._put_off = set(suspects[limit:])
+        return suspects[:limit]
 
     def _learn_of_approvals(self) -> None:
-        """Look whether somebody has approved meanwhile: that is written beside our memory."""
-        state, store = self.reading.state, self.reading.store
+        """Take over approvals that a person gave meanwhile; the cache does not know them yet."""
+        state, store = self._state, self._store
         if not state.in_state("held"):
             return
         recorded = store.database.call(store.suspects.load)
@@ -103,36 +107,21 @@ class Settling:
                     state.suspects[user_id] = recorded[user_id]
 
     def _ask(self, ids: Sequence[str]) -> None:
-        """Ask for each of these users with GET, a few at a time."""
-        fetcher = self.reading.fetcher
-        if self.trouble is not None:
-            return
-        answers = [(user_id, fetcher.submit_user(user_id)) for user_id in ids]
-        found: list[tuple[str, Single]] = []
-        try:
-            for user_id, answer in answers:
-                single = fetcher.await_answer(answer)
-                if single.found is None:
-                    self._gone[user_id] = single.observed_at
-                else:
-                    found.append((user_id, single))
-        except (SourceUnavailable, Misconfigured) as error:
-            self.trouble = error
-        finally:
-            for _, answer in answers:
-                answer.cancel()
-        self.reading.count_api_time()
-        self._asked.update(ids)
-        state = self.reading.state
+        """Confirm these suspects; take in those that the API still knows."""
+        verdicts, state = confirm(self.fetcher, ids), self._state
+        state.count_api_time(self.fetcher.api_time.of("sweep"))
+        self.trouble = verdicts.trouble
+        self._verdicts.asked |= verdicts.asked
+        self._verdicts.proofs.update(verdicts.proofs)
         with state.cache.lock:
             state.cache.check(state.generation)
-            still = {i: single for i, single in found if i in state.suspects}
-            if still:
-                self._take_found(still)
+            found = {i: single for i, single in verdicts.found.items() if i in state.suspects}
+            if found:
+                self._take_found(found)
 
     def _take_found(self, found: dict[str, Single]) -> None:
         """Take in users that the list left out though the API knows them: hidden, or moved."""
-        reading, state = self.reading, self.reading.state
+        state, suspects = self._state, self._store.suspects
         users = {u: s.found for u, s in found.items() if isinstance(s.found, User)}
         bad = [
             unreadable_record(s.found) for s in found.values() if isinstance(s.found, Unreadable)
@@ -141,28 +130,28 @@ class Settling:
         for user_id in found.keys() - set(hidden):
             key = state.missing.pop(user_id, None)
             state.mirror.remove([key] if key and user_id in users else [])
-        asked_at = reading.store.database.clock.now()
+        asked_at = self._store.database.clock.now()
         for user_id in found:
             suspect = state.suspects.pop(user_id)
             if user_id in hidden:
                 state.suspects[user_id] = replace(suspect, state="hidden", asked_at=asked_at)
         before = state.not_as_before
         statements = [
-            reading.store.suspects.hide(hidden),
-            reading.store.suspects.strike(found.keys() - set(hidden)),
-            *reading.rejecting.reject(bad),
+            suspects.hide(hidden),
+            suspects.strike(found.keys() - set(hidden)),
+            *self.applier.quarantine.reject(bad),
         ]
         # The earliest moment is true of all of them.
         observed_at = min(single.observed_at for single in found.values())
-        reading.apply(Users.of(users.values()), observed_at, statements)
+        self.applier.apply(Users.of(users.values()), observed_at, statements)
         state.counts["hidden"] += len(hidden)
         state.off_list += state.not_as_before - before
 
-    def _judge(self) -> None:
+    def _judge(self, gone: Sequence[Proof]) -> None:
         """Delete what a person approved, and the rest unless it is too much to believe."""
-        state, store = self.reading.state, self.reading.store
-        approved = {id_ for id_ in self._gone if state.suspects[id_].state == "approved"}
-        rest = [user_id for user_id in self._gone if user_id not in approved]
+        state, store = self._state, self._store
+        approved = [p for p in gone if state.suspects[p.user_id].state == "approved"]
+        rest = [p for p in gone if state.suspects[p.user_id].state != "approved"]
         exceeded = self.policy.guard.exceeded(
             gone=len(rest),
             deleted_today=store.database.call(store.sweeps.deleted_today),
@@ -175,80 +164,71 @@ class Settling:
         elif rest:
             self._hold(rest)
 
-    def _hold(self, gone: Sequence[str]) -> None:
+    def _hold(self, gone: Sequence[Proof]) -> None:
         """Hold every candidate, proven or not, until a person approves."""
-        state, store = self.reading.state, self.reading.store
-        held = {*state.in_state("candidate"), *gone}
+        state, store = self._state, self._store
+        held = {*state.in_state("candidate"), *(proof.user_id for proof in gone)}
         for user_id in held:
             state.suspects[user_id] = replace(state.suspects[user_id], state="held")
         state.has_written = True
         store.write([store.suspects.hold(held)], state.number)
         log.warning("deletions.held", held=len(held), proven=len(gone), sweep=state.number)
 
-    def _soft_delete(self, ids: Sequence[str], *, approved: bool) -> None:
-        young = {user_id for user_id in ids if self._just_inserted(user_id)}
-        self.reading.state.waiting += len(young)
-        ripe = [user_id for user_id in ids if user_id not in young]
+    def _soft_delete(self, proofs: Sequence[Proof], *, approved: bool) -> None:
+        """Mark users deleted, some hundred in a transaction, but not those inserted just now."""
+        since = self._store.database.clock.monotonic() - self.policy.grace_seconds
+        ripe = [p for p in proofs if not self._state.mirror.inserted_since(p.user_id, since)]
+        self._state.waiting += len(proofs) - len(ripe)
         for at in range(0, len(ripe), SOFT_DELETE_BATCH):
-            self._mark(ripe[at : at + SOFT_DELETE_BATCH], approved=approved)
+            self._mark_in_pieces(ripe[at : at + SOFT_DELETE_BATCH], approved=approved)
 
-    def _mark(self, ids: Sequence[str], *, approved: bool) -> None:
+    def _mark_in_pieces(self, proofs: Sequence[Proof], *, approved: bool) -> None:
         """Mark users deleted in one transaction, or in ever smaller ones to pass a locked row."""
-        state, store = self.reading.state, self.reading.store
+        work = [proofs]
+        while work:
+            part = work.pop()
+            try:
+                letters = self._mark(part, approved=approved)
+            except (Blocked, DataRefused) as error:
+                middle = len(part) // 2
+                if middle:
+                    work += [part[middle:], part[:middle]]
+                else:
+                    self._leave(part[0].user_id, error)
+            else:
+                self._count_marked(part, letters, approved=approved)
+            if self._blocked >= MOST_BLOCKED:
+                return  # the table itself is locked: the next sweep goes on
+
+    def _mark(self, proofs: Sequence[Proof], *, approved: bool) -> str:
+        """Mark users deleted in one transaction; returns a letter for each."""
+        state, store = self._state, self._store
         state.has_written = True
         record = store.sweeps.record(state.row())
-        proofs = [(user_id, self._gone[user_id]) for user_id in ids]
         statement = store.table.soft_delete(proofs, state.number, approved=approved)
 
         def closing(rows: Sequence[Row | None]) -> list[Statement]:
             # In the same transaction: a suspicion must not outlive its reason.
-            letters = _letters(rows)
-            left_no_trace = [i for i, each in zip(ids, letters, strict=True) if each != WAITING]
-            return [store.suspects.strike(left_no_trace)]
+            told = zip(proofs, _letters(rows), strict=True)
+            return [store.suspects.strike([p.user_id for p, letter in told if letter != WAITING])]
 
-        try:
-            rows = store.lease.commit([record, statement], state.number, closing)
-        except (Blocked, DataRefused) as error:
-            self._mark_halves(ids, error, approved=approved)
-        else:
-            self._take(ids, _letters(rows), approved=approved)
-
-    def _mark_halves(
-        self, ids: Sequence[str], error: Blocked | DataRefused, *, approved: bool
-    ) -> None:
-        middle = len(ids) // 2
-        if not middle:
-            self._leave(ids[0], error)
-            return
-        for half in (ids[:middle], ids[middle:]):
-            # So many in a row are not a lock on some rows but one on the table: the next sweep.
-            if self._left < MOST_BLOCKED:
-                self._mark(half, approved=approved)
+        return _letters(store.lease.commit([record, statement], state.number, closing))
 
     def _leave(self, user_id: str, error: Blocked | DataRefused) -> None:
-        """Leave a user a candidate; a deletion that the database refuses is told only once."""
+        """Leave a user a candidate; log a deletion that the database refuses only once."""
         if isinstance(error, Blocked):
-            self._left += 1
+            self._blocked += 1
             log.warning("deletion.blocked", user=user_id, error=str(error))
             return
-        self._refused.append(error.code)
-        known = self.reading.state.cache.unmarked
+        self._refusals.append(error.code)
+        known = self._state.cache.unmarked
         if user_id not in known:
             log.warning("deletion.blocked", user=user_id, error=error.code)
             known.add(user_id)
 
-    def _require_some_marked(self) -> None:
-        """Note it as the sweep's trouble if every deletion is refused: no user is to blame then."""
-        if len(self._refused) > 1 and not self._marked:
-            self.trouble = Misconfigured(
-                f"none of {len(self._refused)} users who are gone could be marked deleted, the last"
-                f" was refused by the database: {self._refused[-1]}; see the triggers and"
-                " constraints of the table, and the log of the database"
-            )
-
-    def _take(self, ids: Sequence[str], letters: str, *, approved: bool) -> None:
-        state = self.reading.state
-        for user_id, letter in zip(ids, letters, strict=True):
+    def _count_marked(self, proofs: Sequence[Proof], letters: str, *, approved: bool) -> None:
+        state = self._state
+        for (user_id, _), letter in zip(proofs, letters, strict=True):
             if letter == WAITING:
                 state.waiting += 1
                 continue
@@ -260,33 +240,35 @@ class Settling:
             if letter == DELETED:
                 state.counts["approved" if approved else "deleted"] += 1
 
-    def _just_inserted(self, user_id: str) -> bool:
-        now = self.reading.store.database.clock.monotonic()
-        since = now - self.policy.grace_seconds
-        return self.reading.state.mirror.inserted_since(user_id, since)
+    def _require_some_marked(self) -> None:
+        """Note it as the sweep's trouble if every deletion is refused: no user is to blame then."""
+        if len(self._refusals) > 1 and not self._marked:
+            self.trouble = Misconfigured(
+                f"none of {len(self._refusals)} users who are gone could be marked deleted, the"
+                f" last was refused by the database: {self._refusals[-1]}; see the triggers and"
+                " constraints of the table, and the log of the database"
+            )
 
     def _closing_statements(self) -> list[Statement]:
         """Forget what was not noticed again; only a sweep that saw everything can say so."""
-        state, store = self.reading.state, self.reading.store
+        state, store = self._state, self._store
         statements = [store.suspects.keep(state.missing, state.number)]
-        if self.trouble is None:
-            statements += self._note_asked()
-        if state.from_start and self.trouble is None:
+        if self.trouble is not None:
+            return statements
+        # The next sweep asks first about those about whom this one did not.
+        left = self._verdicts.asked.intersection(state.in_state("candidate"))
+        if left:
+            asked_at = store.database.clock.now()
+            for user_id in left:
+                state.suspects[user_id] = replace(state.suspects[user_id], asked_at=asked_at)
+            statements.append(store.suspects.asked(left))
+        if state.from_start:
             statements.append(store.suspects.forget_others(state.missing))
             statements.append(store.quarantine.forget_others(state.quarantined_seen))
         return statements
 
-    def _note_asked(self) -> list[Statement]:
-        """Let the next sweep ask first about those about whom this one did not."""
-        state, store = self.reading.state, self.reading.store
-        left = self._asked.intersection(state.in_state("candidate"))
-        asked_at = store.database.clock.now()
-        for user_id in left:
-            state.suspects[user_id] = replace(state.suspects[user_id], asked_at=asked_at)
-        return [store.suspects.asked(left)] if left else []
-
 
 def _letters(rows: Sequence[Row | None]) -> str:
-    """Give what `Table.soft_delete` told; it is the second statement, after the sweep's row."""
+    """Give what `Table.soft_delete` returned; it is the second statement, after the sweep's row."""
     row = rows[1]
     return str(row[0]) if row else ""

@@ -28,5 +28,15 @@ class Guard:
 
     @property
     def probe_limit(self) -> int:
-        """How many proofs are enough to know that the guard holds."""
+        """How many proofs are enough to know that the limits are exceeded."""
         return self.max_count + 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeletionPolicy:
+    """What may be deleted: `deletions` of the settings, and `schedule.audit_hours`."""
+
+    guard: Guard
+    enabled: bool = True
+    grace_seconds: float = 60
+    audit_hours: float = 24

@@ -32,13 +32,12 @@ class Delta:
 
     `changed` are users whose key or fingerprint differs or is unknown; `missing` are keys that the
     mirror has within the span while their ids are not on the page; `moved` are such keys whose
-    users are on the page under another key. `newcomers` says that none of `changed` has a row.
+    users are on the page under another key.
     """
 
     changed: Users = NO_USERS
     missing: list[Key] = field(default_factory=list)
     moved: list[Key] = field(default_factory=list)
-    assume_new: bool = field(default=False, compare=False)
 
 
 class Mirror:
@@ -76,13 +75,12 @@ class Mirror:
         ):
             return Delta()
         left = {self._rows.packed_key(at): at for at in range(low, high)}
-        changed, known = [], 0
+        changed = []
         for number in range(len(users)):
             at = self._find(users, number, left, span)
-            known += at is not None
             if at is None or self._rows.fingerprint(at) != users.fingerprint(number):
                 changed.append(number)
-        delta = Delta(users.only(changed), assume_new=known == len(users) - len(changed))
+        delta = Delta(users.only(changed))
         return self._with_rows_left(delta, users, left, present) if left else delta
 
     def _find(

@@ -1,11 +1,10 @@
 """The newest users, at once: mostly one cheap request that adds and updates, and never deletes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker.model import Page
 from worker.store import Store
-from worker.sync.apply import Reading
+from worker.sync.apply import PageApplier
 from worker.sync.cache import Cache
 from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
@@ -62,7 +61,7 @@ class Poll:
                 proven, strangers = chain.take(page) is not None, self._are_strangers(page)
                 # An unproven page says nothing about those behind it: ask again from further back.
                 goes_on = (strangers or not proven) and self._is_worth_it(chain)
-                Reading(self.fetcher, self.store, state, _nobody_watches).take(page, None)
+                PageApplier(self.store, state).take(page, None)
             return goes_on
         finally:
             self.cache.answered(at)
@@ -79,6 +78,3 @@ class Poll:
         return new.isdisjoint(self.cache.quarantined) and not any(
             user.key in self.cache.mirror for user in page.users if user.id in new
         )
-
-
-_nobody_watches: Callable[[SweepState], None] = lambda _state: None  # noqa: E731

@@ -47,6 +47,7 @@ class SweepState:
     waiting: int = 0
     generation: int = 0
     has_written: bool = False
+    _api_seconds: float | None = None
 
     @property
     def mirror(self) -> Mirror:
@@ -71,6 +72,12 @@ class SweepState:
             counts.update({_COUNTED[each]: letters.count(each) for each in _COUNTED})
         counts[_COUNTED[STALE]] -= len(self.stale.intersection(_stale(results)))
         return +counts
+
+    def count_api_time(self, total_seconds: float) -> None:
+        """Count how long the API worked since the last call; a checkpoint keeps the count."""
+        if self._api_seconds is not None:
+            self.counts["api_millis"] += round((total_seconds - self._api_seconds) * 1000)
+        self._api_seconds = total_seconds
 
     @property
     def not_as_before(self) -> int:

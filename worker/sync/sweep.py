@@ -16,13 +16,15 @@ from worker.errors import (
     UsersSyncError,
 )
 from worker.store import Store
-from worker.store.statement import Statement
 from worker.store.sweeps import COUNTS
-from worker.sync.apply import Reading
+from worker.store.transaction import Statement
+from worker.sync.apply import PageApplier
 from worker.sync.cache import Cache
-from worker.sync.deletions import DeletionPolicy, Settling
+from worker.sync.deletions import Deletions
 from worker.sync.fetcher import Fetcher
+from worker.sync.guard import DeletionPolicy
 from worker.sync.state import SweepState, begin
+from worker.sync.walk import Walk
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -89,19 +91,19 @@ class Sweep:
         SweepIncomplete, DatabaseUnavailable, LeaseLost, Misconfigured or Stopped.
         """
         began = self.store.database.clock.monotonic()
-        reading = self._begin(self.resume_minutes)
+        walk = self._begin(self.resume_minutes)
         for restart in range(MOST_RESTARTS):
             replaced = self.store.lease.replaced
             try:
-                return self._attempt(reading, began)
+                return self._attempt(walk, began)
             except MirrorOutdated:
                 from_start = self.store.lease.replaced != replaced and restart < MOST_FROM_START
-                reading = self._go_on(reading.state, began, from_start=from_start)
+                walk = self._go_on(walk.state, began, from_start=from_start)
         error = SweepIncomplete(f"the table was written by somebody else {MOST_RESTARTS} times")
-        self._end(reading, "incomplete", error, began)
+        self._end(walk, "incomplete", error, began)
         raise error
 
-    def _go_on(self, before: SweepState, began: float, *, from_start: bool) -> Reading:
+    def _go_on(self, before: SweepState, began: float, *, from_start: bool) -> Walk:
         """Load the mirror again, and read on behind the checkpoint.
 
         What was read before is read again if the table is not the one that it was compared with.
@@ -112,11 +114,11 @@ class Sweep:
             self._tell(before, "failed", error, began)
             raise
         minutes = None if from_start else self.resume_minutes or RESTART_MINUTES
-        reading = self._begin(minutes)
-        reading.state.carry_on(before)
-        return reading
+        walk = self._begin(minutes)
+        walk.state.carry_on(before)
+        return walk
 
-    def _begin(self, resume_minutes: float | None) -> Reading:
+    def _begin(self, resume_minutes: float | None) -> Walk:
         store, now = self.store, self.store.database.clock.now()
         checkpoint = None
         if resume_minutes is not None:
@@ -124,44 +126,46 @@ class Sweep:
         state = begin(store, self.cache, self.kind, checkpoint, now)
         tell = log.debug if self.kind in {"poll", "plan"} else log.info
         tell("sweep.started", sweep=state.number, resumed=state.resume_at is not None)
-        return Reading(self.fetcher, store, state, self.on_page)
+        state.count_api_time(self.fetcher.api_time.of("sweep"))
+        return Walk(self.fetcher, PageApplier(store, state), self.on_page)
 
-    def _attempt(self, reading: Reading, began: float) -> Report:
+    def _attempt(self, walk: Walk, began: float) -> Report:
         try:
-            reading.read()
-            settling = Settling(reading, self.policy, self._list_was_empty(reading.state))
-            refused = self._refused_all(reading.state)
-            closing = settling.settle() if refused is None else []
+            walk.run()
+            was_empty = self._list_was_empty(walk.state)
+            deletions = Deletions(self.fetcher, walk.applier, self.policy, was_empty)
+            refused = self._refused_all(walk.state)
+            closing = deletions.settle() if refused is None else []
         except Stopped as error:
-            reading.save()
-            self._end(reading, "stopped", error, began)
+            walk.save_checkpoint()
+            self._end(walk, "stopped", error, began)
             raise
         except (SourceUnavailable, SweepIncomplete, Misconfigured) as error:
             incomplete = isinstance(error, SweepIncomplete)
-            self._end(reading, "incomplete" if incomplete else "failed", error, began)
+            self._end(walk, "incomplete" if incomplete else "failed", error, began)
             raise
         except (DatabaseUnavailable, LeaseLost) as error:
-            self._tell(reading.state, "failed", error, began)
+            self._tell(walk.state, "failed", error, began)
             raise
         if refused is not None:
             # The list was read to its end: the next sweep begins at its start.
-            self._end(reading, "failed", refused, began, [self.store.sweeps.clear()])
+            self._end(walk, "failed", refused, began, [self.store.sweeps.clear()])
             raise refused
-        if settling.trouble is not None:
-            self._end(reading, "incomplete", settling.trouble, began, closing)
-            raise settling.trouble
-        reading.state.counts["unasked"] = settling.unasked
-        return self._complete(reading, closing, began)
+        if deletions.trouble is not None:
+            self._end(walk, "incomplete", deletions.trouble, began, closing)
+            raise deletions.trouble
+        walk.state.counts["unasked"] = deletions.unasked
+        return self._complete(walk, closing, began)
 
-    def _complete(self, reading: Reading, closing: list[Statement], began: float) -> Report:
-        state, store = reading.state, self.store
+    def _complete(self, walk: Walk, closing: list[Statement], began: float) -> Report:
+        state, store = walk.state, self.store
         with self.cache.lock:
             state.counts["held"] = len(state.in_state("held"))
             outcome = "held" if state.counts["held"] else "complete"
             if state.left_no_trace and not self.trace:
                 return self._tell(state, outcome, None, began)
             closing += [store.sweeps.clear(), store.sweeps.prune()]
-            report = self._end(reading, outcome, None, began, closing)
+            report = self._end(walk, outcome, None, began, closing)
             if state.from_start:
                 state.forget()
             return report
@@ -182,14 +186,14 @@ class Sweep:
 
     def _end(
         self,
-        reading: Reading,
+        walk: Walk,
         outcome: str,
         error: UsersSyncError | None,
         began: float,
         closing: list[Statement] | None = None,
     ) -> Report:
         """Write the sweep's row with its outcome, and log it."""
-        state = reading.state
+        state = walk.state
         row = state.row(outcome, str(error) if error else None)
         self.store.write([*(closing or []), self.store.sweeps.record(row)], state.number)
         return self._tell(state, outcome, error, began)

@@ -21,7 +21,8 @@ from worker.retry import Retry
 from worker.settings.settings import Settings
 from worker.stack_auth.client import StackApi
 from worker.stack_auth.transport import is_loopback
-from worker.store.database import SEE_CHECK, Connection, Database
+from worker.store.connection import Connection
+from worker.store.database import SEE_CHECK, Database
 from worker.store.migrate import OWN_SCHEMA, missing_migrations
 from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher

@@ -3,7 +3,7 @@
 import re
 
 from worker.cli.check.result import MOST_ALIKE, Finding, alike
-from worker.store.database import Connection
+from worker.store.connection import Connection
 
 _STALE = """
 select coalesce(sum(stale), 0)::bigint from users_sync_worker.sweep

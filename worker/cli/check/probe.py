@@ -8,7 +8,7 @@ import psycopg
 from worker.cli.check.publications import find_publications
 from worker.cli.check.result import Finding
 from worker.cli.check.server_words import server_words
-from worker.store.database import Connection
+from worker.store.connection import Connection
 from worker.store.probe import ProbedTable
 from worker.store.table_shape import Shape
 from worker.store.transaction import LIMITS, limits

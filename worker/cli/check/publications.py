@@ -1,7 +1,7 @@
 """Which publications keep users_sync from being updated, and how to change that."""
 
 from worker.cli.check.result import Finding
-from worker.store.database import Connection
+from worker.store.connection import Connection
 
 # The columns of a catalog that came with PostgreSQL 15 or 18 are read as JSON.
 _PUBLICATIONS = """

@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 
 from worker.cli.check.result import Finding, alike
 from worker.model import User, Users
-from worker.store.database import Connection
+from worker.store.connection import Connection
 from worker.store.table_shape import Shape, detect_shape
 
 _REFUSED = """

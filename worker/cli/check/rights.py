@@ -1,7 +1,7 @@
 """What the worker's role may not do, and all that an owner has to run to change that."""
 
 from worker.errors import Misconfigured
-from worker.store.database import Connection
+from worker.store.connection import Connection
 from worker.store.migrate import OWN_SCHEMA
 from worker.store.table_shape import TABLE
 

@@ -4,7 +4,7 @@ from worker.cli.check.other_writers import find_writers
 from worker.cli.check.probe import find_refusals
 from worker.cli.check.result import Finding, alike
 from worker.cli.check.rights import purge_grant, require_table_rights
-from worker.store.database import Connection
+from worker.store.connection import Connection
 from worker.store.identity import TREE
 from worker.store.table_shape import detect_shape
 

@@ -13,7 +13,8 @@ from worker.clock import Clock
 from worker.service.ownership import another_project, bind_project
 from worker.settings.settings import Settings
 from worker.store import Store
-from worker.store.database import Connection, Database
+from worker.store.connection import Connection
+from worker.store.database import Database
 from worker.store.dry_run import (
     DryRunLease,
     DryRunQuarantine,

@@ -5,8 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from worker.cli.plan.change import Change, Kind, update
-from worker.model import User, Users
-from worker.store.dry_run import Proof
+from worker.model import Proof, User, Users
 from worker.store.quarantine import BadRecord
 from worker.store.table import DELETED, INSERTED, RESTORED, STALE, UNCHANGED, UPDATED, WAITING
 from worker.sync.state import SweepState

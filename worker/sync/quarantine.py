@@ -9,7 +9,7 @@ import structlog
 from worker.model import User, Users
 from worker.store import Store
 from worker.store.quarantine import BadRecord
-from worker.store.statement import Statement
+from worker.store.transaction import Statement
 from worker.sync.state import SweepState
 
 log = structlog.stdlib.get_logger(__name__)
@@ -21,7 +21,7 @@ NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Rejecting:
+class QuarantineFilter:
     """The records of one walk that are in quarantine."""
 
     store: Store
@@ -40,7 +40,7 @@ class Rejecting:
         state, record = self.state, rejected.record
         if state.quarantined.get(record) != rejected.digest:
             log.warning("record.quarantined", user=rejected.user_id, error=rejected.error)
-        self._leave({record})
+        self._count({record})
         state.quarantined[record] = rejected.digest
         if rejected.permanent:
             state.cache.refusals.forget([record])
@@ -48,7 +48,7 @@ class Rejecting:
             culprit = None if rejected.blames_data else rejected.error
             state.cache.refusals.note(record, culprit, self._monotonic())
 
-    def leave(self, users: Users, observed_at: datetime) -> Users:
+    def leave_out(self, users: Users, observed_at: datetime) -> Users:
         """Leave out users who are in quarantine as they are; who is due is set aside."""
         state = self.state
         if not state.quarantined:
@@ -56,10 +56,10 @@ class Rejecting:
         known = {user.id for user in users if self._is_in_quarantine(user)}
         due = {user_id for user_id in known if self._is_due(user_id)}
         state.to_retry.update((u.id, (u, observed_at)) for u in users if u.id in due)
-        self._leave(known - due)
+        self._count(known - due)
         return users.without(known) if known else users
 
-    def take_aside(self) -> tuple[Users, datetime]:
+    def take_due(self) -> tuple[Users, datetime]:
         """Give whom to try again, and the earliest moment, which is true of all of them.
 
         Who was stored or refused meanwhile, by a poll say, is left as that found them.
@@ -67,11 +67,11 @@ class Rejecting:
         state = self.state
         again = [each for each in state.to_retry.values() if self._is_in_quarantine(each[0])]
         others = state.to_retry.keys() - {user.id for user, _ in again}
-        self._leave({user_id for user_id in others if state.quarantined.get(user_id)})
+        self._count({user_id for user_id in others if state.quarantined.get(user_id)})
         state.to_retry.clear()
         return Users.of(user for user, _ in again), min((at for _, at in again), default=NEVER)
 
-    def _leave(self, ids: set[str]) -> None:
+    def _count(self, ids: set[str]) -> None:
         self.state.counts["quarantined"] += len(ids - self.state.quarantined_seen)
         self.state.quarantined_seen.update(ids)
 

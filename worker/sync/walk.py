@@ -1,0 +1,127 @@
+"""Walks the users list page by page, from its start to its proven end."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from worker.errors import UpdatesRefused
+from worker.model import Key, Page
+from worker.store.batch import Extra
+from worker.sync.apply import PageApplier
+from worker.sync.chain import Chain
+from worker.sync.fetcher import Fetcher
+from worker.sync.mirror import Span
+from worker.sync.state import SweepState
+
+log = structlog.stdlib.get_logger(__name__)
+
+# Pages that change nothing write no checkpoint of their own more often than this.
+CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A page under way, and a moment not later than that at which it was requested."""
+
+    at: datetime
+    answer: Future[Page]
+
+
+@dataclass(slots=True)
+class Walk:
+    """One walk over the list. `on_page` is called after each page, for a progress display."""
+
+    fetcher: Fetcher
+    applier: PageApplier
+    on_page: Callable[[SweepState], None]
+    chain: Chain = field(init=False)
+    _reached: Key | None = field(init=False)
+    _checkpoint_at: float = field(init=False)
+    _under_way: list[Requested] = field(default_factory=list)
+    _refusal: UpdatesRefused | None = None
+
+    def __post_init__(self) -> None:
+        self._reached = self.state.resume_at
+        with self.state.cache.lock:
+            self.chain = Chain(self.state.mirror.pairs_before, self.state.resume_at)
+        self._checkpoint_at = self._monotonic()
+
+    @property
+    def state(self) -> SweepState:
+        return self.applier.state
+
+    def run(self) -> None:
+        """Walk to the proven end of the list; then retry the users whom the database refused.
+
+        One page is fetched while the one before is applied. Raises SweepIncomplete, and whatever
+        fetching and writing raise.
+        """
+        requested: Requested | None = self._request()
+        try:
+            while requested is not None:
+                page = self.fetcher.await_answer(requested.answer)
+                self.state.count_api_time(self.fetcher.api_time.of("sweep"))
+                span = self._prove(page)
+                ahead = None if self.chain.ended else self._request()
+                if span is not None:
+                    self._take(page, span)
+                self._forget(requested)
+                requested = ahead
+        finally:
+            # What is still under way is not waited for: nothing has to be remembered for it.
+            self._forget(*self._under_way)
+        if self._refusal is not None:
+            raise self._refusal
+        self.applier.retry_refused()
+
+    def save_checkpoint(self) -> None:
+        """Write the checkpoint now: what was applied, not what was requested since."""
+        if self._reached is not None:
+            statement = self.applier.checkpoint(self._reached)
+            self.applier.store.write([statement], self.state.number)
+
+    def _request(self) -> Requested:
+        """Request the next page; from now on its answer may be older than others."""
+        at = self.state.cache.asked(self.applier.store.database.clock.now())
+        requested = Requested(at, self.fetcher.submit_page(self.chain.request))
+        self._under_way.append(requested)
+        return requested
+
+    def _forget(self, *requests: Requested) -> None:
+        for each in requests:
+            each.answer.cancel()
+            self.state.cache.answered(each.at)
+            self._under_way.remove(each)
+
+    def _prove(self, page: Page) -> Span | None:
+        """Give the part of the list that the page proves, or None if it proves nothing."""
+        with self.state.cache.lock:
+            span = self.chain.take(page)
+        if span is None:
+            pair = self.chain.request.pair
+            log.info("walk.recovered", behind=pair and pair.last.id)
+        return span
+
+    def _take(self, page: Page, span: Span) -> None:
+        """Apply a page. Where the table takes no updates, later pages may still have new users."""
+        reached = self.chain.request.after
+        checkpoint = [] if reached is None or self._refusal else [_moved_to(reached, self.applier)]
+        due = self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS
+        try:
+            if self.applier.take(page, span, checkpoint, checkpoint_is_due=due):
+                self._checkpoint_at = self._monotonic()
+        except UpdatesRefused as error:
+            self._refusal = error
+        if self._refusal is None:
+            self._reached = reached
+        self.on_page(self.state)
+
+    def _monotonic(self) -> float:
+        return self.applier.store.database.clock.monotonic()
+
+
+def _moved_to(key: Key, applier: PageApplier) -> Extra:
+    return lambda results: applier.checkpoint(key, results)
