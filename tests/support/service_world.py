@@ -11,7 +11,7 @@ import psycopg
 from tests.support.users_apis import api_of
 from tests.support.waiting import until
 from worker.sandbox.api import FakeStackApi, Project, Request, serve
-from worker.service.supervisor import Service
+from worker.service.supervisor import Supervisor
 from worker.settings.settings import Settings
 
 # Much longer than anything takes that does not hang.
@@ -37,7 +37,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 class Worker:
     """A service at work in a thread of its own; `error` is what its run raised."""
 
-    service: Service
+    service: Supervisor
     error: BaseException | None = None
     thread: Thread = field(init=False)
 
@@ -104,7 +104,7 @@ class ServiceWorld:
 
     def start(self, **options: Any) -> Worker:
         """Start a worker that is stopped with the test at the latest."""
-        worker = Worker(Service(self.settings(**options), self.url, Event()))
+        worker = Worker(Supervisor(self.settings(**options), self.url, Event()))
         self.workers.append(worker)
         return worker
 

@@ -139,13 +139,13 @@ def run(
 
 def _serve(settings: Settings) -> int:
     """Work until a signal; that is what was asked for, so it is a success."""
-    from worker.service.supervisor import Service  # noqa: PLC0415 - one sweep starts sooner without it
+    from worker.service.supervisor import Supervisor  # noqa: PLC0415 - one sweep starts sooner without it
 
     settings.require_stack()
     with Signals() as signals, started_database(settings) as url:
         configure_logging(settings.log.level, settings.log.format, sys.stdout)
         try:
-            Service(settings, url, signals.stop).run()
+            Supervisor(settings, url, signals.stop).run()
         except Stopped:
             log.debug("worker.stopped")
     return DONE

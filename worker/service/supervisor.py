@@ -41,12 +41,16 @@ BEAT_SECONDS = 1.0
 # How often a worker that stands by looks for the lease.
 LOOK_SECONDS = 1.0
 
-# What only the holder of the lease does.
+# What only the leader does.
 LEADER_JOBS = ("sweep", "poll", "renew")
 
 
+Work = Callable[[], float | None]
+"""One run of a job; returns the seconds until it is due again, or None."""
+
+
 @dataclass(slots=True)
-class Service:
+class Supervisor:
     """One worker for one target, until `stop` is set."""
 
     settings: Settings
@@ -61,7 +65,8 @@ class Service:
     _telemetry: Telemetry = field(init=False)
     _store: Store = field(init=False)
     _fetcher: Fetcher = field(init=False)
-    # Whether what a person got wrong may have come only after the start.
+    # True once a job has succeeded: from then on a configuration error is retried instead of ending
+    # the process.
     _begun: bool = False
     _leader: Leader | None = None
     # Which time of holding the lease, or of waiting for it, this is.
@@ -101,7 +106,7 @@ class Service:
                 self._beat()
             self.health.enter("stopping")
             if not self.scheduler.stop():
-                log.error("jobs.abandoned", scheduler=self.scheduler.running())
+                log.error("jobs.abandoned", jobs=self.scheduler.running())
                 opened.pop_all()  # what they hold, such as a lock, would be waited for
         if self._fatal is not None:
             raise self._fatal
@@ -115,7 +120,7 @@ class Service:
             self.health.moved()
         stalled = self.health.stalled()
         if stalled and not self._stalled:
-            log.error("worker.stalled", scheduler=self.scheduler.running())
+            log.error("worker.stalled", jobs=self.scheduler.running())
         self._stalled = stalled
 
     def _begin(self, inner: ExitStack, database: Database) -> None:
@@ -181,51 +186,26 @@ class Service:
             self.health.enter(state)
             log.info("worker.entered", state=state)
 
-    def _schedule(self, name: str, work: Callable[[], float | None], seconds: float) -> None:
+    def _schedule(self, name: str, work: Work, seconds: float) -> None:
         self.scheduler.schedule(name, partial(self._run, name, work, self._tenure), seconds)
 
-    def _run(self, name: str, work: Callable[[], float | None], tenure: int) -> None:
-        """Run one job and arm it again, unless it belongs to a lease that is lost."""
+    def _run(self, name: str, work: Work, tenure: int) -> None:
+        """Run one job, act on its error, and schedule it again unless its lease is lost."""
         try:
-            again = self._attempt(name, work)
-        except LeaseLost as error:
-            self._stand_down(tenure, error)
-            return
+            again = self._work(name, work)
+        except Exception as error:  # noqa: BLE001  no error of a job may end its thread
+            again = self._react(name, tenure, error)
+        else:
+            self._begun = self._begun or name in LEADER_JOBS
+            self._outages.ended(name)
         finally:
             if name != "renew":
                 self.health.moved()
         if again is not None and tenure == self._tenure and not self.stop.is_set():
             self._schedule(name, work, again)
 
-    def _attempt(self, name: str, work: Callable[[], float | None]) -> float | None:
-        """Run one job and let no error of it get lost; returns when to run it again.
-
-        Raises LeaseLost, and nothing else.
-        """
-        try:
-            again = self._with_true_mirror(name, work)
-        except LeaseLost:
-            raise
-        except Stopped:
-            return None
-        except Misconfigured as error:
-            if self._begun:
-                return self._failed(name, error, fatal=True)
-            # Whoever started us made a mistake that nobody but they can mend.
-            self._fatal = error
-            self.stop.set()
-            return None
-        except UsersSyncError as error:
-            return self._failed(name, error)
-        except Exception as error:
-            log.exception("job.failed", job=name)
-            return self._failed(name, error)
-        self._begun = self._begun or name in LEADER_JOBS
-        self._outages.ended(name)
-        return again
-
-    def _with_true_mirror(self, name: str, work: Callable[[], float | None]) -> float | None:
-        """Run one job; if the mirror turns out to be outdated, load it again and sweep."""
+    def _work(self, name: str, work: Work) -> float | None:
+        """Run one job; if the mirror turns out to be outdated, load it again and sweep soon."""
         generation = self.cache.generation
         try:
             return work()
@@ -238,9 +218,37 @@ class Service:
             if self.settings.database.quiet and name in LEADER_JOBS:
                 self._store.lease.rest()
 
-    def _failed(self, name: str, error: Exception, *, fatal: bool = False) -> float:
-        """Tell of it once, and give the pause before the next attempt, which grows."""
-        self._outages.began(name, told(error), fatal=fatal)
+    def _react(self, name: str, tenure: int, error: Exception) -> float | None:
+        """Do what an error of a job asks for; returns when to run the job again, if at all.
+
+        | error | action |
+        |---|---|
+        | LeaseLost | stand by |
+        | Stopped | nothing |
+        | Misconfigured before any job succeeded | end the process |
+        | Misconfigured later | not ready; retry |
+        | other errors of ours | retry |
+        | any other error | log it as a bug; retry |
+        """
+        match error:
+            case LeaseLost():
+                self._stand_down(tenure, error)
+                return None
+            case Stopped():
+                return None
+            case Misconfigured() if not self._begun:
+                self._fatal = error
+                self.stop.set()
+                return None
+            case UsersSyncError():
+                return self._failed(name, error)
+            case _:
+                log.exception("job.failed", job=name)  # noqa: LOG004  it is being handled
+                return self._failed(name, error)
+
+    def _failed(self, name: str, error: Exception) -> float:
+        """Note what goes wrong, and give the pause before the next attempt, which grows."""
+        self._outages.began(name, told(error), fatal=isinstance(error, Misconfigured))
         pause, leader = self._outages.next_pause(name), self._leader
         if leader is None:
             return pause
