@@ -10,8 +10,9 @@ from rich.console import Console
 
 from tests.support.sweep_world import World, numbered, sign_up
 from worker.cli import purge as module
+from worker.cli.options import seconds_of
 from worker.cli.output import asking
-from worker.cli.purge import Purge, Purged, seconds_of
+from worker.cli.purge import Purge, Purged
 from worker.cli.session import Session
 from worker.errors import Misconfigured, Stopped
 from worker.sandbox.api import Request

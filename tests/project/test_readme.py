@@ -3,8 +3,10 @@
 import re
 import tomllib
 
+import pytest
+
 from tests.support.places import ROOT
-from worker.cli.main import EXIT_CODES, app
+from worker.cli.main import COMMANDS, EXIT_CODES, LazyCommands, app
 from worker.cli.options import DIFFERENT, DONE, HELD, UNHEALTHY
 from worker.store.sweeps import COUNTS
 
@@ -37,10 +39,22 @@ def test_every_exit_code_is_explained() -> None:
 
 
 def test_every_command_is_listed() -> None:
-    shown = [command for command in app.registered_commands if not command.hidden]
-    names = {command.name or getattr(command.callback, "__name__", "") for command in shown}
+    names = {name for name, (_, line) in COMMANDS.items() if line}
     assert {name for name in names - {"run"} if f"`users-sync {name}" not in README} == set()
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_line_in_the_list_of_commands_is_what_the_command_says(name: str) -> None:
+    """The list is printed without importing any command."""
+    line = COMMANDS[name][1]
+    text = " ".join(LazyCommands()[name].help.split())
+    assert line is None or text.startswith(line.rstrip("."))
+
+
 def test_every_count_of_a_sweep_is_explained() -> None:
-    assert {name for name in COUNTS if f"`{name}`" not in README} == set()
+    page = (ROOT / "docs" / "operating.md").read_text()
+    assert {name for name in COUNTS if f"`{name}`" not in page} == set()
+
+
+def test_readme_is_short() -> None:
+    assert README.count("\n") < 200

@@ -1,17 +1,24 @@
 """The whole thing on one machine: a Postgres, a fake Stack Auth API, and two sweeps."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Annotated
 
 import psycopg
+import typer
 from psycopg import sql
 from rich.console import Console
 
 from worker.cli import output
+from worker.cli.context import stopped_by_signals
+from worker.cli.options import DONE, LogFormat, LogLevel, own_name
+from worker.log.setup import configure_logging
 from worker.sandbox.api import FakeStackApi, Project, serve
 from worker.sandbox.postgres import EmbeddedPostgres
 from worker.service.once import sweep_once
@@ -38,6 +45,25 @@ from (
 where nth <= 3
 order by deleted_at is not null, updated_at is not null, created_at desc, id
 """
+
+
+def demo(
+    *,
+    users: Annotated[
+        int, typer.Option("--users", min=0, help="Number of users to begin with.")
+    ] = 5000,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep API and database running until Ctrl-C.")
+    ] = False,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+) -> int:
+    """Run a demo on this machine: a Postgres, a fake API, and two sweeps."""
+    configure_logging(log_level or "error", log_format or "auto", sys.stderr)
+    say = partial(print, flush=True)  # also down a pipe, where Python would keep the lines back
+    with stopped_by_signals() as signals:
+        Demo(users=users, keep=keep, command=own_name(), new_stop=signals.new_stop, say=say).run()
+    return DONE
 
 
 @dataclass(frozen=True, slots=True)

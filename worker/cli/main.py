@@ -1,54 +1,36 @@
-"""The commands, what they print, and the exit code each ends with."""
+"""The entry point: the list of commands, and the exit code that each error ends with."""
 
-import sys
-from functools import partial
-from typing import Annotated, NoReturn
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
 
 import structlog
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
-from worker.cli import commands, output
-from worker.cli.check.checks import check as find_problems
+from worker import installed_version
 from worker.cli.ending import leave
 from worker.cli.options import (
     BUG,
     DONE,
-    HELD,
     USAGE,
     Config,
     LogFormat,
     LogLevel,
+    Once,
     group_is_called_alone,
-    opened,
     own_name,
-    read_settings,
-    started_database,
-    stopped_by_signals,
 )
-from worker.cli.signals import Signals
 from worker.errors import (
     Blocked,
     DatabaseUnavailable,
     LeaseLost,
     Misconfigured,
     SourceUnavailable,
-    Stopped,
     SweepIncomplete,
     UsersSyncError,
 )
 from worker.log.outputs import protect_outputs
-from worker.log.setup import configure_logging, flush_logging
-from worker.service.once import sweep_once
-from worker.settings.settings import Settings
-from worker.store.migrate import (
-    creation_sql,
-    missing_migrations,
-    prepare,
-    schema_exists,
-    shared_name,
-)
-from worker.store.row_security import row_security_sql
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -61,11 +43,68 @@ EXIT_CODES: dict[type[UsersSyncError], int] = {
     LeaseLost: 5,
 }
 
-Once = Annotated[bool, typer.Option("--once", help="Sweep once, then exit: for cron.")]
+# Where each command is, and its line in the list of commands. A module is imported when its command
+# is used: most of them need the database, the API client or the scheduler. `probe` is hidden: it is
+# for the image's health check.
+COMMANDS = {
+    "run": ("run:run", "Sync the table with the project continuously, until stopped."),
+    "init": ("init:init", "Create the schema, the tables and the index; keep existing ones."),
+    "check": (
+        "check.command:check",
+        "Check configuration, credentials, privileges and the table.",
+    ),
+    "plan": ("plan.command:plan", "Show what a sweep would change, user by user; write nothing."),
+    "status": ("status:status", "Show freshness, recent sweeps and what needs attention."),
+    "sync-user": ("sync_user:sync_user", "Update one user's row now."),
+    "deletions": ("deletions:app", "List suspected, held, approved and hidden rows."),
+    "quarantine": ("quarantine:app", "List records that could not be stored, and why."),
+    "purge": ("purge:purge", "Remove rows that were soft-deleted long ago."),
+    "demo": ("demo:demo", "Run a demo on this machine: a Postgres, a fake API, and two sweeps."),
+    "probe": ("probe:probe", None),
+}
+
+
+class LazyCommands(MutableMapping[str, Any]):
+    """The commands by name, each imported when it is looked up."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+    def __getitem__(self, name: str) -> Any:
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        found = getattr(import_module(f"worker.cli.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
+        alone = typer.Typer(rich_markup_mode=None, add_completion=False)
+        alone.command(name, hidden=COMMANDS[name][1] is None)(found)
+        return typer.main.get_command(alone)
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        raise TypeError(f"the command {name} belongs into COMMANDS")
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"the command {name} belongs into COMMANDS")
+
+
+class Program(TyperGroup):
+    """The group of all commands; lists them without importing any."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = LazyCommands()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items() if text])
+
 
 app = typer.Typer(
     name="users-sync",
-    help="Keeps neon_auth.users_sync equal to the users of a Stack Auth (now Hexclave) project.",
+    cls=Program,
+    help="Keep neon_auth.users_sync equal to the users of a Stack Auth (now Hexclave) project.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -80,11 +119,11 @@ def main() -> NoReturn:
 
 
 def _outcome() -> tuple[int, str | None]:
-    """Run the command; return its exit code, and what to complain of on stderr."""
+    """Run the command; return its exit code, and the error message for stderr."""
     try:
         code = typer.main.get_command(app).main(prog_name="users-sync", standalone_mode=False)
     except typer.TyperException as error:
-        text = f"{error.format_message()} (`users-sync --help` lists what there is)"
+        text = f"{error.format_message()} (`users-sync --help` lists the commands)"
         return USAGE, _pasteable(text)
     except UsersSyncError as error:
         return _exit_code(error), _pasteable(str(error))
@@ -96,6 +135,12 @@ def _outcome() -> tuple[int, str | None]:
     return code or DONE, None
 
 
+def _show_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it so
+    if wanted:
+        print(f"users-sync {installed_version()}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
@@ -104,142 +149,17 @@ def root(
     config: Config = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
+    version: Annotated[  # noqa: ARG001  its callback has ended the program
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
 ) -> int:
     if group_is_called_alone(context, once, config, log_format, log_level):
+        from worker.cli.run import run  # noqa: PLC0415  `--help` starts sooner without it
+
         return run(once=once, config=config, log_format=log_format, log_level=log_level)
-    return DONE
-
-
-@app.command()
-def run(
-    *,
-    once: Once = False,
-    config: Config = None,
-    log_format: LogFormat = None,
-    log_level: LogLevel = None,
-) -> int:
-    """Bring the table into line with the project, and keep it so until stopped."""
-    settings = read_settings(config, log_format, log_level)
-    if not once:
-        return _serve(settings)
-    console = Console(stderr=True)
-    with (
-        stopped_by_signals() as signals,
-        started_database(settings) as url,
-        output.progress(console) as on_page,
-    ):
-        # Only now: on a terminal the progress display has its hand on stdout.
-        configure_logging(settings.log.level, settings.log.format, sys.stdout)
-        report = sweep_once(settings, url, signals.stop, on_page)
-        flush_logging()
-    if console.is_terminal:
-        console.print(output.summary(report))
-    return HELD if report.outcome == "held" else DONE
-
-
-def _serve(settings: Settings) -> int:
-    """Work until a signal; that is what was asked for, so it is a success."""
-    from worker.service.supervisor import Supervisor  # noqa: PLC0415 - one sweep starts sooner without it
-
-    settings.require_stack()
-    with Signals() as signals, started_database(settings) as url:
-        configure_logging(settings.log.level, settings.log.format, sys.stdout)
-        try:
-            Supervisor(settings, url, signals.stop).run()
-        except Stopped:
-            log.debug("worker.stopped")
-    return DONE
-
-
-@app.command()
-def init(
-    *,
-    print_sql: Annotated[
-        bool, typer.Option("--print-sql", help="Print the SQL instead of running it.")
-    ] = False,
-    rls: Annotated[
-        bool,
-        typer.Option("--rls", help="With --print-sql: row-level security, too."),
-    ] = False,
-    config: Config = None,
-    log_format: LogFormat = None,
-    log_level: LogLevel = None,
-) -> int:
-    """Create the schema, the tables and the index; what is there stays as it is."""
-    settings = read_settings(config, log_format, log_level)
-    target = settings.database.schema_name
-    if print_sql:
-        print(creation_sql(target), end="")
-        if rls:
-            print(f"\n{row_security_sql(target)}", end="")
-        return DONE
-    if rls:
-        raise Misconfigured("--rls goes with --print-sql: the table's owner is to read and run it")
-    with opened(settings) as database:
-        missing = len(database.call(missing_migrations))
-        created = not database.call(partial(schema_exists, schema=target))
-        shape = prepare(database, target)
-    print(f"{target}.users_sync: ready ({shape.value})")
-    print(f"users_sync_worker: {f'{missing} SQL files applied' if missing else 'up to date'}")
-    if created and (warning := shared_name(target)):
-        print(f"users-sync: {warning}", file=sys.stderr)
-    return DONE
-
-
-@app.command()
-def check(
-    *, config: Config = None, log_format: LogFormat = None, log_level: LogLevel = None
-) -> int:
-    """Look at all that a sweep needs: a line each, with what mends it."""
-    settings = read_settings(config, log_format, log_level)
-    settings.require_stack()
-    codes = []
-    with started_database(settings) as url:
-        for finding in find_problems(settings, url):
-            print(f"{finding.verdict:<5} {finding.subject:<14} {finding.text}", flush=True)
-            codes.append(finding.exit_code)
-    return min((code for code in codes if code), default=DONE)
-
-
-app.command()(commands.plan)
-app.command()(commands.status)
-app.command(name="sync-user")(commands.sync_user)
-app.add_typer(commands.deletions_app, name="deletions")
-app.add_typer(commands.quarantine_app, name="quarantine")
-app.command()(commands.purge)
-
-
-@app.command(hidden=True)
-def probe(
-    *, config: Config = None, log_format: LogFormat = None, log_level: LogLevel = None
-) -> int:
-    """Ask the worker on this machine whether it is alive: for the image's health check."""
-    from worker.service.endpoints import probe as is_alive  # noqa: PLC0415 - one sweep starts sooner
-
-    http = read_settings(config, log_format, log_level).http
-    # Whoever turned the endpoints off does without.
-    return DONE if http.port == 0 or is_alive(http.host, http.port) else BUG
-
-
-@app.command()
-def demo(
-    *,
-    users: Annotated[
-        int, typer.Option("--users", min=0, help="How many users to begin with.")
-    ] = 5000,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave API and database running until Ctrl-C.")
-    ] = False,
-    log_format: LogFormat = None,
-    log_level: LogLevel = None,
-) -> int:
-    """Show it all on this machine: a Postgres, a fake Stack Auth API, and two sweeps."""
-    from worker.cli.demo import Demo  # noqa: PLC0415 - the extra may not be installed
-
-    configure_logging(log_level or "error", log_format or "auto", sys.stderr)
-    say = partial(print, flush=True)  # also down a pipe, where Python would keep the lines back
-    with stopped_by_signals() as signals:
-        Demo(users=users, keep=keep, command=own_name(), new_stop=signals.new_stop, say=say).run()
     return DONE
 
 

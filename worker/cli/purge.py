@@ -1,12 +1,18 @@
-"""Removes users who left long ago, after a last look that they are really gone."""
+"""The command `purge`: remove users who left long ago, after a last proof that they are gone."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
-from worker.cli.session import Session
+import typer
+from rich.console import Console
+
+from worker.cli import output
+from worker.cli.context import read_settings
+from worker.cli.options import DONE, Config, LogFormat, LogLevel, seconds_of
+from worker.cli.session import Session, command_session
 from worker.errors import Blocked, DataRefused, Misconfigured, Stopped
 from worker.store.connection import LONGEST_SECONDS
 from worker.store.purge import Purging, Reference
@@ -19,18 +25,42 @@ ASKED_AT_ONCE = 20
 # So old that no answer which is still under way can bring a purged user back.
 LEAST_SECONDS = 3600
 
-DAY_SECONDS = 86_400
-
-# Moments before year 1 are beyond what Postgres and Python can write.
-LONGEST_AGE_SECONDS = 36_500 * DAY_SECONDS
-
 FOREIGN_KEY_VIOLATION = "23503"
 
 OnAsked = Callable[[int, int], None]
 
-_AGE = re.compile(r"(\d{1,6})\s*([smhdw])")
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": DAY_SECONDS, "w": 604_800}
 _BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+
+
+def purge(
+    *,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            "--older-than",
+            metavar="AGE",
+            help="Purge rows deleted at least this long ago, as in 30d.",
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be purged; change nothing.")
+    ] = False,
+    config: Config = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+) -> int:
+    """Remove rows that were soft-deleted long ago, so that ON DELETE actions run."""
+    settings = read_settings(config, log_format, log_level)
+    seconds = seconds_of(older_than, "--older-than")
+    if seconds < LEAST_SECONDS:
+        raise Misconfigured(
+            "--older-than: should be 1h or more, so that no late answer brings a purged user back"
+        )
+    with command_session(settings) as session, output.asking(Console(stderr=True)) as on_asked:
+        purged = Purge(session, seconds, dry_run, on_asked).run()
+    for line in _lines(purged, dry_run=dry_run):
+        print(line)
+    return DONE
 
 
 @dataclass(slots=True)
@@ -46,17 +76,6 @@ class Purged:
     kept: list[tuple[str, str]] = field(default_factory=list)
     referring: Counter[Reference] = field(default_factory=Counter)
     uncounted: list[Reference] = field(default_factory=list)
-
-
-def seconds_of(text: str, option: str) -> int:
-    """Read an age such as `30d`. Raises Misconfigured."""
-    found = _AGE.fullmatch(text.strip().lower())
-    if found is None:
-        raise Misconfigured(f"{option}: should be a number with s, m, h, d or w, such as 30d")
-    seconds = int(found[1]) * _UNIT_SECONDS[found[2]]
-    if seconds > LONGEST_AGE_SECONDS:
-        raise Misconfigured(f"{option}: should be at most {LONGEST_AGE_SECONDS // DAY_SECONDS}d")
-    return seconds
 
 
 @dataclass(slots=True)
@@ -155,3 +174,24 @@ def _reason(error: DataRefused | Blocked) -> str:
 
 def _kept_by(constraint: str) -> str:
     return f"rows still refer to it: {constraint}"
+
+
+def _lines(purged: Purged, *, dry_run: bool) -> Iterator[str]:
+    yield f"{'Would purge' if dry_run else 'Purged'} {_amount(purged.users, 'user')}."
+    if purged.known:
+        yield f"Left {_amount(purged.known, 'user')} whom the project has again."
+    for user_id, reason in purged.kept:
+        yield f"Left {user_id}: {reason}"
+    effects = {
+        "cascade": "would go",
+        "set null": "would be nulled",
+        "set default": "would get their default",
+    }
+    for reference, rows in purged.referring.items():
+        yield f"  {reference}: {_amount(rows, 'row')} {effects[reference.action]}"
+    for reference in purged.uncounted:
+        yield f"  {reference}: not counted, for this role may not read it"
+
+
+def _amount(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

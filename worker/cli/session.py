@@ -8,7 +8,13 @@ from typing import Literal
 
 import httpx
 
-from worker.cli.patience import impatient, opened_at_once
+from worker.cli.context import (
+    impatient,
+    opened_at_once,
+    started_database,
+    stopped_by_signals,
+)
+from worker.cli.options import DONE
 from worker.clock import Clock
 from worker.errors import DataRefused, Misconfigured, Stopped
 from worker.model import Proof, Single, Unreadable, User, Users
@@ -61,6 +67,9 @@ _BECAME: dict[str, Became] = {
 }
 _WRITTEN = {INSERTED, UPDATED, RESTORED, DELETED}
 
+# Exit codes: the record could not be read, or the database refuses it.
+UNREADABLE, REFUSED = 3, 4
+
 
 @dataclass(frozen=True, slots=True)
 class UserResult:
@@ -69,6 +78,24 @@ class UserResult:
     user_id: str
     became: Became
     error: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return {"unreadable": UNREADABLE, "refused": REFUSED}.get(self.became, DONE)
+
+    def sentence(self, settings: Settings) -> str:
+        """Say it on one line."""
+        grace = f"{settings.deletions.grace_seconds:g} s"
+        texts = {
+            "stale": "left as it is: the row is newer than the API's answer; try again after"
+            f" {grace}",
+            "deleted before": "the project does not know this user, whose row was deleted before",
+            "waiting": f"gone, but the row is younger than {grace}: a later sweep deletes it",
+            "unreadable": f"in quarantine: {self.error}",
+            "refused": f"in quarantine: {self.error}",
+            "unknown": "neither the project nor the table knows this user",
+        }
+        return f"{self.user_id}: {texts.get(self.became, self.became)}"
 
 
 class _NoLease:
@@ -157,6 +184,18 @@ class Session:
         statement = self.table.soft_delete([Proof(user_id, single.observed_at)], 0, approved=False)
         rows = self.unleased.commit([statement], lambda rows: _written(user_id, rows))
         return UserResult(user_id, _BECAME[_letter(rows)])
+
+
+@contextmanager
+def command_session(settings: Settings) -> Iterator[Session]:
+    """Open both sides until the command ends, by itself or by a signal."""
+    settings.require_stack()
+    with (
+        stopped_by_signals() as signals,
+        started_database(settings) as url,
+        opened_session(settings, url, signals.stop) as session,
+    ):
+        yield session
 
 
 @contextmanager

@@ -1,11 +1,17 @@
 """How the worker and its table are doing, read from the database alone."""
 
+import json
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from worker.cli import output
+from worker.cli.context import initialised, opened, read_settings
+from worker.cli.options import DONE, UNHEALTHY, AsJson, Config, LogFormat, LogLevel, seconds_of
 from worker.errors import Misconfigured
-from worker.store.connection import Connection
+from worker.store.connection import LONGEST_SECONDS, Connection
 from worker.store.sweeps import COUNTS
 from worker.store.transaction import long_transaction
 
@@ -56,6 +62,39 @@ _SWEEPS = f"""
 select number, kind, started, finished, outcome, error, {", ".join(COUNTS)}
 from users_sync_worker.sweep where target = %s order by number desc limit %s
 """  # noqa: S608
+
+
+def status(
+    *,
+    as_objects: AsJson = False,
+    max_age: Annotated[
+        str | None,
+        typer.Option(
+            "--max-age",
+            metavar="AGE",
+            help="Fail if the last complete sweep is older than AGE, as in 2h.",
+        ),
+    ] = None,
+    config: Config = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+) -> int:
+    """Show freshness, recent sweeps and what needs attention; exit with 8 if not healthy."""
+    settings = read_settings(config, log_format, log_level)
+    target = settings.database.schema_name
+    longest = timedelta(seconds=seconds_of(max_age, "--max-age")) if max_age else None
+    with opened(settings) as database:
+        found = database.call(
+            initialised(lambda conn: read_status(conn, target, longest)), LONGEST_SECONDS
+        )
+    if as_objects:
+        print(json.dumps(as_json(found)))
+    else:
+        print("\n".join(lines(found)))
+        if found.sweeps:
+            print(f"\n{output.as_psql(*sweep_rows(found))}\n")
+        print(found.facts["verdict"])
+    return DONE if found.healthy else UNHEALTHY
 
 
 @dataclass(frozen=True, slots=True)

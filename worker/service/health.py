@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import Literal
 
+from worker import installed_version
 from worker.service.pace import longest_sweep_age
-from worker.version import installed_version
 
 State = Literal["starting", "standing by", "working", "quiet", "stopping"]
 

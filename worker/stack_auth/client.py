@@ -13,6 +13,7 @@ from urllib.request import getproxies
 
 import httpx
 
+from worker import installed_version
 from worker.clock import Clock
 from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
 from worker.model import Page, Single
@@ -27,7 +28,6 @@ from worker.stack_auth.responses import (
     proves_absence,
 )
 from worker.stack_auth.transport import Network, choose_proxy, request_deadline
-from worker.version import installed_version
 
 Answered = TypeVar("Answered", Page, Single)
 

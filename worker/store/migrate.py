@@ -6,12 +6,12 @@ from importlib import resources
 import structlog
 from psycopg import Cursor, sql
 
+from worker import installed_version
 from worker.errors import Misconfigured
 from worker.store.connection import Connection
 from worker.store.database import Database
 from worker.store.table_shape import Shape, detect_shape
 from worker.store.transaction import long_transaction
-from worker.version import installed_version
 
 log = structlog.stdlib.get_logger(__name__)
 

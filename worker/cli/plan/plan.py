@@ -6,7 +6,7 @@ from threading import Event
 
 import httpx
 
-from worker.cli.patience import impatient, opened_at_once
+from worker.cli.context import impatient, opened_at_once
 from worker.cli.plan.change import Change
 from worker.cli.plan.recorder import PlanRecorder
 from worker.clock import Clock

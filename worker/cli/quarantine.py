@@ -1,0 +1,56 @@
+"""The commands `quarantine` and `quarantine retry`."""
+
+import typer
+
+from worker.cli import output
+from worker.cli.context import initialised, opened, read_settings
+from worker.cli.options import DONE, Config, LogFormat, LogLevel, group_is_called_alone, own_name
+from worker.cli.session import command_session
+from worker.store.quarantine import Quarantine, QuarantineRow
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def quarantine(
+    context: typer.Context,
+    *,
+    config: Config = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+) -> int:
+    """List records that could not be stored, and why; `retry` tries them again."""
+    if not group_is_called_alone(context, config, log_format, log_level):
+        return DONE
+    settings = read_settings(config, log_format, log_level)
+    with opened(settings) as database:
+        rows = database.call(initialised(Quarantine(settings.database.schema_name).listed))
+    if not rows:
+        print("Nothing is in quarantine.")
+        return DONE
+    header = ("user", "error", "first seen", "last seen", "times")
+    print(output.as_psql(header, [_cells(row) for row in rows]))
+    print(f"Once the cause is fixed: {own_name()} quarantine retry")
+    return DONE
+
+
+@app.command()
+def retry(
+    *, config: Config = None, log_format: LogFormat = None, log_level: LogLevel = None
+) -> int:
+    """Fetch these users again and try to store them; print a line for each."""
+    settings = read_settings(config, log_format, log_level, quietly=True)
+    with command_session(settings) as session:
+        for row in session.database.call(session.quarantine.listed):
+            if row.user_id is None:
+                print(f"{row.record}: it names no user; the next sweep looks at it again")
+            else:
+                print(session.sync(row.user_id).sentence(settings), flush=True)
+        left = len(session.database.call(session.quarantine.listed))
+    print(f"{left} left in quarantine." if left else "Nothing is in quarantine.")
+    return DONE
+
+
+def _cells(row: QuarantineRow) -> tuple[object, ...]:
+    seen = [f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (row.first_seen, row.last_seen)]
+    return (row.user_id or row.record, row.error, *seen, row.times)

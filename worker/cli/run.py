@@ -1,0 +1,60 @@
+"""The command `run`: sync continuously, or once."""
+
+import sys
+
+import structlog
+from rich.console import Console
+
+from worker.cli import output
+from worker.cli.context import read_settings, started_database, stopped_by_signals
+from worker.cli.options import DONE, HELD, Config, LogFormat, LogLevel, Once
+from worker.cli.signals import Signals
+from worker.errors import Stopped
+from worker.log.setup import configure_logging, flush_logging
+from worker.settings.settings import Settings
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def run(
+    *,
+    once: Once = False,
+    config: Config = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+) -> int:
+    """Sync the table with the project continuously, until stopped."""
+    settings = read_settings(config, log_format, log_level)
+    return _sweep(settings) if once else _serve(settings)
+
+
+def _sweep(settings: Settings) -> int:
+    from worker.service.once import sweep_once  # noqa: PLC0415  a usage error needs none of it
+
+    console = Console(stderr=True)
+    with (
+        stopped_by_signals() as signals,
+        started_database(settings) as url,
+        output.progress(console) as on_page,
+    ):
+        # Only now: on a terminal the progress display redirects stdout.
+        configure_logging(settings.log.level, settings.log.format, sys.stdout)
+        report = sweep_once(settings, url, signals.stop, on_page)
+        flush_logging()
+    if console.is_terminal:
+        console.print(output.summary(report))
+    return HELD if report.outcome == "held" else DONE
+
+
+def _serve(settings: Settings) -> int:
+    """Work until a signal, which is a success."""
+    from worker.service.supervisor import Supervisor  # noqa: PLC0415  `--once` needs none of it
+
+    settings.require_stack()
+    with Signals() as signals, started_database(settings) as url:
+        configure_logging(settings.log.level, settings.log.format, sys.stdout)
+        try:
+            Supervisor(settings, url, signals.stop).run()
+        except Stopped:
+            log.debug("worker.stopped")
+    return DONE
