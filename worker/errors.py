@@ -6,13 +6,13 @@ UsersSyncError
 ├── DatabaseUnavailable  the database could not be used: its retries are used up
 ├── SweepIncomplete      the list could not be walked to its end; nothing was deleted
 ├── LeaseLost            another worker may write now: stop at once
-├── MirrorOutdated       somebody else wrote: load the mirror again, go on from the checkpoint
+├── MirrorOutdated       another writer changed the table: reload, go on from the checkpoint
 ├── Blocked              a lock or statement time-out: try with fewer rows
 ├── Misconfigured        a person must act; the message says what, where, and the fix
 │   ├── DataRefused      the database refuses some row: find it, quarantine it; else a person acts
 │   ├── LimitRefused     the users API gives fewer users at once: ask for less, and remember
 │   └── UpdatesRefused   the table takes new rows alone: insert them, then fail
-└── Stopped              somebody asked the worker to stop
+└── Stopped              the worker was asked to stop
 """
 
 
@@ -52,11 +52,11 @@ class LeaseLost(UsersSyncError):
 
 
 class MirrorOutdated(UsersSyncError):
-    """The table was written by somebody else since the mirror was loaded."""
+    """Another writer changed the table since the mirror was loaded."""
 
 
 class Blocked(UsersSyncError):
-    """Somebody else holds a row for longer than we wait, or the statement took too long."""
+    """A row is locked for longer than we wait, or the statement took too long."""
 
 
 class Misconfigured(UsersSyncError):

@@ -25,7 +25,7 @@ def run_abandonable(work: Callable[[], T]) -> Future[T]:
 
 
 def close_when_opened(opening: Future[C]) -> None:
-    """Close what was opened as soon as it is open: nobody waits for it any more."""
+    """Close what was opened as soon as it is open: no thread waits for it any more."""
     opening.add_done_callback(_close_late)
 
 

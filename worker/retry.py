@@ -60,7 +60,7 @@ class Retry:
         """Return what `attempt` returns, trying again for as long as it raises Transient.
 
         Raises `exhausted` when the next pause would end after `minutes`, and Stopped instead of
-        pausing when somebody asks the worker to end: what succeeds at once may still be finished.
+        pausing when the worker is asked to stop: what succeeds at once may still be finished.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Transient),

@@ -101,7 +101,7 @@ lies = st.none() | st.tuples(st.booleans(), numbers, cursors)
 @both_servers
 @pytest.mark.fault(
     "the list goes round in circles, repeats itself, has cursors that are none, never ends",
-    held="the sweep ends after a bounded number of requests, and nobody who lives is deleted",
+    held="the sweep ends after a bounded number of requests, and no living user is deleted",
     quick=25,
     thorough=1_500,
 )
@@ -149,11 +149,11 @@ def settled(world: World) -> World:
 @both_servers
 @pytest.mark.fault(
     "users vanish from the list, and the question for each is answered by anything but the proof",
-    held="nobody is deleted",
+    held="no user is deleted",
     quick=15,
     thorough=800,
 )
-def test_nobody_is_deleted_by_answers_that_prove_nothing(quick_world: World, tries: int) -> None:
+def test_no_user_is_deleted_by_answers_that_prove_nothing(quick_world: World, tries: int) -> None:
     world = settled(quick_world)
     people = list(world.project.users().values())
     others = page_of(json.dumps(people[3:]).encode())

@@ -43,7 +43,7 @@ def goes_down(world: Watched, server: Server, way: str) -> None:
 
 @pytest.mark.fault(
     "the database server is killed or shut down, again and again, under a long-running worker",
-    held="the worker outlives it, the table equals the project, nobody is marked deleted who lives",
+    held="the worker outlives it, the table equals the project, no living user is marked deleted",
     quick=1,
     thorough=10,
 )

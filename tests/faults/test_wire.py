@@ -93,7 +93,7 @@ def wire_of(world: World, side: str) -> Wire:
 
 @pytest.mark.fault(
     "the connection to one side is cut or reset after some bytes, in either direction",
-    held="the worker outlives it, the table equals the project, nobody is marked deleted who lives",
+    held="the worker outlives it, the table equals the project, no living user is marked deleted",
     quick=2,
     thorough=50,
 )

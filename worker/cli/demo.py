@@ -129,7 +129,7 @@ def _database() -> Iterator[str]:
     with EmbeddedPostgres(FOLDER) as server, ExitStack() as ending:
         name = _NAME.replace("%", f"{random.getrandbits(32):08x}")
         with psycopg.connect(server.url(), autocommit=True) as conn:
-            # Until somebody is connected, another demo would take the new database for an old one.
+            # Without a connection to it, another demo would take the new database for an old one.
             conn.execute("select pg_advisory_lock(hashtext('users_sync_demo'))")
             _drop_old_demos(conn)
             url = server.create_database(name)

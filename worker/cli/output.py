@@ -39,7 +39,7 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def progress(console: Console) -> Iterator[OnPage]:
-    """Show how far a sweep has come, if somebody is watching; gives what to call after a page."""
+    """Show the progress of a sweep on a terminal; gives the function to call after each page."""
     if not console.is_terminal:
         yield _say_nothing
         return

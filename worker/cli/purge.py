@@ -94,7 +94,7 @@ class Purge:
     _of: int = 0
 
     def run(self) -> Purged:
-        """Purge in batches; rows that somebody else keeps are passed by."""
+        """Purge in batches; locked rows and rows that others refer to are skipped."""
         rows = Purging(self.session.table, self.seconds)
         references = self.session.database.call(rows.references) if self.dry_run else []
         self.purged.uncounted = [each for each in references if not each.countable]

@@ -176,7 +176,7 @@ class Session:
         return UserResult(user_id, became, rejected.error)
 
     def _delete(self, user_id: str, single: Single) -> UserResult:
-        """Mark a user deleted whom the API proved gone; the guard is for those nobody named."""
+        """Mark a user deleted who is proven gone; a user named by a person passes the guard."""
         live = self.database.call(lambda conn: self.table.is_live(conn, user_id))
         self.unleased.commit([self.quarantine.forget(user_id)])
         if not live:

@@ -113,15 +113,14 @@ class Status:
 def read_status(conn: Connection, target: str, longest_age: timedelta | None) -> Status:
     """Read how a target is doing; `longest_age` replaces what the worker's schedule allows.
 
-    Raises Misconfigured if nobody ever worked on it.
+    Raises Misconfigured if it was never synced.
     """
     with long_transaction(conn):
         row = conn.execute(_STATUS, (target,)).fetchone()
         found = conn.execute(_SWEEPS, (target, LAST_SWEEPS)).fetchall()
     if row is None:
         raise Misconfigured(
-            f"nobody has synced {target}.users_sync yet: run `users-sync --once`, or see"
-            " database.schema"
+            f"{target}.users_sync was never synced: run `users-sync --once`, or see database.schema"
         )
     names = ("number", "kind", "started", "finished", "outcome", "error", *COUNTS)
     sweeps = [dict(zip(names, sweep, strict=True)) for sweep in found]
@@ -141,7 +140,7 @@ def _unreadable(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _judged(status: Status, longest_age: timedelta) -> Status:
-    """Judge anew what is too old, for whoever sweeps from cron."""
+    """Judge the age by the limit that the user gave, as for sweeps from cron."""
     facts = status.facts
     age, too_old = facts["last_complete_age"], None
     if age is None:
@@ -205,7 +204,7 @@ def _worker(status: Status) -> str:
     if facts["at_work"]:
         since = _whole(status.now - facts["held_since"]) if facts["held_since"] else "?"
         return f"{facts['holder']} at work, lease held for {since}"
-    return "rests until there is something to write (quiet)" if facts["quiet"] else "nobody at work"
+    return "rests until there is something to write (quiet)" if facts["quiet"] else "none at work"
 
 
 def _freshness(facts: dict[str, Any]) -> str:

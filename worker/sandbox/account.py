@@ -18,13 +18,13 @@ if sys.platform != "win32":
 # pgserver has this name in its code.
 NAME = "pgserver"
 
-# Only root may write in this folder, so that nobody else can lay a link there, or hold the lock.
+# Only root may write in this folder, so that no other user can lay a link there, or hold the lock.
 _LOCK = Path("/run/users-sync.lock")
 
 # Where useradd is; cron's PATH does not lead there.
 _SYSTEM_PROGRAMS = "/usr/sbin:/sbin"
 
-# It waits 15 s itself for somebody else who changes the list of users.
+# It waits 15 s itself for another process that changes the list of users.
 _USERADD_SECONDS = 60
 
 # A file of the server whose owner is taken for that of all; it is handed over last.
@@ -39,7 +39,7 @@ def make_account() -> None:
     """Make the user if there is none. Raises Misconfigured where that cannot be done.
 
     pgserver would do so without a lock. Of several that begin at once each then makes the user
-    anew, with another uid, and nobody can read what the one before has written.
+    again, with another uid, and no user can read what the one before has written.
     """
     if _exists():
         return
@@ -96,7 +96,7 @@ def _run_useradd(useradd: str, lock: int) -> None:
 
 
 def _group_option() -> str:
-    """Take the group that somebody left who removed the user; useradd trips over it."""
+    """Take the group that was left when the user was removed; useradd trips over it."""
     try:
         grp.getgrnam(NAME)
     except KeyError:
@@ -114,7 +114,7 @@ def _no_account(reason: str) -> Misconfigured:
 def hand_over(data: Path) -> None:
     """Give the user what one of the same name owned before it was removed and made again.
 
-    Raise Misconfigured if that uid is somebody else's by now: who knows what they wrote there; and
+    Raise Misconfigured if that uid is another user's by now: who knows what they wrote there; and
     if a server runs on `data` as the former user. A call that was killed is finished by the next.
     """
     account = pwd.getpwnam(NAME)

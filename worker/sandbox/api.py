@@ -209,7 +209,7 @@ class FakeStackApi:
         return json_reply(status, entry.bodies[self._key_order()])
 
     def _key_order(self) -> int:
-        """Take the two orders of keys in turn: nobody should get used to one of them."""
+        """Take the two orders of keys in turn: no client should get used to one of them."""
         return next(self._answers) % 2
 
 

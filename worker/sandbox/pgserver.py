@@ -104,7 +104,7 @@ def _is_server(pid: str, data: Path) -> bool:
 def _process(pid: int) -> dict[str, Any]:
     """Return name and cmdline of a process; nothing for one that is gone, or dead but not reaped.
 
-    Where a container's first process reaps nobody, the dead ones keep their ids.
+    Where a container's first process reaps no process, the dead ones keep their ids.
     """
     psutil = psutil_module()
     try:
@@ -136,7 +136,7 @@ def keep_socket_out_of_odd_path(server: "PostgresServer") -> None:
 
 
 def forget_the_dead(server: "PostgresServer") -> None:
-    """Strike killed processes off pgserver's list of users; else nobody is the last to leave."""
+    """Strike killed processes off pgserver's list of users; else none is the last to leave."""
     with _lock(server):
         users = server.global_process_id_list
         users.put([pid for pid in users.get_and_add(os.getpid()) if _process(pid)])

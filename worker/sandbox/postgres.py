@@ -73,7 +73,7 @@ class EmbeddedPostgres:
         return self
 
     def stop(self) -> None:
-        """Leave; the server is stopped unless somebody else uses it. A second call does nothing."""
+        """Leave; stop the server unless another process uses it. A second call does nothing."""
         self._uses.close()
 
     def __enter__(self) -> Self:
@@ -113,7 +113,7 @@ def create_database(url: str, name: str | None = None, template: str | None = No
 
 
 def drop_database(url: str, name: str) -> None:
-    """Drop a database on the server of `url`, whoever is connected to it; none is fine, too."""
+    """Drop a database on the server of `url`, also under its clients; none is fine, too."""
     statement = sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(statement)
@@ -158,7 +158,7 @@ def _one_line(data: Path) -> Iterator[None]:
     try:
         yield
     except (subprocess.TimeoutExpired, AssertionError) as error:
-        # The assertion is pgserver's, on meeting a server that somebody else has just started.
+        # The assertion is pgserver's, on meeting a server that another process has just started.
         raise DatabaseUnavailable(
             f"the embedded Postgres in {data} is not ready yet; try again, or see {data / 'log'}"
         ) from error

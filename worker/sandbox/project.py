@@ -106,7 +106,7 @@ class Project:
         one in fifty is anonymous. Ids that are taken are passed over, so that the same seed can be
         used twice.
         """
-        dice = random.Random(seed)  # noqa: S311  nothing depends on nobody guessing them
+        dice = random.Random(seed)  # noqa: S311  they need not be hard to guess
         with self._lock:
             ids: list[str] = []
             while len(ids) < count:
@@ -180,7 +180,7 @@ class Project:
             return len(self._entries)
 
     def find(self, user_id: str) -> Entry | None:
-        """Look somebody up, hidden or not, in either spelling: the real server does so, too.
+        """Look up a user, hidden or not, in either spelling: the real server does so, too.
 
         Without the lock, a user who is being edited could seem to be deleted.
         """
@@ -216,7 +216,7 @@ class Project:
     def _start(self, asked: Asked, keys: list[Key]) -> int | None:
         """Find where the page starts; the cursor's user must be in this very list and spelling.
 
-        That nobody is found is what makes the list lie: the server answers with an empty page.
+        That no user is found is what makes the list lie: the server answers with an empty page.
         """
         if asked.cursor is None:
             return len(keys) - 1 if asked.newest_first else 0

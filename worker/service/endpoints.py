@@ -33,9 +33,9 @@ HEADERS = (
     ("Cache-Control", "no-store"),
 )
 
-# Nobody has to send anything but a short GET. Slow clients keep their connections and no thread;
-# but past the limit nobody is let in, and no health check either. It is well below the usual 1,024
-# descriptors, for the database needs one, too.
+# A client sends nothing but a short GET. Slow clients keep their connections and no thread; but
+# past the limit no connection is accepted, and no health check either. It is well below the usual
+# 1,024 descriptors, for the database needs one, too.
 WAITRESS: Mapping[str, Any] = {
     "threads": 4,
     "connection_limit": 500,
@@ -145,7 +145,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, address = found[0][0], found[0][4]
-        # Whoever listens on every IPv6 address means every IPv4 address, too.
+        # Listening on every IPv6 address includes every IPv4 address.
         both = host == "::" and socket.has_dualstack_ipv6()
         return socket.create_server(address, family=family, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host can be like that

@@ -73,7 +73,7 @@ class Snapshot:
         """Say why this worker should not be relied on; nothing if it may be.
 
         Standing by is ready, or no rolling update would ever end: table and deletions are the
-        business of whoever holds the lease. So is quiet mode before its first sweep.
+        leader's business. So is quiet mode before its first sweep.
         """
         reasons = [self.trouble] if self.trouble_is_fatal else []
         if self.state != "standing by":
@@ -234,7 +234,7 @@ class Health:
             self._page_size = number
 
     def trouble(self, text: str, *, fatal: bool = False) -> bool:
-        """Note what goes wrong; the newest text stands. `fatal`: only a person can mend it.
+        """Note what goes wrong; the newest text stands. `fatal`: only a person can fix it.
 
         Returns whether it is worth a warning: trouble begins, or turns out to be fatal. Two
         troubles that take turns are told of once.

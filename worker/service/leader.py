@@ -72,7 +72,7 @@ class Leader:
         return max(schedule.poll_seconds - seconds, rest)
 
     def sweep(self) -> float:
-        """Sweep, or audit where that is due: the mirror is thrown away and the list read anew."""
+        """Sweep, or audit where that is due: discard the mirror and compare everything again."""
         complete = None
         with self._sweeping:
             self.pace.begin()
@@ -116,7 +116,7 @@ class Leader:
         return report
 
     def _kind(self) -> str:
-        """Say what the next sweep is; for an audit the mirror is loaded anew."""
+        """Say what the next sweep is; for an audit the mirror is loaded again."""
         now = self._monotonic()
         if now - self._audited_at < self.settings.schedule.audit_hours * SECONDS_PER_HOUR:
             return "sweep"

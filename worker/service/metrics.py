@@ -29,7 +29,7 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
-# A second series beside each counter, of use to nobody. The annotation is for mypy.
+# A second series beside each counter, which is never used. The annotation is for mypy.
 _leave_out_created: Callable[[], None] = disable_created_metrics
 
 USERS_SEEN = Metric("users_sync_users_seen_total", "counter", "Users that sweeps have read.")

@@ -13,7 +13,7 @@ from worker.service.metrics import Metrics
 log = structlog.stdlib.get_logger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0
-# What only a person can mend need not be asked for more often.
+# What only a person can fix need not be retried more often.
 LONGEST_PAUSE_SECONDS = 60.0
 # One failed attempt is a slip, and what is tried again at once loses no time.
 LEAST_FAILURES_OF_OUTAGE = 2
@@ -69,7 +69,7 @@ class Outages:
         return self.health.stalled()
 
     def began(self, name: str, error: str, *, fatal: bool = False) -> None:
-        """Note what goes wrong, and warn if nothing did before; a person must mend the fatal."""
+        """Note what goes wrong, and warn if it is news; only a person can fix what is `fatal`."""
         with self._lock:
             # The newest is the last.
             self._present.pop(name, None)

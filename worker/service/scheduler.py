@@ -22,7 +22,7 @@ log = structlog.stdlib.get_logger(__name__)
 # A poll, a sweep and the care for the lease never wait for each other.
 THREADS = 4
 
-# Wall and monotonic clock drift apart by less than this in a second, unless somebody sets one.
+# Wall and monotonic clock drift apart by less than this in a second, unless one of them is set.
 CLOCK_STEP_SECONDS = 2.0
 
 # A job ends within five seconds of a stop. One that does not is stuck, and process managers kill
@@ -106,7 +106,7 @@ class Scheduler:
                 self._disarm(name)
 
     def mind_the_clock(self) -> None:
-        """Arm everything anew after the wall clock, which the scheduler runs on, was set."""
+        """Schedule all jobs again after the wall clock, which APScheduler runs on, was set."""
         offset = self._wall() - self._monotonic()
         if abs(offset - self._offset) < CLOCK_STEP_SECONDS:
             return

@@ -15,7 +15,7 @@ TEMPLATE = Template(files("worker.service").joinpath("status_page.html").read_te
 # More would only make people scroll.
 SHOWN_SWEEPS = 20
 CHANGES = ("inserted", "updated", "restored", "deleted", "held")
-# The same to people: a person let it happen, or nobody had to.
+# The same to people: approved by a person, or without need of approval.
 DELETED = ("deleted", "approved")
 
 HEAD = (
@@ -23,7 +23,7 @@ HEAD = (
     '<th scope="col" class="number">Users</th><th scope="col" class="number">Took</th>'
     '<th scope="col">Outcome</th></tr>'
 )
-# Values of facts that need nobody's attention.
+# Values of facts that need no attention.
 NOTHING = ("0", "not yet", "unknown", "not ours")
 
 Tone = Literal["ok", "warn", "bad", "idle"]
@@ -31,7 +31,7 @@ Tone = Literal["ok", "warn", "bad", "idle"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What somebody needs to know who looks for a second only."""
+    """The summary, for a reader who looks for a second only."""
 
     tone: Tone
     headline: str
@@ -59,11 +59,11 @@ def render(seen: Snapshot) -> str:
 
 
 def judge(seen: Snapshot) -> Verdict:
-    """Sum it all up; what a person must mend comes first."""
+    """Sum it all up; what a person must fix comes first."""
     if seen.state == "stopping":
         return Verdict("idle", "Stopping", "It finishes what it has in hand.")
     if seen.trouble_is_fatal:
-        lead = "Something is wrong that the worker cannot mend by itself. It keeps trying, slowly."
+        lead = "Something is wrong that the worker cannot fix by itself. It keeps trying, slowly."
         return Verdict("bad", "Needs a person", lead)
     if seen.state == "standing by":
         lead = "Another worker holds the lease. This one takes over as soon as it lapses."

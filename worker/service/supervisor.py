@@ -166,7 +166,7 @@ class Supervisor:
             self._leader = None
         log.warning("lease.lost", error=str(error))
         self.health.set_lease(False)
-        # Whoever holds the lease now has them to tell.
+        # Only the new leader reports these.
         self.health.set_deletions(held=0, candidates=0, oldest_candidate_since=None)
         self.health.set_quarantined(0)
         self.scheduler.cancel(*LEADER_JOBS)

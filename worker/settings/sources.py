@@ -1,4 +1,4 @@
-"""Where the value of each setting comes from; names that nobody knows are refused."""
+"""Where the value of each setting comes from; unknown names are refused."""
 
 import difflib
 import os
@@ -88,7 +88,7 @@ def from_secret_files(folder: Path, known: Known) -> Layer:
 def from_config_file(
     named: Path | None, environ: Mapping[str, str], working_dir: Path, known: Known
 ) -> Layer:
-    """Read the TOML file; only one that nobody asked for may be absent."""
+    """Read the TOML file; only the default file may be absent."""
     name = named or environ.get(CONFIG_VARIABLE, "").strip()
     path = working_dir / (name or "config.toml")
     if not name and not os.path.lexists(path):

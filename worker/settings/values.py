@@ -28,7 +28,7 @@ LONGEST_IDENTIFIER_BYTES = 63
 
 
 def is_safe_for_secrets(url: str) -> bool:
-    """Whether nobody on the way to the URL's host can read along."""
+    """Whether the connection to the URL's host cannot be read on the way."""
     parts = _split(url)
     return parts.scheme == "https" or _is_loopback(parts.hostname or "")
 

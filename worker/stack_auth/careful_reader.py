@@ -26,7 +26,7 @@ MAX_NESTING = 200
 # Python refuses to read a longer integer in one go.
 MAX_INTEGER_DIGITS = 4300
 
-# Nobody asks for more at once, and the API cannot give more: it runs out of bind parameters.
+# No request asks for more, and the API cannot give more: it runs out of bind parameters.
 MAX_RECORDS = 30_000
 
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")

@@ -43,7 +43,7 @@ class Store:
         )
 
     def write(self, statements: Sequence[Statement], sweep: int) -> None:
-        """Commit statements on the worker's own tables; whoever locks those is waited for."""
+        """Commit statements on the worker's own tables; waits while they are locked."""
         self.database.retry.call(lambda: _unblocked(lambda: self.lease.commit(statements, sweep)))
 
 

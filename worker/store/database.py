@@ -33,7 +33,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
 
-# What the server finds wrong with a row, whoever wrote the statement.
+# What the server finds wrong with a row.
 _ABOUT_ROWS = {"21", "22", "23", "44", "54", "P0"}
 
 # Of these classes the standard makes no use, and Postgres neither: a trigger's author made it up.

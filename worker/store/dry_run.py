@@ -20,7 +20,7 @@ from worker.store.table import Table, quoted
 from worker.store.table_sql import COMPARED, PROVEN, RETURNED
 from worker.store.transaction import LIMITS, Row, Statement, limits, push, transaction
 
-# Nobody has written in the meantime, for nothing is written: one look decides.
+# Nothing is written, so that a single comparison decides.
 _COMPARE = f"""{COMPARED}, letters as (
     select position, o.old_millis, i.millis,
            case when o.same is null then 'i'
@@ -144,7 +144,7 @@ class DryRunTable(Table):
 
 
 class DryRunLease(Lease):
-    """A lease that nobody takes: of what is to be committed the questions are asked, no more."""
+    """A lease that is never taken: a commit only asks its questions."""
 
     def __init__(self, database: Database, request: LeaseRequest) -> None:
         super().__init__(database, request)

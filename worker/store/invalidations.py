@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from worker.store.connection import Connection
 
-# Whoever has that much to look at again might as well look at everything.
+# With more than this, reading everything again is no slower.
 MOST_TOUCHED = 200
 
 _LOAD = """

@@ -64,8 +64,8 @@ update users_sync_worker.lease set expires_at = 'epoch', holder = null
 where target = %(target)s and epoch = %(epoch)s
 """
 
-# Its own time-outs end a transaction long before. Whoever is in the way for as long as a lease that
-# has run out is beyond them: a backend that is sending to a stopped client, say.
+# Its own time-outs end a transaction long before. A backend that blocks the row beyond the end of a
+# lease is beyond them: one that is sending to a stopped client, say.
 _END_BLOCKER = """
 select a.pid, pg_terminate_backend(a.pid)
 from users_sync_worker.lease l join pg_stat_activity a on a.backend_xid = l.xmax
@@ -78,7 +78,7 @@ Closing = Callable[[Sequence[Row | None]], Sequence[Statement]]
 
 
 class _RowLocked(Transient):
-    """Somebody keeps the lease row locked."""
+    """The lease row is locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class LeaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatus:
-    """What somebody without the lease sees of it; `remaining` is in seconds."""
+    """What a worker without the lease sees of it; `remaining` is in seconds."""
 
     epoch: int
     project: str | None
@@ -127,9 +127,9 @@ class Lease:
         self.own_transactions: list[str] = []
         self._database = database
         self._quiet = request.quiet
-        # What `writes` must be; None after somebody else was found to have written.
+        # What `writes` must be; None after another writer was detected.
         self._writes: int | None = 0
-        # Up to which `writes` the mirror is true, as long as nobody else held the lease.
+        # Up to which `writes` the mirror is true, as long as no other worker held the lease.
         self._true_until: int | None = None
         # What the table was when the mirror was loaded.
         self._identity: int | None = None
@@ -188,7 +188,7 @@ class Lease:
             self._database.close()
 
     def look(self) -> LeaseStatus | None:
-        """See who holds the lease. None if nobody ever did."""
+        """See who holds the lease. None if it was never taken."""
         row = self._call(lambda conn: conn.execute(_LOOK, self._params).fetchone())
         return None if row is None else LeaseStatus(*row)
 
@@ -225,7 +225,7 @@ class Lease:
 
         `closing` is told what they returned, and gives more to run before the transaction ends.
         Returns the first row of each statement, or (how many it wrote,) if it gives none. Raises
-        LeaseLost if somebody took the lease, MirrorOutdated if somebody else wrote under it,
+        LeaseLost if another worker took the lease, MirrorOutdated if another writer used it,
         DataRefused or Blocked for what the statements met. In quiet mode a lease that was given
         back is taken again first.
         """
@@ -238,14 +238,14 @@ class Lease:
                 alone = epoch == self._params["epoch"] - 1
                 if not alone or writes != self._writes:
                     self._writes, self._true_until = None, writes if alone else None
-                    raise MirrorOutdated("somebody else wrote to the table meanwhile")
+                    raise MirrorOutdated("another writer changed the table meanwhile")
             rows = self._call(lambda conn: self._commit(conn, statements, sweep, closing))
         if (watch := self._database.retry.watch) is not None:
             watch.moved()
         return rows
 
     def _take_again(self) -> None:
-        """Take the lease anew, which raises the epoch by one. Raises LeaseLost."""
+        """Take the lease again, which raises the epoch by one. Raises LeaseLost."""
         self._rested_or_lost()
         if not self.acquire():
             raise LeaseLost(f"another worker is at work on {self.target}")
@@ -268,14 +268,14 @@ class Lease:
         return cursor.fetchone() if cursor.description else None
 
     def _call(self, work: Callable[[Connection], T]) -> T:
-        # What takes longer is ended by whoever wants the lease next.
+        # The next worker ends what takes longer.
         seconds = self.seconds
-        return self._database.call(lambda conn: self._in_spite_of_the_lost(conn, work), seconds)
+        return self._database.call(lambda conn: self._past_stuck_backends(conn, work), seconds)
 
-    def _in_spite_of_the_lost(self, conn: Connection, work: Callable[[Connection], T]) -> T:
-        """Work on the lease row; whoever keeps it locked long after his time is ended.
+    def _past_stuck_backends(self, conn: Connection, work: Callable[[Connection], T]) -> T:
+        """Run `work`; if the row is locked past the lease's expiry, terminate the blocking backend.
 
-        That may be who held the lease before, or what is left of a connection that we lost.
+        That may be the holder before, or what is left of a connection that we lost.
         """
         try:
             return work(conn)
@@ -331,7 +331,7 @@ class Lease:
         if row[0] != writes:
             if self._writes is not None:
                 self._writes, self._true_until = None, self._writes
-            raise MirrorOutdated("somebody else wrote to the table meanwhile")
+            raise MirrorOutdated("another writer changed the table meanwhile")
         self._touched(row[1])
 
     def _another_table(self) -> MirrorOutdated:
@@ -348,4 +348,4 @@ def _returned(cursor: psycopg.Cursor[Row]) -> Row | None:
 
 
 def lease_row_is_locked() -> Transient:
-    return _RowLocked("the lease row is locked by somebody else")
+    return _RowLocked("the lease row is locked by another session")

@@ -8,7 +8,7 @@ from worker.store.table_shape import TABLE
 # by the primary key: another permissive policy for the same role would make that a scan of all.
 _SCRIPT = """begin;
 
--- Whoever is signed in, and whoever is not. The application's server changes to one of them.
+-- Signed-in users, and all others. The application's server changes to one of them.
 do $roles$
 begin
     if to_regrole('authenticated') is null then
@@ -18,14 +18,14 @@ begin
         create role anonymous nologin;
     end if;
 exception when duplicate_object or unique_violation then
-    null;  -- somebody else has just created it
+    null;  -- created by another session just now
 end
 $roles$;
 
--- The id of the user who is signed in; null if nobody is. With the extension pg_session_jwt it is
+-- The id of the user who is signed in; null if none is. With the extension pg_session_jwt it is
 -- what auth.user_id() read from the token, and nothing else is believed. Without it, it is "sub" of
 -- the setting request.jwt.claims, which the application's server sets in each of its transactions,
--- from a token that it has checked. Whoever can run SQL of his own can set that, too: give such
+-- from a token that it has checked. A user who can run SQL can set that, too: give such
 -- users pg_session_jwt.
 create or replace function {schema}.user_id() returns text
 language plpgsql stable set search_path = pg_catalog as $user_id$
@@ -61,7 +61,7 @@ begin
     execute format('create policy users_sync_own_row on %s for select to authenticated'
                    ' using (id = (%s))', {name}, own_id);
 
-    -- Whoever may update the table besides its owner, such as a worker that does not own it.
+    -- Roles besides the owner that may update the table, such as a worker that does not own it.
     select string_agg(distinct r.rolname::regrole::text, ', ') into writers
     from pg_class c cross join aclexplode(c.relacl) a join pg_roles r on r.oid = a.grantee
     where c.oid = {name}::regclass and a.privilege_type = 'UPDATE' and a.grantee <> c.relowner;

@@ -163,7 +163,7 @@ class Sweeps:
         query = sql.SQL(_RECORD).format(
             columns=_listed("{}"),
             values=_listed("%({})s"),
-            # Of deletions that were committed, though nobody heard of it, the row knows more.
+            # The row counts deletions, too, whose commit was not acknowledged.
             assignments=_listed("{0} = greatest(sweep.{0}, excluded.{0})"),
         )
         return Statement(query, params)

@@ -53,7 +53,7 @@ MOST_LOCKED = 500
 class Table:
     """The users_sync table of one schema, in the shape that was found, and how it is compared.
 
-    A proof that is older than `proof_seconds` marks nobody deleted.
+    A proof that is older than `proof_seconds` marks no row deleted.
     """
 
     schema: str
@@ -143,7 +143,7 @@ class Table:
         return replace(self.apply(users, observed_at), query=self._sql(ADD))
 
     def locked(self, users: Users) -> Statement:
-        """Find rows of these users that somebody else keeps locked; returns an array of ids."""
+        """Find rows of these users that another session has locked; returns an array of ids."""
         these = sql.SQL(THESE).format(id_type=self.shape.id_type)
         params = {"ids": users.ids, "most": MOST_LOCKED}
         return Statement(self._sql(LOCKED, these=these), params)

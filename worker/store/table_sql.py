@@ -135,7 +135,7 @@ from proof p left join marked m on m.id = p.id left join {table} u on u.id = p.i
 
 SOFT_DELETE = f"{PROVEN}{MARKED}"
 
-# Whoever was gone longer ago may be back since.
+# A user who was gone longer ago may be back since.
 FRESH = "(p.observed_at > clock_timestamp() - make_interval(secs => %(proof_seconds)s))"
 
 NOT_NEWER = """

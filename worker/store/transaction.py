@@ -61,7 +61,7 @@ def long_transaction(conn: Connection) -> Iterator[None]:
 
 
 def limits(lease_seconds: float) -> dict[str, str]:
-    """Give the parameters of LIMITS for whoever writes under a lease of so many seconds."""
+    """Give the parameters of LIMITS for writes under a lease of so many seconds."""
     return {
         "memory": WORK_MEMORY,
         "statement": f"{int(lease_seconds * 1000 / 2)}ms",
@@ -88,7 +88,7 @@ def push(conn: Connection) -> None:
     """Send all that is queued. A pipeline's sync would wait for answers to what it has not sent.
 
     psycopg gives up sending when the socket's buffer is full, which a page of users fills, and then
-    only reads (its issue 685, mended for the end of a pipeline alone).
+    only reads (its issue 685, fixed for the end of a pipeline alone).
     """
     conn.wait(_flushed(conn.pgconn))
 

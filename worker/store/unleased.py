@@ -26,7 +26,7 @@ insert into users_sync_worker.touched (target, writes, user_id, touched_at)
 select %(target)s, writes, id, clock_timestamp() from moved, unnest(%(ids)s::text[]) as id
 """
 
-# The holder looks within a third of its lease; whoever comes later reads everything anyway.
+# The holder looks within a third of its lease; a later leader reads everything anyway.
 _PRUNE = """
 delete from users_sync_worker.touched
 where target = %(target)s and touched_at < clock_timestamp() - interval '1 day'

@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Cache:
-    """The mirror with what belongs to it, true for as long as nobody else writes.
+    """The mirror with what belongs to it, true as long as there is no other writer.
 
     `lock` is held from comparing an answer through applying to accepting it; answers are fetched
     outside. `suspects` and `quarantined` are what is recorded in the database: the digest of each
     record in quarantine, or none if its user was stored since. `refusals` are the users among them
     whom the database refused; `unmarked` those whom it refuses to mark deleted. `generation` rises
-    when all of it is loaded anew: answers that were asked for before count for nothing.
+    when all of it is loaded again: answers requested before that are discarded.
     """
 
     mirror: Mirror = field(default_factory=Mirror)
@@ -78,7 +78,7 @@ class Cache:
         self.generation += 1
 
     def reload(self, store: Store, outdated: int) -> None:
-        """Make true again what was found not to be; once, whoever finds it.
+        """Reload after another writer was detected; if several threads notice, only the first one.
 
         What commands wrote beside us is looked at again row by row; else everything is loaded.
         """
@@ -139,9 +139,9 @@ class Cache:
         self._load_records(store)
 
     def check(self, generation: int) -> None:
-        """Raise MirrorOutdated if an answer was asked for before the memory was loaded anew."""
+        """Raise MirrorOutdated if the cache was loaded again since an answer was requested."""
         if self.generation != generation:
-            raise MirrorOutdated("the mirror was loaded anew meanwhile")
+            raise MirrorOutdated("the mirror was loaded again meanwhile")
 
     def asked(self, asked_at: datetime) -> datetime:
         """Note that an answer is under way; returns the moment it was asked for."""

@@ -29,7 +29,7 @@ def no_pairs(_key: Key) -> Iterator[tuple[Key, Key]]:
 class Pair(NamedTuple):
     """Two neighbours of the list: a page is asked for with the first and goes on behind the second.
 
-    Where both stand as they did, nobody between two pages was skipped.
+    Where both stand as they did, no user between the two pages was skipped.
     """
 
     cursor: Place
@@ -128,7 +128,7 @@ class Chain:
         self.request = next(self._ways_back)
 
     def _widen(self) -> None:
-        """Ask for more: the page held nobody but the pair, yet the list goes on."""
+        """Ask for more: the page held only the pair, yet the list goes on."""
         self._count_recovery()
         request = self.request
         self.request = Request(request.pair, request.after, request.widen * 2)

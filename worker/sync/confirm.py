@@ -13,7 +13,7 @@ class Verdicts:
     """What the API said about the users that were asked about.
 
     `proofs` are of those who are gone, `found` the answers about those it knows. `trouble` is why
-    not all questions were answered: then nobody may be deleted.
+    not all questions were answered: then no user may be deleted.
     """
 
     asked: set[str] = field(default_factory=set)

@@ -29,7 +29,7 @@ SOFT_DELETE_BATCH = 500
 class Deletions:
     """The deletions of one sweep. `list_was_empty` is what its walk found.
 
-    After `settle`, `trouble` says why nobody was deleted, and `unasked` how many suspects were
+    After `settle`, `trouble` says why no user was deleted, and `unasked` how many suspects were
     left for the next sweep.
     """
 

@@ -22,7 +22,7 @@ class Poll:
     """Looks at the newest users; `size` is how many at first, `cold` that no sweep was complete.
 
     Where a page is full of strangers, there are probably more behind it: the poll goes on as a walk
-    from the newest user, with the page size of a sweep, until it meets somebody who is known.
+    from the newest user, with the page size of a sweep, until it meets a known user.
     """
 
     fetcher: Fetcher
@@ -72,7 +72,7 @@ class Poll:
         return few and not chain.ended and chain.request.pair is not None and not self.cold
 
     def _are_strangers(self, page: Page) -> bool:
-        """Whether nobody on the page is known, but for those whom this poll has met before."""
+        """Whether all users of the page are unknown, apart from those whom this poll met before."""
         new = page.ids - self._met
         self._met |= new
         return new.isdisjoint(self.cache.quarantined) and not any(

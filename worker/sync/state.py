@@ -90,12 +90,12 @@ class SweepState:
 
     @property
     def refused_all(self) -> str | None:
-        """Why the database refuses users whose records are fine, if nobody at all is stored."""
+        """Why the database refuses users whose records are fine, if no user at all is stored."""
         # A resumed sweep has counted some of them twice.
-        nobody = (
+        none_stored = (
             self.from_start and self.counts["users"] + self.off_list <= self.counts["quarantined"]
         )
-        if len(self.mirror) and not nobody:
+        if len(self.mirror) and not none_stored:
             return None
         return self.cache.refusals.reason(self.quarantined_seen)
 

@@ -28,7 +28,7 @@ from worker.sync.walk import Walk
 
 log = structlog.stdlib.get_logger(__name__)
 
-# A table that somebody else writes to all the time cannot be compared with anything.
+# A table that another writer changes all the time cannot be compared.
 MOST_RESTARTS = 20
 # Nor would a sweep ever end that begins at the start of the list each time.
 MOST_FROM_START = 3
@@ -99,7 +99,7 @@ class Sweep:
             except MirrorOutdated:
                 from_start = self.store.lease.replaced != replaced and restart < MOST_FROM_START
                 walk = self._go_on(walk.state, began, from_start=from_start)
-        error = SweepIncomplete(f"the table was written by somebody else {MOST_RESTARTS} times")
+        error = SweepIncomplete(f"another writer changed the table {MOST_RESTARTS} times")
         self._end(walk, "incomplete", error, began)
         raise error
 
@@ -171,7 +171,7 @@ class Sweep:
             return report
 
     def _refused_all(self, state: SweepState) -> Misconfigured | None:
-        """Say why nobody could be stored, if the database refuses all users: no record is odd."""
+        """Give the error if the database refuses all users: then no record is to blame."""
         reason = state.refused_all
         if reason is None or self.kind == "plan":
             return None

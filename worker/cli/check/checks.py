@@ -1,4 +1,4 @@
-"""Looks at everything a sweep needs; says, a line each, what is right and how to mend it."""
+"""Checks everything a sweep needs: a line for each check, with a fix for each failure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -104,7 +104,7 @@ def _check_source(settings: Settings, users: list[User]) -> list[Finding]:
     found = [Finding("ok", "stack auth", text)]
     if not proven:
         text = (
-            f"page {len(pages)} of the users list does not prove that nobody was skipped: somebody"
+            f"page {len(pages)} of the users list does not prove that no user was skipped: one"
             " may have left just now; if it stays so, this is no users API that can be synced"
         )
         found.append(Finding("warn", "stack auth", text))
@@ -161,7 +161,7 @@ def _check_own(conn: Connection, settings: Settings) -> list[Finding]:
             f"the table belongs to Stack Auth project {project}: set {stack.names.project_id}"
             " to it, or database.schema to another schema"
         )
-    text = f"at work: {holder}" if live else "ready; nobody is at work"
+    text = f"at work: {holder}" if live else "ready; no worker is running"
     found = [
         Finding("ok", "worker", text),
         *find_stale_rows(conn, schema),

@@ -11,7 +11,7 @@ where target = %(schema)s and coalesce(finished, started) > clock_timestamp() - 
 """
 
 # A pooler may give all sessions one name, which is then ours, too: better to say nothing. What a
-# session does is shown to its own role, and to whoever has the rights of pg_read_all_stats. A
+# session does is shown to its own role, and to roles with the rights of pg_read_all_stats. A
 # statement may leave out the schema: that can only be ours where no other one has such a table.
 _SESSIONS = """
 select pid from pg_stat_activity
@@ -73,7 +73,7 @@ def find_sessions(conn: Connection, schema: str) -> list[Finding]:
         return []
     shown = ", ".join(pids[:MOST_ALIKE] + ["…"] * (len(pids) > MOST_ALIKE))
     text = f"sessions of others write the table, too (pg_stat_activity, pid {shown})"
-    return [Finding("warn", "other writers", f"{text}: let nobody but the worker write it")]
+    return [Finding("warn", "other writers", f"{text}: let only the worker write it")]
 
 
 def find_stale_rows(conn: Connection, schema: str) -> list[Finding]:
@@ -82,4 +82,4 @@ def find_stale_rows(conn: Connection, schema: str) -> list[Finding]:
     if not stale:
         return []
     text = f"in a day {stale} rows were newer than Stack Auth's answer, or locked"
-    return [Finding("warn", "other writers", f"{text}: let nobody but the worker write the table")]
+    return [Finding("warn", "other writers", f"{text}: let only the worker write the table")]

@@ -31,7 +31,7 @@ where n.nspname = %(schema)s and c.relname = 'users_sync' and c.relkind in ('r',
 group by n.nspname, c.relname
 """
 
-# What the view `status` calls is run with the rights of whoever reads the view.
+# What the view `status` calls is run with the rights of the role that reads the view.
 _EXECUTE_LACKING = """
 select format('grant execute on all functions in schema %%I to %%I', n.nspname, current_user)
 from pg_namespace n

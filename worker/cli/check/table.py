@@ -123,7 +123,7 @@ def find_index_troubles(conn: Connection, schema: str) -> list[Finding]:
             how = "create unique index on" if partitioned else "create unique index concurrently on"
             rows = f"deleted_at is null and {predicate}" if predicate else "deleted_at is null"
             text = (
-                "email is unique among deleted users, too: whoever signs up again with the address"
+                "email is unique among deleted users, too: who signs up again with the address"
                 f" of a deleted account stays in quarantine; run `{how} {table} using {keys}"
                 f" where {rows}`, then `{drop}`"
             )

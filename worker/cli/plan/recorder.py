@@ -68,7 +68,7 @@ class PlanRecorder:
     def turn_page(self, state: SweepState) -> None:
         """Tell what was found on a page, all at once."""
         self._state = state
-        # Of those that are known as they are nobody was told.
+        # Records already in quarantine, unchanged, were not reported to `rejected`.
         for record in sorted(state.quarantined_seen):
             reason = self.errors.get(record, "in quarantine")
             self._note(Change("quarantine", record, reason=reason))
