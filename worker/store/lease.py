@@ -1,4 +1,18 @@
-"""Who may write: one row per target, and a fence that every writing transaction passes first."""
+"""Who may write: one row per target, and a fence that every writing transaction passes first.
+
+`epoch` counts the holders, `writes` the writing transactions. A fence is an update of the row that
+succeeds only under the own epoch, and tells `writes`:
+
+             acquire: epoch + 1                 commit, renew: epoch and writes as expected
+    free ───────────────────────────▶ held ──────────────────────────────────────────────▶ held
+     ▲                                 │ │ │
+     │ release, or expired             │ │ └─ another epoch ─────────▶ LeaseLost: free for others
+     └─────────────────────────────────┘ └─── other writes, or ──────▶ MirrorOutdated: resync, held
+                                              another table
+
+In quiet mode `rest` releases the lease after each job, and the next commit acquires it again: if
+epoch or writes moved more than by that, MirrorOutdated.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
