@@ -194,8 +194,8 @@ def check(
     settings = read_settings(config, log_format, log_level)
     settings.require_stack()
     codes = []
-    with started_database(settings) as url:
-        for finding in find_problems(settings, url):
+    with stopped_by_signals() as signals, started_database(settings) as url:
+        for finding in find_problems(settings, url, signals.stop):
             print(f"{finding.verdict:<5} {finding.subject:<14} {finding.text}", flush=True)
             codes.append(finding.exit_code)
     return min((code for code in codes if code), default=DONE)
