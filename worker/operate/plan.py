@@ -17,6 +17,7 @@ from worker.settings import Settings
 from worker.store import Store
 from worker.store.database import Connection, Database
 from worker.store.lease import Claim
+from worker.store.schema import missing_migrations
 from worker.store.shape import Shape, detect_shape
 from worker.store.touched import Touched
 from worker.store.unwritten import (
@@ -106,4 +107,5 @@ def _open_store(settings: Settings, database: Database, journal: Journal) -> Sto
 
 
 def _look(conn: Connection, target: str) -> tuple[Shape | None, bool]:
+    missing_migrations(conn)  # of a newer version no sweep would do what this one plans
     return detect_shape(conn, target), own_tables_exist(conn)
