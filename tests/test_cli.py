@@ -384,6 +384,7 @@ def test_commands_at_a_terminal_tell_at_once_that_the_database_is_down(site: Sit
         assert (ended.code, ended.stdout) == (4, "")
         # The one line is the only one: nothing was tried again.
         assert "no connection to the database: " in complaint(ended)
+        assert "minutes" not in ended.stderr
 
 
 @pytest.mark.parametrize(
