@@ -9,7 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.service_world import until
-from tests.sweep_world import World, numbered, raw_record, row_of, settings
+from tests.sweep_world import World, delete_all, numbered, raw_record, row_of, settings
 from worker.errors import Misconfigured, Stopped
 from worker.operate.desk import Desk, opened_desk
 
@@ -63,6 +63,39 @@ def test_user_who_is_gone_is_deleted_on_proof(quick_world: World, desk: Desk) ->
     assert became(desk, user_id) == "deleted"
     assert quick_world.deleted() == {user_id}
     assert became(desk, user_id) == "deleted before"
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["by us", "before us"])
+def test_held_deletion_of_a_row_that_is_marked_deleted_is_struck(
+    quick_world: World, desk: Desk, *, by_hand: bool
+) -> None:
+    one, other, *_ = sorted(quick_world.project.ids())
+    delete_all(quick_world.project, [one, other])
+    quick_world.sweep(max_count=1)
+    assert quick_world.suspects("held") == {one, other}
+    if by_hand:
+        quick_world.query("update {users_sync} set deleted_at = now() where id = %s", one)
+
+    told = became(desk, one)
+
+    assert told == ("deleted before" if by_hand else "deleted")
+    assert quick_world.suspects() == {other}
+
+
+def test_held_deletion_of_a_row_that_must_wait_stays_held(
+    quick_world: World, open_desk: OpenDesk
+) -> None:
+    quick_world.project.populate(10)
+    quick_world.sweep()
+    one, other, *_ = sorted(quick_world.project.ids())
+    delete_all(quick_world.project, [one, other])
+    quick_world.sweep(max_count=1)
+    quick_world.query("update {users_sync} set updated_at = now() where id = %s", one)
+
+    told = became(open_desk(grace_seconds=3600), one)
+
+    assert told == "waiting"
+    assert quick_world.suspects("held") == {one, other}
 
 
 def test_row_that_is_in_step_is_neither_written_nor_locked(quick_world: World, desk: Desk) -> None:

@@ -150,12 +150,18 @@ class Desk:
     def _delete(self, user_id: str, single: Single) -> Outcome:
         """Mark a user deleted whom the API proved gone; the guard is for those nobody named."""
         live = self.database.call(lambda conn: self.table.is_live(conn, user_id))
-        self.beside.commit([self.quarantine.forget(user_id)])
+        statements = [self.quarantine.forget(user_id)]
         if not live:
+            self.beside.commit([*statements, self.deletions.strike([user_id])])
             return Outcome(user_id, "unknown" if live is None else "deleted before")
+        self.beside.commit(statements)
         statement = self.table.soft_delete([(user_id, single.observed_at)], 0, approved=False)
         rows = self.beside.commit([statement], lambda rows: _written(user_id, rows))
-        return Outcome(user_id, _BECAME[_letter(rows)])
+        became = _BECAME[_letter(rows)]
+        if became == "deleted":
+            # A row that has to wait stays suspected, or held.
+            self.beside.commit([self.deletions.strike([user_id])])
+        return Outcome(user_id, became)
 
 
 @contextmanager
