@@ -377,6 +377,7 @@ def test_commands_at_a_terminal_tell_at_once_that_the_database_is_down(site: Sit
         assert (ended.code, ended.stdout) == (4, "")
         # The one line is the only one: nothing was tried again.
         assert "no connection to the database: " in complaint(ended)
+        assert "minutes" not in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -561,13 +562,26 @@ def test_check_tells_each_trouble_from_the_others(site: Site) -> None:
         assert " 0 minutes" not in ended.stdout
 
 
-def test_commands_at_a_terminal_try_a_database_that_is_down_once(site: Site) -> None:
-    nowhere = site.shell.having(DATABASE_URL=f"postgresql://{NOWHERE}/x")
-    for name in ("status", "init", "deletions", "quarantine"):
-        ended = nowhere.run(name)
-        assert ended.code == 4
-        assert "no connection to the database: " in complaint(ended)
-        assert "minutes" not in ended.stderr
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_signal_stops_a_check_at_once(site: Site, number: signal.Signals) -> None:
+    with kept_waiting(site.api, page=1):
+        running = site.shell.start("check")
+        until("it asks for a page", lambda: bool(site.pages_asked()))
+        running.signal(number)
+        ended = running.end()
+    assert ended.code == 128 + number
+    assert list(findings(ended)) == [("ok", "configuration")]
+
+
+def test_signal_without_a_meaning_stops_no_check(site: Site) -> None:
+    with kept_waiting(site.api, page=1) as go_on:
+        running = site.shell.start("check")
+        until("it asks for a page", lambda: bool(site.pages_asked()))
+        running.signal(signal.SIGUSR1)
+        go_on.set()
+        ended = running.end()
+    assert ended.code == 0
+    assert {verdict for verdict, _ in findings(ended)} == {"ok"}
 
 
 def test_check_needs_settings_first(empty_shell: Shell) -> None:

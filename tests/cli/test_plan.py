@@ -597,6 +597,18 @@ def read_only(url: str, role: str) -> str:
     return make_conninfo(url, options=f"-c role={role} -c default_transaction_read_only=on")
 
 
+def test_tables_of_a_newer_version_are_refused_as_by_a_sweep(world: World) -> None:
+    sign_up(world.project, 1)
+    world.sweep()
+    world.query(
+        "insert into users_sync_worker.migration (number, name, version)"
+        " values (999, '999_newer.sql', '7.5.0')"
+    )
+    for refused in (planned, World.sweep):
+        with pytest.raises(Misconfigured, match=r"made by users-sync 7\.5\.0"):
+            refused(world)
+
+
 def test_a_role_that_may_only_read_can_plan(world: World, plain_role: str) -> None:
     ids = sign_up(world.project, *range(12))
     world.sweep()

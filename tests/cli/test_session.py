@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.support.sweep_world import World, numbered, raw_record, row_of, settings
+from tests.support.sweep_world import World, delete_all, numbered, raw_record, row_of, settings
 from tests.support.waiting import until
 from worker.cli.session import Session, opened_session
 from worker.errors import Misconfigured, Stopped
@@ -62,6 +62,39 @@ def test_user_who_is_gone_is_deleted_on_proof(quick_world: World, session: Sessi
     assert became(session, user_id) == "deleted"
     assert quick_world.deleted() == {user_id}
     assert became(session, user_id) == "deleted before"
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["by us", "before us"])
+def test_held_deletion_of_a_row_that_is_marked_deleted_is_struck(
+    quick_world: World, session: Session, *, by_hand: bool
+) -> None:
+    one, other, *_ = sorted(quick_world.project.ids())
+    delete_all(quick_world.project, [one, other])
+    quick_world.sweep(max_count=1)
+    assert quick_world.suspects("held") == {one, other}
+    if by_hand:
+        quick_world.query("update {users_sync} set deleted_at = now() where id = %s", one)
+
+    told = became(session, one)
+
+    assert told == ("deleted before" if by_hand else "deleted")
+    assert quick_world.suspects() == {other}
+
+
+def test_held_deletion_of_a_row_that_must_wait_stays_held(
+    quick_world: World, open_session: OpenSession
+) -> None:
+    quick_world.project.populate(10)
+    quick_world.sweep()
+    one, other, *_ = sorted(quick_world.project.ids())
+    delete_all(quick_world.project, [one, other])
+    quick_world.sweep(max_count=1)
+    quick_world.query("update {users_sync} set updated_at = now() where id = %s", one)
+
+    told = became(open_session(grace_seconds=3600), one)
+
+    assert told == "waiting"
+    assert quick_world.suspects("held") == {one, other}
 
 
 def test_row_that_is_in_step_is_neither_written_nor_locked(

@@ -227,7 +227,7 @@ def test_json_holds_all_of_it(swept: World) -> None:
 
 
 def test_nothing_that_was_never_synced_has_a_status(swept: World) -> None:
-    with pytest.raises(Misconfigured, match="other.users_sync was never synced"):
+    with pytest.raises(Misconfigured, match=r"other\.users_sync was never synced"):
         read_status(swept.conn, "other", None)
 
 

@@ -124,6 +124,7 @@ def test_nothing_but_the_proof_proves_that_a_user_is_gone(tries: int) -> None:
         match found:
             case None:
                 assert (status, json.loads(body)["code"]) == (404, "USER_NOT_FOUND")
+                assert set(said) & {"x-stack-known-error", "x-hexclave-known-error"}
             case Transient() | Misconfigured():
                 assert "@" not in str(found)
             case _:

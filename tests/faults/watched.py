@@ -189,4 +189,5 @@ def at_request(
 
 def kill(running: Running) -> None:
     assert running.process.pid
-    os.kill(running.process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it was quicker, and has ended by itself
+        os.kill(running.process.pid, signal.SIGKILL)

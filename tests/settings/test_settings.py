@@ -129,6 +129,21 @@ def test_white_space_around_a_value_of_the_config_file_is_no_part_of_it(here: Pa
     assert load(here).require_database().get_secret_value() == URL
 
 
+def test_white_space_around_a_name_of_a_list_is_no_part_of_it(here: Path) -> None:
+    variable = "USERS_SYNC_STACK__IGNORED_FIELDS"
+    for text in (" a ,b\n", '[" a", "b\\n", " "]'):
+        assert load(here, {variable: text}).stack.ignored_fields == ("a", "b")
+    (here / "config.toml").write_text('[stack]\nignored_fields = [" a", "b\\n", " "]\n')
+    assert load(here).stack.ignored_fields == ("a", "b")
+    (here / "config.toml").write_text('[stack]\nignored_fields = ["a", 1]\n')
+    assert refusal(here).startswith("stack.ignored_fields ")
+
+
+def test_quotes_around_the_name_of_the_config_file_are_told(here: Path) -> None:
+    found = refusal(here, {"USERS_SYNC_CONFIG": '"config.toml"'})
+    assert found.startswith("USERS_SYNC_CONFIG has quotes around the whole value")
+
+
 @pytest.mark.parametrize("quoted", ['"{}"', "'{}'", ' "{}"\n', "“{}”"])
 @pytest.mark.parametrize(
     "variable",

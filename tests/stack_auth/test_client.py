@@ -196,9 +196,14 @@ def test_proof_may_stand_in_either_header(
     assert api.fetch_user(ID).found is None
 
 
-def test_proof_needs_no_header(router: respx.MockRouter, api: StackApi) -> None:
-    router.get(f"/users/{ID}").respond(404, json={"code": "USER_NOT_FOUND"})
-    assert api.fetch_user(ID).found is None
+@pytest.mark.parametrize("headers", [{}, {"x-stack-request-id": "1358asfn431jwmjt"}])
+def test_proof_needs_the_header_of_the_api(
+    router: respx.MockRouter, api: StackApi, headers: dict[str, str]
+) -> None:
+    answer = httpx.Response(404, headers=headers, json={"code": "USER_NOT_FOUND"})
+    error = user_error(router, api, answer)
+    assert isinstance(error, Transient)
+    assert "without its header x-stack-known-error, which proves nothing" in str(error)
 
 
 @pytest.mark.parametrize(

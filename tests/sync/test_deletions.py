@@ -151,8 +151,11 @@ PASSING = {
     "200 HTML": html_ok(),
     "cut off": cut_off(),
     "another form": json_reply(200, b"[]"),
-    "404 in a header alone": Reply(
+    "404 of another kind in the header": Reply(
         "404 Not Found", [("x-stack-known-error", "OTHER")], b'{"code":"USER_NOT_FOUND"}'
+    ),
+    "404 without the header": Reply(
+        "404 Not Found", [("content-type", "application/json")], b'{"code":"USER_NOT_FOUND"}'
     ),
 }
 LASTING = {

@@ -178,12 +178,18 @@ class Session:
     def _delete(self, user_id: str, single: Single) -> UserResult:
         """Mark a user deleted who is proven gone; a user named by a person passes the guard."""
         live = self.database.call(lambda conn: self.table.is_live(conn, user_id))
-        self.unleased.commit([self.quarantine.forget(user_id)])
         if not live:
+            statements = [self.quarantine.forget(user_id), self.suspects.strike([user_id])]
+            self.unleased.commit(statements)
             return UserResult(user_id, "unknown" if live is None else "deleted before")
+        self.unleased.commit([self.quarantine.forget(user_id)])
         statement = self.table.soft_delete([Proof(user_id, single.observed_at)], 0, approved=False)
         rows = self.unleased.commit([statement], lambda rows: _written(user_id, rows))
-        return UserResult(user_id, _BECAME[_letter(rows)])
+        became = _BECAME[_letter(rows)]
+        if became == "deleted":
+            # A row that has to wait stays suspected, or held.
+            self.unleased.commit([self.suspects.strike([user_id])])
+        return UserResult(user_id, became)
 
 
 @contextmanager

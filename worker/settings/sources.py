@@ -89,7 +89,7 @@ def from_config_file(
     named: Path | None, environ: Mapping[str, str], working_dir: Path, known: Known
 ) -> Layer:
     """Read the TOML file; only the default file may be absent."""
-    name = named or environ.get(CONFIG_VARIABLE, "").strip()
+    name = named or _bare(environ.get(CONFIG_VARIABLE, ""), CONFIG_VARIABLE)
     path = working_dir / (name or "config.toml")
     if not name and not os.path.lexists(path):
         return {}

@@ -147,13 +147,20 @@ def _schema_name(text: str) -> str:
 
 
 def _names(value: Any) -> Any:
-    """Read a list from the environment: as JSON, or separated by commas."""
-    if not isinstance(value, str):
+    """Read a list of TOML, or one from the environment: as JSON, or separated by commas."""
+    if isinstance(value, str):
+        value = _listed(value)
+    if not isinstance(value, list | tuple):
         return value
-    if not value.lstrip().startswith("["):
-        return [name.strip() for name in value.split(",") if name.strip()]
+    names = [name.strip() if isinstance(name, str) else name for name in value]
+    return [name for name in names if name != ""]
+
+
+def _listed(text: str) -> Any:
+    if not text.lstrip().startswith("["):
+        return text.split(",")
     try:
-        return json.loads(value)
+        return json.loads(text)
     except ValueError:
         raise ValueError("should be a JSON list or names separated by commas") from None
 

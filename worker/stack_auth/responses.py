@@ -22,9 +22,14 @@ KNOWN_ERROR_HEADERS = ("x-stack-known-error", "x-hexclave-known-error")
 # The vendor's own client tells the API's errors from a proxy's by these two kinds of headers.
 REQUEST_ID_HEADERS = ("x-stack-request-id", "x-hexclave-request-id")
 
+# The only code that proves a deletion.
+GONE = "USER_NOT_FOUND"
+
 _HTML = {"text/html", "application/xhtml+xml"}
 
 _HEADERS_LOST = "see that {url} is right and nothing in front of it drops or changes them"
+
+_HEADER_NEEDED = "which proves nothing: a proxy may have made the answer up, or dropped the header"
 
 # What a person must do about each of the API's own error codes, and about which settings.
 REMEDIES = {
@@ -97,12 +102,13 @@ class Answer:
 def proves_absence(answer: Answer) -> bool:
     """Whether the API itself says that the user does not exist.
 
-    A plain 404 comes from a wrong api_url, or from a proxy; a header alone could be cached.
+    A plain 404 comes from a wrong api_url, or from a proxy. Every version of the API says the code
+    in a header, too; a body alone may be one that something in front of it keeps or makes up.
     """
-    if answer.status != httpx.codes.NOT_FOUND:
+    if answer.status != httpx.codes.NOT_FOUND or not answer.header_codes:
         return False
     codes = [answer.known_error.get("code"), *answer.header_codes]
-    return all(code == "USER_NOT_FOUND" for code in codes)
+    return all(code == GONE for code in codes)
 
 
 def error_for(answer: Answer, host: str, names: Names) -> UsersSyncError:
@@ -112,7 +118,9 @@ def error_for(answer: Answer, host: str, names: Names) -> UsersSyncError:
     if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in PASSING_STATUSES:
         too_much = status >= httpx.codes.INTERNAL_SERVER_ERROR
         return Transient(said, retry_after=_retry_after(answer.headers), too_much=too_much)
-    if code == "USER_NOT_FOUND":
+    if code == GONE and not answer.header_codes:
+        return Transient(f"{said} without its header {KNOWN_ERROR_HEADERS[0]}, {_HEADER_NEEDED}")
+    if code == GONE:
         return Transient(f"{said}, but in a form that proves nothing")
     if complaint := _complaint_about_limit(answer):
         largest = int(re.sub("[,_]", "", complaint[1])) if complaint[1] else None

@@ -14,6 +14,7 @@ from worker.errors import (
     DatabaseUnavailable,
     Misconfigured,
     SourceUnavailable,
+    Stopped,
     UsersSyncError,
 )
 from worker.model import Page, User
@@ -42,13 +43,13 @@ where target = %s
 """
 
 
-def check(settings: Settings, url: str) -> Iterator[Finding]:
-    """Give the findings as they are made. Nothing is written anywhere."""
+def check(settings: Settings, url: str, stop: Event) -> Iterator[Finding]:
+    """Give the findings as they are made. Nothing is written anywhere. Raises Stopped."""
     yield Finding("ok", "configuration", "read, and complete")
     users: list[User] = []
-    yield from _guarded("stack auth", lambda: _check_source(settings, users))
+    yield from _guarded("stack auth", lambda: _check_source(settings, users, stop))
     clock = Clock()
-    retry = Retry("the database", 0, Event(), DatabaseUnavailable)
+    retry = Retry("the database", 0, stop, DatabaseUnavailable)
     database = Database(url, clock, retry)
     try:
         yield from _check_database(database, settings, users)
@@ -73,6 +74,8 @@ def _check_database(
 def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return look()
+    except Stopped:
+        raise
     except (SourceUnavailable, DatabaseUnavailable) as error:
         code = 3 if isinstance(error, SourceUnavailable) else 4
         # Of its cause: it was asked once only, so for how long is of no interest.
@@ -81,12 +84,11 @@ def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
         return [Finding("FAIL", subject, str(error).removesuffix(SEE_CHECK), 2)]
 
 
-def _check_source(settings: Settings, users: list[User]) -> list[Finding]:
+def _check_source(settings: Settings, users: list[User], stop: Event) -> list[Finding]:
     """Ask for pages as a sweep does, and see that the second one continues the first.
 
     The users on them are added to `users`.
     """
-    stop = Event()
     retry = Retry("Stack Auth", 0, stop, SourceUnavailable)
     page_size, chain = PageSize(settings.stack.page_size), Chain()
     with StackApi(access(settings), clock=Clock(), stop=stop) as api:

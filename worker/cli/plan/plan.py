@@ -25,6 +25,7 @@ from worker.store.dry_run import (
 )
 from worker.store.invalidations import Invalidations
 from worker.store.lease import LeaseRequest
+from worker.store.migrate import missing_migrations
 from worker.store.table_shape import Shape, detect_shape
 from worker.sync.cache import Cache
 from worker.sync.sweep import Sweep
@@ -107,4 +108,5 @@ def _open_store(settings: Settings, database: Database, recorder: PlanRecorder) 
 
 
 def _look(conn: Connection, target: str) -> tuple[Shape | None, bool]:
+    missing_migrations(conn)  # of a newer version no sweep would do what this one plans
     return detect_shape(conn, target), own_tables_exist(conn)
