@@ -1,11 +1,23 @@
-"""Does in a thread of its own what nothing can interrupt, so that it may be left behind."""
+"""What both sides need of a network: loopback addresses, and calls that can be abandoned."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from ipaddress import ip_address
 from threading import Thread
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, so that nothing on the way can read along.
+
+    Names below `localhost` are not: which address they have is up to the resolver.
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Closable(Protocol):

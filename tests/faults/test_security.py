@@ -20,9 +20,10 @@ from tests.faults.test_hostile_answers import repeated
 from tests.faults.test_leaks import free_port
 from tests.support.processes import Site, command, opened_site
 from tests.support.waiting import until
+from worker.net import is_loopback
 from worker.service.endpoints import probe
 from worker.settings.settings import StackSettings
-from worker.stack_auth.transport import choose_proxy, is_loopback
+from worker.stack_auth.transport import choose_proxy
 
 PROXIES = {"http": "http://me:hush@proxy.example", "https": "http://me:hush@proxy.example"}
 

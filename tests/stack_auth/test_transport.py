@@ -16,12 +16,12 @@ from tests.support.faulty_server import Behaviour, FaultyServer, hang, send, ser
 from worker.clock import Clock
 from worker.errors import Misconfigured, Stopped, Transient
 from worker.model import Page
+from worker.net import is_loopback
 from worker.stack_auth.client import Access, StackApi
 from worker.stack_auth.transport import (
     LONGEST_WAIT_SECONDS,
     Backend,
     choose_proxy,
-    is_loopback,
     request_deadline,
 )
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from ipaddress import ip_address
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -11,6 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from worker.model import LARGEST_PAGE, SMALLEST_PAGE
+from worker.net import is_loopback
 from worker.settings.names import API_URL, PROJECT_ID, Setting
 
 EMBEDDED = "embedded"
@@ -30,14 +30,7 @@ LONGEST_IDENTIFIER_BYTES = 63
 def is_safe_for_secrets(url: str) -> bool:
     """Whether the connection to the URL's host cannot be read on the way."""
     parts = _split(url)
-    return parts.scheme == "https" or _is_loopback(parts.hostname or "")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")
 
 
 def _split(url: str) -> SplitResult:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from ipaddress import ip_address
 from threading import Event
 from typing import Any
 
@@ -14,7 +13,7 @@ import httpcore
 import httpx
 
 from worker.errors import Misconfigured, Stopped
-from worker.net import close_when_opened, run_abandonable
+from worker.net import close_when_opened, is_loopback, run_abandonable
 from worker.stack_auth.tls import tls_context
 
 # Nothing wakes a thread that waits for a socket, so it looks at the stop this often.
@@ -88,7 +87,9 @@ def choose_proxy(url: httpx.URL, proxies: Mapping[str, str]) -> httpx.Proxy | No
     Misconfigured for a proxy that is no HTTP proxy.
     """
     address = proxies.get(url.scheme) or proxies.get("all")
-    if not address or is_loopback(url.host) or _is_exempt(url, proxies.get("no", "")):
+    # A name below localhost is for this machine, even if it is not trusted with the key in the clear.
+    is_local = is_loopback(url.host) or url.host.endswith(".localhost")
+    if not address or is_local or _is_exempt(url, proxies.get("no", "")):
         return None
     try:
         proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
@@ -104,13 +105,6 @@ def _no_proxy(url: httpx.URL) -> Misconfigured:
         f"the proxy for {url.host} is no http:// or https:// address: correct"
         f" {url.scheme.upper()}_PROXY or ALL_PROXY, or name the host in NO_PROXY"
     )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _is_exempt(url: httpx.URL, no_proxy: str) -> bool:

@@ -18,10 +18,10 @@ from worker.errors import (
     UsersSyncError,
 )
 from worker.model import Page, User
+from worker.net import is_loopback
 from worker.retry import Retry
 from worker.settings.settings import Settings
 from worker.stack_auth.client import StackApi
-from worker.stack_auth.transport import is_loopback
 from worker.store.connection import Connection
 from worker.store.database import SEE_CHECK, Database
 from worker.store.migrate import OWN_SCHEMA, missing_migrations
