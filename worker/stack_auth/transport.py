@@ -87,7 +87,7 @@ def choose_proxy(url: httpx.URL, proxies: Mapping[str, str]) -> httpx.Proxy | No
     Misconfigured for a proxy that is no HTTP proxy.
     """
     address = proxies.get(url.scheme) or proxies.get("all")
-    # A name below localhost is for this machine, even if it is not trusted with the key in the clear.
+    # A name below localhost is this machine, though it is not trusted with the key in the clear.
     is_local = is_loopback(url.host) or url.host.endswith(".localhost")
     if not address or is_local or _is_exempt(url, proxies.get("no", "")):
         return None
