@@ -39,7 +39,7 @@ from worker.store.connection import (
     Stopping,
     unless_stopped,
 )
-from worker.store.database import Database, connect
+from worker.store.database import Database, connect, names_code
 from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import prepare
 from worker.store.table import Table
@@ -239,6 +239,23 @@ def test_what_fails_in_code_is_about_a_row_unless_it_was_held_up_or_cut_off(
 
 
 def test_error_that_means_a_bug_is_passed_on(empty_target: Target) -> None:
+@pytest.mark.parametrize(
+    ("context", "code"),
+    [
+        ("PL/pgSQL function g() line 1 at RAISE", True),
+        ('SQL function "f" during inlining', True),
+        ("PL/pgSQL-Funktion g() Zeile 1 bei RAISE", True),
+        ("在RETURN的第1行的PL/pgSQL函数g()", True),
+        ('SQL関数"f"のインライン化処理中', True),
+        ('PL/pgSQL 함수 "g()" 의 1번째 RETURN', True),
+        ("while updating tuple (0,1) in relation users_sync", False),
+        ("", False),
+    ],
+)
+def test_context_that_names_code_is_known_in_any_language(context: str, *, code: bool) -> None:
+    assert names_code(context) is code
+
+
     database = empty_target.database()
     with pytest.raises(psycopg.Error):
         database.call(lambda conn: conn.execute("close none_such"))

@@ -46,8 +46,9 @@ _SPEAKERS = {"aclcheck_error", "DeadLockReport", "ProcessInterrupts"}
 # Whether subscribers could find an updated row is looked at for every update of any row.
 _REPLICATION = "CheckCmdReplicaIdentity"
 # Triggers and functions, in every language of the server: their author may raise any SQLSTATE. The
-# context may quote a row, so it is looked at and never told.
-_IN_CODE = re.compile(r"\bPL/|\bSQL\b")
+# context may quote a row, so it is looked at and never told. It is in the server's language, and
+# not all of them put spaces around the name: only ASCII counts as part of a word.
+_IN_CODE = re.compile(r"\bPL/|\bSQL\b", re.ASCII)
 
 # By these, in the source of Postgres, an author raises an error on purpose.
 _RAISERS = {"exec_stmt_raise", "PLy_elog_impl", "throw_tcl_error"}
@@ -203,7 +204,12 @@ def _is_about_a_row(error: psycopg.Error, state: str) -> bool:
 
 
 def _is_in_code(error: psycopg.Error) -> bool:
-    return bool(_IN_CODE.search(error.diag.context or ""))
+    return names_code(error.diag.context or "")
+
+
+def names_code(context: str) -> bool:
+    """Whether the context of an error names a function, or a statement within one."""
+    return bool(_IN_CODE.search(context))
 
 
 def _words(error: psycopg.Error) -> str:
