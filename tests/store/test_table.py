@@ -14,6 +14,7 @@ from worker.ids import pack
 from worker.model import NO_MILLIS, Proof, User, Users
 from worker.stack_auth.canonical_json import dump
 from worker.store.batch import PART_BYTES, STATEMENT_BYTES
+from worker.store.purge import Purging
 from worker.store.table import MOST_MOVED
 
 YEAR_10000 = 253_402_300_800_000
@@ -526,7 +527,9 @@ def test_time_outs_of_the_role_do_not_end_a_long_read(target: Target, plain_role
 
     keys = list(target.table().load_keys(slow))
     ids = target.table().sample_ids(slow, 5)
+    purgeable = Purging(target.table(), 0).count_due(slow)
 
+    assert purgeable == 0
     assert keys == [(SIGNED_UP + 1, pack(person(1).id))]
     assert ids == [person(1).id]
     assert slow.execute("show statement_timeout").fetchone() == ("200ms",)

@@ -88,7 +88,8 @@ class Purging:
 
     def count_due(self, conn: Connection) -> int:
         """Count all that `due` would give."""
-        row = conn.execute(self._sql(_COUNT_DUE), {"seconds": self.seconds}).fetchone()
+        with long_transaction(conn):
+            row = conn.execute(self._sql(_COUNT_DUE), {"seconds": self.seconds}).fetchone()
         return row[0] if row else 0
 
     def due(self, conn: Connection, behind: str, limit: int) -> list[str]:
