@@ -8,10 +8,18 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.support.sweep_world import World, delete_all, numbered, raw_record, row_of, settings
+from tests.support.sweep_world import (
+    World,
+    delete_all,
+    numbered,
+    raw_record,
+    row_of,
+    settings,
+    sign_up,
+)
 from tests.support.waiting import until
 from worker.cli.session import Session, opened_session
-from worker.errors import Misconfigured, Stopped
+from worker.errors import Misconfigured, Stopped, UpdatesRefused
 
 OpenSession = Callable[..., Session]
 
@@ -211,6 +219,24 @@ def test_record_that_the_database_refuses_is_quarantined(
         assert quick_world.quarantined() == {user_id: outcome.error}
     finally:
         quick_world.query("alter table neon_auth.users_sync drop constraint short")
+
+
+def test_new_user_is_inserted_where_a_publication_forbids_updates(
+    quick_world: World, session: Session
+) -> None:
+    there = some_user(quick_world)
+    quick_world.query("alter table neon_auth.users_sync replica identity nothing")
+    quick_world.query("create publication everything for all tables")
+    try:
+        [new] = sign_up(quick_world.project, 1)
+        assert [became(session, new) for _ in range(2)] == ["inserted", "unchanged"]
+        quick_world.project.edit(there, display_name="New")
+        with pytest.raises(UpdatesRefused):
+            session.sync(there)
+    finally:
+        quick_world.query("drop publication everything")
+        quick_world.query("alter table neon_auth.users_sync replica identity default")
+    assert became(session, there) == "updated"
 
 
 def test_user_who_left_leaves_quarantine(quick_world: World, session: Session) -> None:

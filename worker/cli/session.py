@@ -16,7 +16,7 @@ from worker.cli.context import (
 )
 from worker.cli.options import DONE
 from worker.clock import Clock
-from worker.errors import DataRefused, Misconfigured, Stopped
+from worker.errors import DataRefused, Misconfigured, Stopped, UpdatesRefused
 from worker.model import Proof, Single, Unreadable, User, Users
 from worker.settings.settings import Settings
 from worker.store.connection import Connection
@@ -35,7 +35,7 @@ from worker.store.table import (
     Table,
 )
 from worker.store.table_shape import Shape, detect_shape
-from worker.store.transaction import Row
+from worker.store.transaction import Row, Statement
 from worker.store.unleased import UnleasedWrites
 from worker.sync.fetcher import Fetcher
 from worker.wiring import opened_fetcher
@@ -160,16 +160,28 @@ class Session:
                 return self._apply(user, single)
 
     def _apply(self, user: User, single: Single) -> UserResult:
-        statements = [
-            self.table.apply(Users.of([user]), single.observed_at),
-            self.suspects.clear([user.id]),
-            self.quarantine.forget(user.id),
-        ]
         try:
-            rows = self.unleased.commit(statements, lambda rows: _written(user.id, rows))
+            letter = self._write(user, single)
         except DataRefused as error:
             return self._reject(user.id, "refused", refused_record(user, error))
-        return UserResult(user.id, _BECAME[_letter(rows)])
+        return UserResult(user.id, _BECAME[letter])
+
+    def _write(self, user: User, single: Single) -> str:
+        """Write a user's row; returns a letter. Raises UpdatesRefused if there is one to update."""
+        users, at = Users.of([user]), single.observed_at
+        try:
+            return self._commit(user.id, self.table.apply(users, at))
+        except UpdatesRefused:
+            # Postgres refuses such a statement also where it would only insert.
+            letter = self._commit(user.id, self.table.add(users, at))
+            if letter == STALE:
+                raise
+            return letter
+
+    def _commit(self, user_id: str, statement: Statement) -> str:
+        known = [self.suspects.clear([user_id]), self.quarantine.forget(user_id)]
+        rows = self.unleased.commit([statement, *known], lambda rows: _written(user_id, rows))
+        return _letter(rows)
 
     def _reject(self, user_id: str, became: Became, rejected: BadRecord) -> UserResult:
         self.unleased.commit([self.quarantine.put([rejected])])
