@@ -501,6 +501,8 @@ def test_unknown_variable_names_the_closest(here: Path, variable: str, closest: 
         ("schedule.sweep_seconds", "nan"),
         ("schedule.sweep_share", "1.1"),
         ("schedule.sweep_share", "1e-300"),
+        ("schedule.poll_share", "1.1"),
+        ("schedule.poll_share", "1e-300"),
         ("schedule.audit_hours", "8761"),
         ("schedule.resume_minutes", "1e300"),
         ("schedule.resume_minutes", "-1"),

@@ -119,7 +119,7 @@ class ScheduleSettings(BaseModel):
 
     poll_seconds: Seconds = 1
     """Pause between two looks at the newest users."""
-    poll_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    poll_share: Annotated[float, Field(ge=0.001, le=1)] = 0.2
     """Share of the time that polls may take, to spare the API."""
     poll_page_size: PageSize = 200
     """How many of the newest users a poll reads."""
