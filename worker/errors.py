@@ -11,6 +11,7 @@ UsersSyncError
 ├── Misconfigured        a person must act; the message says what, where, and the fix
 │   ├── DataRefused      the database refuses some row: find it, quarantine it; else a person acts
 │   ├── LimitRefused     the users API gives fewer users at once: ask for less, and remember
+│   ├── OrderRefused     the users API does not know an order: do without
 │   └── UpdatesRefused   the table takes new rows alone: insert them, then fail
 └── Stopped              the worker was asked to stop
 """
@@ -98,6 +99,10 @@ class LimitRefused(Misconfigured):
     def __init__(self, message: str, largest: int | None = None) -> None:
         super().__init__(message)
         self.largest = largest
+
+
+class OrderRefused(Misconfigured):
+    """The users API cannot list users by their activity."""
 
 
 class UpdatesRefused(Misconfigured):

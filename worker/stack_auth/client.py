@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from threading import Event
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 from urllib.request import getproxies
 
@@ -15,17 +15,19 @@ import httpx
 
 from worker import installed_version
 from worker.clock import Clock
-from worker.errors import Misconfigured, Stopped, Transient, UsersSyncError
+from worker.errors import Misconfigured, OrderRefused, Stopped, Transient, UsersSyncError
 from worker.model import Page, Single
 from worker.settings.names import USUAL_NAMES, Names
 from worker.stack_auth.body import read_body
 from worker.stack_auth.careful_reader import BrokenBody, parse_page, parse_user
-from worker.stack_auth.page_reader import read_page
+from worker.stack_auth.page_reader import read_page, read_unordered, read_user
 from worker.stack_auth.responses import (
     PASSING_STATUSES,
     Answer,
     error_for,
+    error_for_new_user,
     proves_absence,
+    refuses_order,
 )
 from worker.stack_auth.transport import Network, choose_proxy, request_deadline
 
@@ -94,17 +96,57 @@ class StackApi:
         page = read_page(answer.body, answer.observed_at, self._access.ignored_fields)
         return page or self._read(answer, parse_page)
 
+    def fetch_active(self, limit: int) -> Page:
+        """Ask for the users who were active last, without anonymous ones: an index serves that.
+
+        Raises OrderRefused from a server that does not know this order.
+        """
+        query = {
+            "limit": str(limit),
+            "order_by": "last_active_at",
+            "desc": "true",
+            "include_restricted": "true",
+        }
+        answer = self._ask("/users", query)
+        if refuses_order(answer):
+            raise OrderRefused(f"{self._host} does not list users by their activity")
+        self._check(answer)
+        page = read_unordered(answer.body, answer.observed_at, self._access.ignored_fields)
+        return page or self._read(answer, parse_page)
+
     def fetch_user(self, user_id: str) -> Single:
         """Ask for one user. Nothing but the API's own USER_NOT_FOUND proves that there is none."""
         answer = self._ask(f"/users/{quote(user_id, safe='')}", {})
         if proves_absence(answer):
             return Single(None, answer.observed_at)
         self._check(answer)
-        single = self._read(answer, parse_user)
+        ignored = self._access.ignored_fields
+        single = read_user(answer.body, answer.observed_at, ignored)
+        single = single or self._read(answer, parse_user)
         # What a proxy mixed up would count for a user who may be gone, or not have changed.
         if single.found is not None and single.found.id not in {None, user_id}:
             raise Transient(f"{self._host} answered with another user than the one asked for")
         return single
+
+    def create_user(self, fields: Mapping[str, Any]) -> str:
+        """Create a user; returns the id. A repeated call would create another one."""
+        try:
+            return self._create(fields)
+        except Transient as error:
+            if not error.too_much:
+                raise  # it never got there
+            unknown = "it is not known whether the user was created: look for the email address"
+            raise Transient(f"{error}; {unknown}") from error
+
+    def _create(self, fields: Mapping[str, Any]) -> str:
+        answer = self._ask("/users", {}, body=fields)
+        if 400 <= answer.status < 500 and answer.is_from_api:  # noqa: PLR2004 - as RFC 9110 has it
+            raise error_for_new_user(answer, self._host, self._access.names)
+        self._check(answer)
+        single = self._read(answer, parse_user)
+        if single.found is None or single.found.id is None:
+            raise Transient(f"{self._host} created a user without telling the id", too_much=True)
+        return single.found.id
 
     def close(self) -> None:
         self._client.close()
@@ -120,23 +162,28 @@ class StackApi:
     ) -> None:
         self.close()
 
-    def _ask(self, path: str, query: dict[str, str]) -> Answer:
+    def _ask(
+        self, path: str, query: dict[str, str], body: Mapping[str, Any] | None = None
+    ) -> Answer:
+        """Send one request: GET, or POST with a body. Raises Transient, Misconfigured, Stopped."""
         if self._stop.is_set():
             raise Stopped("asked to stop")
         observed_at = self._clock.now()
         try:
             with (
                 request_deadline(self._access.timeout_seconds, self._stop),
-                self._client.stream("GET", path, params=query) as answer,
+                self._client.stream(
+                    "GET" if body is None else "POST", path, params=query, json=body
+                ) as answer,
             ):
-                body = read_body(answer, self._host)
+                text = read_body(answer, self._host)
         except httpx.RequestError as error:
             self.on_answer("timeout" if isinstance(error, httpx.TimeoutException) else "error")
             # A protocol error quotes the bytes it stumbled over.
             cause = None if isinstance(error, httpx.ProtocolError) else error
             raise self._unanswered(error) from cause
         self.on_answer(str(answer.status_code))
-        return Answer(answer.status_code, answer.headers, body, observed_at)
+        return Answer(answer.status_code, answer.headers, text, observed_at)
 
     def _read(
         self,

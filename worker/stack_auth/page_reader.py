@@ -13,8 +13,8 @@ from operator import eq
 import msgspec
 
 from worker.ids import are_user_ids, pack_all
-from worker.model import MAX_MILLIS, MIN_MILLIS, KeyPlaces, Page, Users
-from worker.stack_auth.careful_reader import MAX_RECORDS
+from worker.model import MAX_MILLIS, MIN_MILLIS, KeyPlaces, Page, Single, User, Users
+from worker.stack_auth.careful_reader import MAX_RECORDS, storable
 from worker.stack_auth.fingerprint import fingerprint_of_fields
 
 
@@ -61,6 +61,52 @@ def read_page(
         next_cursor=answer.pagination.next_cursor,
         observed_at=observed_at,
     )
+
+
+def read_unordered(
+    body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]
+) -> Page | None:
+    """Read users in any order, such as that of their activity; None if it needs a careful look.
+
+    They are put into the order of their keys; the page proves nothing about its neighbours.
+    """
+    try:
+        records = _answer.decode(body).items
+        ids, millis, fingerprints = _columns(records, ignored_fields)
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
+        return None
+    if records and not _are_users(ids, millis):
+        return None
+    found = (
+        User(*each) for each in zip(ids, millis, fingerprints, map(bytes, records), strict=True)
+    )
+    return Page(
+        users=Users.of(found),
+        unreadable=(),
+        places=(),
+        ascending=False,
+        descending=False,
+        next_cursor=None,
+        observed_at=observed_at,
+    )
+
+
+def read_user(
+    body: bytes | bytearray, observed_at: datetime, ignored_fields: Collection[str]
+) -> Single | None:
+    """Read one answer of `GET /users/{id}`; None if it needs a careful look.
+
+    The fingerprint is the one that the user has on a page.
+    """
+    try:
+        ids, millis, fingerprints = _columns([msgspec.Raw(bytes(body).strip())], ignored_fields)
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
+        return None
+    if not _are_users(ids, millis):
+        return None
+    found = User(ids[0], millis[0], fingerprints[0], bytes(body).strip())
+    users, unreadable, cleaned = storable(Users.of([found]), ignored_fields)
+    return Single((*users, *unreadable)[0], observed_at, bool(cleaned))
 
 
 def _columns(

@@ -54,6 +54,7 @@ _CODE = re.compile(r"[A-Z][A-Z_]{0,60}")
 _PARAMETERS = re.compile(
     r"unknown properties: ([a-z_]{1,40}(?:, [a-z_]{1,40}){0,9})|\b(?:query|params)\.([a-z_]{1,40})"
 )
+_BODY_FIELDS = re.compile(r"\bbody\.([a-z_]{1,40})")
 _LIMIT = re.compile(r"\bquery\.limit\b(?:[^\d\n]{0,80}(\d[\d,_]{0,9}))?")
 SAME_HOST = "the same host"
 _SECONDS = re.compile(r"\d+(?:\.\d+)?")
@@ -129,13 +130,35 @@ def error_for(answer: Answer, host: str, names: Names) -> UsersSyncError:
     return Misconfigured(f"{said}: {_remedy(answer, names)}")
 
 
+def error_for_new_user(answer: Answer, host: str, names: Names) -> UsersSyncError:
+    """Say what a refusal to create a user asks of the caller; names fields, quotes no value."""
+    said = f"{host} refused the user: {answer.status} {answer.code}".rstrip()
+    if answer.status == httpx.codes.CONFLICT:
+        return Misconfigured(f"{said}: another user has this email address")
+    if answer.code in REMEDIES or answer.status in PASSING_STATUSES:
+        return error_for(answer, host, names)
+    fields = sorted(set(_BODY_FIELDS.findall(_schema_complaint(answer))))
+    return Misconfigured(f"{said}: correct {' and '.join(fields)}" if fields else said)
+
+
+def refuses_order(answer: Answer) -> bool:
+    """Whether the server does not know the order that was asked for."""
+    if answer.status != httpx.codes.BAD_REQUEST or answer.code != "SCHEMA_ERROR":
+        return False
+    return "order_by" in _schema_complaint(answer) or "last_active_at" in _schema_complaint(answer)
+
+
 def _complaint_about_limit(answer: Answer) -> re.Match[str] | None:
     """Find a complaint about the parameter `limit`; group 1 is the cap, if it is named."""
     if answer.code != "SCHEMA_ERROR":
         return None
+    return _LIMIT.search(_schema_complaint(answer))
+
+
+def _schema_complaint(answer: Answer) -> str:
     details = answer.known_error.get("details")
     message = details.get("message") if isinstance(details, dict) else None
-    return _LIMIT.search(str(message or answer.known_error.get("error")))
+    return str(message or answer.known_error.get("error"))
 
 
 def _remedy(answer: Answer, names: Names) -> str:

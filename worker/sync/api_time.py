@@ -4,15 +4,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 T = TypeVar("T")
-Purpose = Literal["sweep", "poll"]
+Purpose = Literal["sweep", "poll", "hint"]
 
 
 @dataclass(slots=True)
 class ApiTime:
-    """Adds up how long answers took, for sweeps and for polls apart; thread-safe.
+    """Adds up how long answers took, for each purpose apart; thread-safe.
 
     A request without an answer counts for nothing: an outage is no work. Two requests at a time
     count once, up to the first answer for the one that got it, because a server of one process
@@ -20,7 +20,9 @@ class ApiTime:
     """
 
     monotonic: Callable[[], float] = time.monotonic
-    _seconds: dict[Purpose, float] = field(default_factory=lambda: {"sweep": 0.0, "poll": 0.0})
+    _seconds: dict[Purpose, float] = field(
+        default_factory=lambda: dict.fromkeys(get_args(Purpose), 0.0)
+    )
     _counted_until: float = float("-inf")
     _lock: Lock = field(default_factory=Lock)
 
