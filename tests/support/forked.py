@@ -20,7 +20,9 @@ def run_command(
     os.environ.clear()
     os.environ.update(environ)
     sys.argv = ["users-sync", *arguments]
-    sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  for as long as it runs
+    given = folder / "stdin"
+    stdin = given if given.exists() else Path(os.devnull)
+    sys.stdin = stdin.open(encoding="utf-8")
     sys.stdout = stdout.open("w", encoding="utf-8")
     sys.stderr = stderr.open("w", encoding="utf-8")
     # What is not written by Python goes there, too.

@@ -20,10 +20,12 @@ from worker.sandbox.replies import (
     as_sent,
     bad_gateway_html,
     cut_off,
+    email_is_taken,
     html_ok,
     json_reply,
     method_not_allowed,
     moved_permanently,
+    schema_error,
     server_error,
     too_many_requests,
     too_many_unlimited,
@@ -139,10 +141,21 @@ class FakeStackApi:
             case "GET":
                 return self._list(request, kind)
             case "POST":
-                user_id = self.project.create(**fields(request))
-                return self._user(self.project, user_id, status=201)
+                return self._create(fields(request))
             case _:
                 return method_not_allowed()
+
+    def _create(self, asked: dict[str, Any]) -> Reply:
+        if asked.pop("password", None) is not None:
+            asked["has_password"] = True
+        email = asked.get("primary_email")
+        if email is not None and "@" not in str(email):
+            raise Refused(
+                schema_error("POST", "/api/v1/users", "body.primary_email must be a valid email")
+            )
+        if asked.get("primary_email_auth_enabled") and self.project.signs_in_with(email):
+            return email_is_taken(str(email))
+        return self._user(self.project, self.project.create(**asked), status=201)
 
     def _list(self, request: Request, kind: Kind) -> Reply:
         asked = listing(request, kind)

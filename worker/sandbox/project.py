@@ -114,6 +114,13 @@ class Project:
                 ids += self._put_new(invented(count - len(ids), dice, latest))
             return sorted(ids, key=lambda user_id: self._entries[user_id].key)
 
+    def signs_in_with(self, email: object) -> bool:
+        """Whether a user may sign in with this email address."""
+        return any(
+            user["primary_email_auth_enabled"] and user["primary_email"] == email
+            for user in self.users().values()
+        )
+
     def edit(self, user_id: str, **fields: Any) -> None:
         """Set fields of a record. A new `signed_up_at_millis` moves the user in the list."""
         with self._lock:

@@ -81,6 +81,15 @@ def moved_permanently(path: str) -> Reply:
     return Reply(_line(308), [("location", path), ("refresh", f"0;url={path}")], path.encode())
 
 
+def email_is_taken(email: str) -> Reply:
+    return known_error(
+        409,
+        "USER_EMAIL_ALREADY_EXISTS",
+        f'A user with email "{email}" already exists.',
+        {"email": email, "would_work_if_email_was_verified": False},
+    )
+
+
 def method_not_allowed() -> Reply:
     return Reply(_line(405), [NO_STORE], b"")
 

@@ -33,6 +33,7 @@ WRITABLE = {
     "client_read_only_metadata",
     "server_metadata",
     "has_password",
+    "password",
     "otp_auth_enabled",
     "is_anonymous",
     "restricted_by_admin",
