@@ -14,6 +14,7 @@ from tests.bench import (
     changes,
     freshness,
     growth,
+    hints,
     initial_load,
     manners,
     unchanged,
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
     "growth": growth.run,
     "freshness": freshness.run,
     "manners": manners.run,
+    "hints": hints.run,
 }
 
 

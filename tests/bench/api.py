@@ -74,6 +74,12 @@ class Served:
         for user_id in self.chance.sample(self.project.ids(), count):
             self.project.edit(user_id, display_name=f"Edited {self.chance.random()}")
 
+    def edit_one(self, name: str) -> tuple[str, str]:
+        """Give a user of any age another name; returns id and name."""
+        user_id = self.chance.choice(self.project.ids())
+        self.project.edit(user_id, display_name=name)
+        return user_id, name
+
     def sign_up(self) -> str:
         return self.project.create(display_name="New", primary_email="new@example.com")
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,6 +120,12 @@ class Replayed:
         return replace(next(self._pages), observed_at=self._clock.now())
 
     def fetch_user(self, user_id: str) -> Single:
+        raise NotImplementedError
+
+    def fetch_active(self, limit: int) -> Page:
+        raise NotImplementedError
+
+    def create_user(self, fields: Mapping[str, Any]) -> str:
         raise NotImplementedError
 
 
