@@ -20,6 +20,7 @@ from worker.settings.settings import Settings
 from worker.stack_auth.client import Access, StackApi
 from worker.store import Store
 from worker.store.database import Database
+from worker.store.hints import Hints
 from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import prepare
@@ -77,6 +78,7 @@ def open_store(settings: Settings, database: Database) -> Store:
         quarantine=Quarantine(target),
         sweeps=Sweeps(target, asked_of(settings)),
         invalidations=Invalidations(target),
+        hints=Hints(target),
     )
 
 

@@ -34,8 +34,9 @@ AT_THE_CURSOR = 10
 # The cursor's user, the last one of the page before, and the one behind.
 AROUND = 3
 
-JOBS = ("sweep", "poll", "stand by", "renew")
+JOBS = ("sweep", "poll", "hints", "stand by", "renew")
 
+HINTED = "select from users_sync_worker.hint limit 1"
 FREE = "select from users_sync_worker.lease where expires_at <= faketime.clock_timestamp()"
 BIND = "insert into users_sync_worker.lease (target, project) values ('neon_auth', %s)"
 WHAT_HAPPENED = """
@@ -127,6 +128,8 @@ class Scene:
     def possible(self) -> list[tuple[Worker, str]]:
         """Say who may begin what; to look for a lease that is not free leads nowhere."""
         possible = [(w, name) for w in self.workers for name in JOBS if w.can(name)]
+        if any(name == "hints" for _, name in possible) and not self.time.query(HINTED):
+            possible = [(w, name) for w, name in possible if name != "hints"]
         if any(name == "stand by" for _, name in possible) and not self.time.query(FREE):
             return [(w, name) for w, name in possible if name != "stand by"]
         return possible

@@ -45,7 +45,7 @@ def answer_late(scene: Scene, worker: Worker, request: Waiting, meanwhile: Meanw
 
 def _about_whom(scene: Scene, request: Waiting) -> str | None:
     """Give the user about whom something is asked, or the first one on a page."""
-    if request.pool == "user" or request.said is None:
+    if request.pool in {"user", "hinted"} or request.said is None:
         return request.cursor
     there = request.said.there
     return next((user_id for user_id in scene.people.project.ids() if user_id in there), None)

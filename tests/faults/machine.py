@@ -55,6 +55,11 @@ options = st.builds(
 )
 
 
+HINT = "select users_sync_worker.refresh(%s)"
+LOSE_HINTS = "delete from users_sync_worker.hint"
+STRANGER = "ffffffff-0000-4000-8000-00000000000f"
+
+
 class Machine(RuleBasedStateMachine):
     """Everything that may happen, one step after the other.
 
@@ -236,6 +241,20 @@ class Machine(RuleBasedStateMachine):
             sorted(self.scene.people.states if how == "insert" else self.scene.judge.rows), who
         )
         write_by_hand(self.scene, how, user_id)
+        self.scene.go_on(then)
+
+    @precondition(lambda self: self.scene.judge.rows)
+    @rule(who=whom, how=st.sampled_from(["right", "forged", "lost"]), then=rounds)
+    def hint(self, who: int, how: str, then: int) -> None:
+        """Let somebody hint at a user who changed, or did not, once or again; or lose all hints."""
+        if how == "lost":
+            self.scene.time.query(LOSE_HINTS)
+        else:
+            user_id = self.scene.pick(sorted(self.scene.people.states), who)
+            self.scene.time.query(HINT, STRANGER if how == "forged" else user_id)
+        for worker, name in self.scene.possible():
+            if name == "hints":
+                self.scene.begin(worker, name)
         self.scene.go_on(then)
 
     @precondition(lambda self: self.scene.time.query(HELD))

@@ -18,10 +18,10 @@ from worker.sync.chain import Request
 from worker.sync.fetcher import THREADS, Fetcher
 
 Answered = TypeVar("Answered", Page, Single)
-Pool = Literal["page", "newest", "user"]
+Pool = Literal["page", "newest", "user", "hinted"]
 
 # So many requests of a kind are at the gate at once, as long as there are more of them.
-WIDTH: dict[Pool, int] = {"page": 1, "newest": 1, "user": THREADS}
+WIDTH: dict[Pool, int] = {"page": 1, "newest": 1, "user": THREADS, "hinted": THREADS}
 
 # Much longer than anything takes that does not hang.
 PATIENCE_SECONDS = 20
@@ -50,7 +50,7 @@ class Waiting:
     @property
     def cursor(self) -> str | None:
         """The user whom the answer decides about: a page's cursor, or who is asked for."""
-        if self.pool == "user":
+        if self.pool in {"user", "hinted"}:
             return self.request.url.path.rpartition("/")[2]
         return str(self.request.url.params.get("cursor", "")) or None
 
@@ -104,7 +104,7 @@ class Gate(httpx.BaseTransport):
 
 def _pool_of(url: httpx.URL) -> Pool:
     if not url.path.endswith("/users"):
-        return "user"
+        return "hinted" if current_thread().name.startswith("ask-hinted") else "user"
     return "newest" if url.params["desc"] == "true" else "page"
 
 
@@ -170,6 +170,9 @@ class WatchedFetcher(Fetcher):
 
     def submit_user(self, user_id: str) -> Future[Single]:
         return self._counted("user", super().submit_user(user_id))
+
+    def submit_hinted(self, user_id: str) -> Future[Single]:
+        return self._counted("hinted", super().submit_hinted(user_id))
 
     def await_answer(self, answer: Future[Answered]) -> Answered:
         if answer not in self._of_the_gate:

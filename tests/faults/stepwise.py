@@ -41,7 +41,7 @@ class Worker:
         self.completed = 0
         self.says: list[Said] = []
         self.accepted: list[Said] = []
-        self.scheduler: dict[str, Job] = {}
+        self.jobs: dict[str, Job] = {}
         self.cache = Cache()
         self.leader: Leader | None = None
         self._site = site
@@ -62,8 +62,8 @@ class Worker:
         self._fetcher: WatchedFetcher
 
     def __str__(self) -> str:
-        scheduler = ", ".join(str(job.name) for job in self.at_work) or "idle"
-        return f"{self.manner.value} ({scheduler})"
+        jobs = ", ".join(str(job.name) for job in self.at_work) or "idle"
+        return f"{self.manner.value} ({jobs})"
 
     @property
     def frozen(self) -> bool:
@@ -77,10 +77,10 @@ class Worker:
 
     @property
     def at_work(self) -> list[Job]:
-        return [job for job in self.scheduler.values() if not job.ended]
+        return [job for job in self.jobs.values() if not job.ended]
 
     def can(self, name: str) -> bool:
-        """Whether it may begin this now: `stand by`, `sweep`, `poll` or `renew`."""
+        """Whether it may begin this now: `stand by`, `sweep`, `poll`, `hints` or `renew`."""
         if (
             self.over
             or self.frozen
@@ -111,6 +111,8 @@ class Worker:
                 self._begin(name, lambda: self._attend(lambda: self._sweep(leader)))
             case "poll", Leader():
                 self._begin(name, lambda: self._attend(lambda: self._poll(leader)))
+            case "hints", Leader():
+                self._begin(name, lambda: self._attend(lambda: self._follow_hints(leader)))
             case "renew", Leader():
                 self._begin(name, lambda: self._attend(leader.renew))
 
@@ -120,7 +122,7 @@ class Worker:
             rested = self.gate.changed.wait_for(self._rests, PATIENCE_SECONDS)
         if not rested:
             pytest.fail(f"a worker neither ends nor asks: {self}, {self.gate.waiting}")
-        for job in self.scheduler.values():
+        for job in self.jobs.values():
             if job.is_bug and job.error:
                 raise job.error
         if self.over:
@@ -151,7 +153,7 @@ class Worker:
 
     def _rests(self) -> bool:
         asks = not hasattr(self, "_fetcher") or self._fetcher.rests
-        return asks and (self.frozen or all(job.rests for job in self.scheduler.values()))
+        return asks and (self.frozen or all(job.rests for job in self.jobs.values()))
 
     def _notify(self) -> None:
         with self.gate.changed:
@@ -159,7 +161,7 @@ class Worker:
 
     def _begin(self, name: str, work: Callable[[], object]) -> None:
         job = Job(name, lambda: self._minding_errors(name, work), self.gate.changed)
-        self.scheduler[name] = job
+        self.jobs[name] = job
         job.start()
         self.settle()
 
@@ -241,6 +243,10 @@ class Worker:
         self._told("poll: complete")
         self.accepted += self.says
 
+    def _follow_hints(self, leader: Leader) -> None:
+        leader.hints()
+        self._told("hints: followed")
+
     def _attend(self, work: Callable[[], object]) -> None:
         """Do a job of the long-running worker, with a mirror that is made true where it is not."""
         generation = self.cache.generation
@@ -257,7 +263,7 @@ class Worker:
         """Let go of everything, once all threads are done."""
         self._stop.set()
         self.gate.break_off()
-        for job in self.scheduler.values():
+        for job in self.jobs.values():
             job.join(PATIENCE_SECONDS)
         self._opened.close()
         self._closed = True

@@ -17,6 +17,7 @@ HARMLESS = {
     ("cli/status.py", "', '.join(COUNTS)"): "the names of our own counts",
     ("cli/status.py", "', '.join(_FACTS)"): "the names of our own columns",
     ("store/lease.py", "IDENTITY"): "a query of ours",
+    ("store/sweeps.py", "_INSERT"): "a query of ours",
     ("store/sweeps.py", "form.format(name)"): "the names of our own counts",
     ("store/migrate.py", "text.encode()"): "a file of ours, or what psycopg composed",
 }

@@ -45,6 +45,7 @@ def have_everything_happen(health: Health, metrics: Metrics) -> None:
     health.set_page_size(5000)
     metrics.count_request("200")
     metrics.count_retry("Stack Auth")
+    metrics.count_webhook("204")
 
 
 def test_list_of_metrics_is_what_is_exposed(health: Health, metrics: Metrics) -> None:

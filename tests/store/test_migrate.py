@@ -31,7 +31,16 @@ from worker.store.table_shape import Shape
 
 NAMES = ["neon_auth", "We{i}rd %s \"x\" ; -- :x 'y' {table}"]
 
-OWN_TABLES = {"migration", "lease", "checkpoint", "sweep", "deletion", "quarantine", "touched"}
+OWN_TABLES = {
+    "migration",
+    "lease",
+    "checkpoint",
+    "sweep",
+    "deletion",
+    "quarantine",
+    "touched",
+    "hint",
+}
 
 COLUMNS = """
 select attname, format_type(atttypid, atttypmod), attnotnull, attgenerated::text,
@@ -196,6 +205,8 @@ def test_tables_of_the_version_before_are_brought_up_to_date(
     prepare(database, "neon_auth")
     connection.execute(
         "delete from users_sync_worker.migration where number > 3;"
+        " drop table users_sync_worker.hint;"
+        " drop function users_sync_worker.refresh;"
         " alter table users_sync_worker.migration drop column version"
     )
     prepare(database, "neon_auth")

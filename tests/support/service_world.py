@@ -27,9 +27,11 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "sweep_share": 1,
         "audit_hours": 24,
         "census_minutes": 5,
+        "activity_seconds": 0,
     },
     "deletions": {"max_count": 500, "max_fraction": 1, "grace_seconds": 0},
     "http": {"port": 0},
+    "webhook": {"secrets": (), "port": 0},
 }
 
 

@@ -38,6 +38,7 @@ delete from users_sync_worker.sweep;
 delete from users_sync_worker.deletion;
 delete from users_sync_worker.quarantine;
 delete from users_sync_worker.touched;
+delete from users_sync_worker.hint;
 delete from users_sync_worker.lease
 """
 

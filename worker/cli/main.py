@@ -56,6 +56,10 @@ COMMANDS = {
     "plan": ("plan.command:plan", "Show what a sweep would change, user by user; write nothing."),
     "status": ("status:status", "Show freshness, recent sweeps and what needs attention."),
     "sync-user": ("sync_user:sync_user", "Update one user's row now."),
+    "create-user": (
+        "create_user:create_user",
+        "Create a user in the project; return when the row is in the table.",
+    ),
     "deletions": ("deletions:app", "List suspected, held, approved and hidden rows."),
     "quarantine": ("quarantine:app", "List records that could not be stored, and why."),
     "purge": ("purge:purge", "Remove rows that were soft-deleted long ago."),

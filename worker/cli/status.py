@@ -58,6 +58,11 @@ from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = 'users_sync' and c.relkind in ('r', 'p')
 """
 
+_HINTS = """
+select count(*), extract(epoch from clock_timestamp() - min(asked_at))::float
+from users_sync_worker.hint where target = %s
+"""
+
 _SWEEPS = f"""
 select number, kind, started, finished, outcome, error, {", ".join(COUNTS)}
 from users_sync_worker.sweep where target = %s order by number desc limit %s
@@ -125,10 +130,25 @@ def read_status(conn: Connection, target: str, longest_age: timedelta | None) ->
     names = ("number", "kind", "started", "finished", "outcome", "error", *COUNTS)
     sweeps = [dict(zip(names, sweep, strict=True)) for sweep in found]
     facts = dict(zip(_FACTS, row, strict=False))
+    facts["hints"], facts["oldest_hint_seconds"] = _hints(conn, target)
     if conn.execute(_MAY_READ, (target,)).fetchone() == (False,):
         facts = _unreadable(facts)
     status = Status(facts, sweeps, row[-1])
     return status if longest_age is None else _judged(status, longest_age)
+
+
+def _hints(conn: Connection, target: str) -> tuple[int | None, float | None]:
+    """Count the hints that wait, and tell for how long the oldest does; None if it is not known.
+
+    A monitor's role need not be able to read them.
+    """
+    readable = conn.execute(
+        "select has_table_privilege(to_regclass('users_sync_worker.hint'), 'select')"
+    ).fetchone()
+    if readable != (True,):
+        return None, None
+    [(count, seconds)] = conn.execute(_HINTS, (target,)).fetchall()
+    return count, seconds
 
 
 def _unreadable(facts: dict[str, Any]) -> dict[str, Any]:
@@ -175,6 +195,7 @@ def lines(status: Status) -> list[str]:
         "worker": _worker(status),
         "last sweep": _freshness(facts),
         **_failing(status),
+        **_waiting_hints(facts),
         "users": _users(facts),
         "deletions": deletions,
         "quarantine": f"{facts['quarantined']:,}",
@@ -212,6 +233,13 @@ def _freshness(facts: dict[str, Any]) -> str:
         return "none was completed yet"
     limit = f" (limit {_whole(facts['longest_age'])})" if facts["longest_age"] else ""
     return f"completed {_whole(facts['last_complete_age'])} ago{limit}"
+
+
+def _waiting_hints(facts: dict[str, Any]) -> dict[str, str]:
+    if not facts["hints"]:
+        return {}
+    seconds = facts["oldest_hint_seconds"]
+    return {"hints": f"{facts['hints']:,} wait, the oldest for {seconds:.0f} s"}
 
 
 def _failing(status: Status) -> dict[str, str]:

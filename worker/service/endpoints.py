@@ -1,8 +1,6 @@
 """Health, readiness, metrics and the status page over HTTP, all answered from memory."""
 
-import errno
 import select
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -12,8 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from worker.errors import Misconfigured
-from worker.http_server import WsgiServer
+from worker.http_server import WsgiServer, listen
 from worker.service.health import Health
 from worker.service.metrics import Metrics
 from worker.service.status_page import render
@@ -74,7 +71,7 @@ class WebServer:
         self._app = make_app(health, metrics)
 
     def __enter__(self) -> Self:
-        listening = _listen(self.host, self.port)
+        listening = listen(self.host, self.port, "http")
         self.port = listening.getsockname()[1]
         self._server = WsgiServer(self._app, listening, "web", WAITRESS)
         self._server.__enter__()
@@ -139,28 +136,3 @@ def _verdict(good: str, reasons: tuple[str, ...]) -> Answer:
     if not reasons:
         return Answer(HTTPStatus.OK, f"{good}\n")
     return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "".join(f"{reason}\n" for reason in reasons))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, address = found[0][0], found[0][4]
-        # Listening on every IPv6 address includes every IPv4 address.
-        both = host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(address, family=family, dualstack_ipv6=both)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host can be like that
-        raise _cannot_listen(host, port, error) from error
-
-
-def _cannot_listen(host: str, port: int, error: Exception) -> Misconfigured:
-    taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-    if taken or isinstance(error, PermissionError):
-        why = "is taken" if taken else "needs a privileged user"
-        return Misconfigured(
-            f"http.port: port {port} of {host} {why}: set http.port (USERS_SYNC_HTTP__PORT) to"
-            " another one, or to 0 to do without health, metrics and status page"
-        )
-    return Misconfigured(
-        f"http.host: cannot listen on {host}: set http.host (USERS_SYNC_HTTP__HOST) to an address"
-        " of this machine, such as 127.0.0.1 or 0.0.0.0"
-    )

@@ -52,6 +52,8 @@ class Snapshot:
     version: str
     seconds_since_sweep: float | None
     seconds_since_poll: float | None
+    seconds_since_hints: float | None
+    seconds_since_activity: float | None
     longest_sweep_age: float
     failed_sweeps: int
     last_error: str
@@ -135,6 +137,8 @@ class Health:
     _swept_at: float | None = field(default=None, init=False)
     _table_replaced: bool = field(default=False, init=False)
     _polled_at: float | None = field(default=None, init=False)
+    _hints_at: float | None = field(default=None, init=False)
+    _activity_at: float | None = field(default=None, init=False)
     _api_seconds: float = field(default=0.0, init=False)
     _failed_sweeps: int = field(default=0, init=False)
     _last_error: str = field(default="", init=False)
@@ -204,6 +208,14 @@ class Health:
                 self._swept_at = self._polled_at
                 self._failed_sweeps = 0
 
+    def hints_followed(self) -> None:
+        with self._lock:
+            self._hints_at = self.monotonic()
+
+    def activity_finished(self) -> None:
+        with self._lock:
+            self._activity_at = self.monotonic()
+
     def table_replaced(self) -> None:
         """Note that sweeps until now say nothing about the table as it is."""
         with self._lock:
@@ -266,6 +278,8 @@ class Health:
             version=self.version,
             seconds_since_sweep=self._since(self._swept_at),
             seconds_since_poll=self._since(self._polled_at),
+            seconds_since_hints=self._since(self._hints_at),
+            seconds_since_activity=self._since(self._activity_at),
             longest_sweep_age=longest_sweep_age(
                 self._api_seconds, self.sweep_share, self.sweep_seconds
             ),

@@ -2,24 +2,33 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from threading import Lock
 
 import structlog
 
-from worker.errors import Blocked, LeaseLost, Stopped
+from worker.errors import Blocked, LeaseLost, OrderRefused, Stopped
 from worker.model import Users
 from worker.service.pace import LONGEST_POLL_REST_SECONDS, Pace, rest_after
 from worker.service.telemetry import Telemetry
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.sync.api_time import Purpose
+from worker.sync.apply import PageApplier
 from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
+from worker.sync.hints import HintFollower
 from worker.sync.poll import Poll
 from worker.sync.sweep import Report, Sweep
 from worker.wiring import deletion_policy
 
 log = structlog.stdlib.get_logger(__name__)
+
+# Half of this is how long a hint waits on average; looking costs a statement on an empty table.
+HINT_SECONDS = 0.7
+
+# The newest page of the users by activity.
+ACTIVE_USERS = 200
 
 SECONDS_PER_HOUR = 3600.0
 SECONDS_PER_MINUTE = 60.0
@@ -40,6 +49,10 @@ class Leader:
     telemetry: Telemetry
     warm: bool = False
     pace: Pace = field(init=False)
+    # Called to begin a sweep as soon as the API has rested.
+    wants_sweep: Callable[[], None] = lambda: None
+    _follower: HintFollower = field(init=False)
+    _following: Lock = field(default_factory=Lock)
     # A sweep failed, and perhaps left a row that says so: the next one leaves its row, too.
     _failed: bool = True
     _audited_at: float = 0.0
@@ -50,6 +63,14 @@ class Leader:
         schedule = self.settings.schedule
         self.pace = Pace(schedule.sweep_seconds, schedule.sweep_share, self._monotonic)
         self._audited_at = self._counted_at = self._monotonic()
+        self._follower = HintFollower(
+            self.fetcher,
+            self.store,
+            self.cache,
+            deletion_policy(self.settings),
+            wants_sweep=self._too_many_hints,
+            on_followed=self.telemetry.metrics.observe_hint,
+        )
         self.cache.on_inserted = self._inserted
         self.cache.on_replaced = self.telemetry.health.table_replaced
 
@@ -68,6 +89,7 @@ class Leader:
         seconds = self._monotonic() - began
         self.telemetry.metrics.observe_poll(seconds)
         self._recount()
+        self._follow_while_awake()
         rest = min(rest_after(worked, schedule.poll_share), LONGEST_POLL_REST_SECONDS)
         return max(schedule.poll_seconds - seconds, rest)
 
@@ -82,12 +104,42 @@ class Leader:
             finally:
                 self.pace.end(self.fetcher.api_time.of("sweep") - before, complete)
         self._recount()
+        self._follow_while_awake()
         return self.pace.pause
 
     def renew(self) -> float:
         """Keep the lease while there is nothing to write."""
         self.store.lease.renew_if_due()
         return self.store.lease.seconds / 6
+
+    def hints(self) -> float:
+        """Follow the hints that applications and webhooks left."""
+        if self._following.acquire(blocking=False):
+            try:
+                state = self._follower.run()
+            finally:
+                self._following.release()
+            if state is not None:
+                self.telemetry.hints_followed(state)
+        return HINT_SECONDS
+
+    def activity(self) -> float | None:
+        """Look at the users who were active last; None if the server cannot list them."""
+        at = self.cache.asked(self._now())
+        try:
+            answer = self.fetcher.submit_active(ACTIVE_USERS)
+            page = self.fetcher.await_answer(answer)
+            state = self._follower.new_state()
+            PageApplier(self.store, state).take_single(
+                page.users, page.unreadable, page.observed_at
+            )
+        except OrderRefused as error:
+            log.info("activity.unavailable", error=str(error))
+            return None
+        finally:
+            self.cache.answered(at)
+        self.telemetry.activity_ended(state)
+        return self.settings.schedule.activity_seconds
 
     def _poll_newest(self) -> None:
         size = self.settings.schedule.poll_page_size
@@ -124,6 +176,14 @@ class Leader:
         self.cache.load(self.store)
         return "audit"
 
+    def _follow_while_awake(self) -> None:
+        """In quiet mode, look for hints where the database is awake anyway."""
+        if self.settings.database.quiet and self.store.lease.held:
+            self.hints()
+
+    def _too_many_hints(self) -> None:
+        self.wants_sweep()
+
     def _recount(self) -> None:
         """Look now and then whether others changed rows, where the database is awake anyway."""
         now, minutes = self._monotonic(), self.settings.schedule.census_minutes
@@ -152,6 +212,9 @@ class Leader:
         """Measure how fresh rows are; the users from before us tell nothing."""
         if self.warm:
             self.telemetry.rows_inserted(users)
+
+    def _now(self) -> datetime:
+        return self.store.database.clock.now()
 
     def _monotonic(self) -> float:
         return self.store.database.clock.monotonic()

@@ -69,14 +69,23 @@ HELD = Metric("users_sync_deletions_held", "gauge", "Deletions that wait for a p
 QUARANTINED = Metric("users_sync_quarantined", "gauge", "Records that cannot be stored.")
 LEASE_HELD = Metric("users_sync_lease_held", "gauge", "1 if this worker is the one that writes.")
 PAGE_SIZE = Metric("users_sync_page_size", "gauge", "Users that are asked for at once.")
+WEBHOOKS = Metric(
+    "users_sync_webhooks_total",
+    "counter",
+    "Webhooks received, by the status answered.",
+    ("status",),
+)
+HINTED = Metric(
+    "users_sync_hint_to_row_seconds", "histogram", "Time from a hint until it was followed."
+)
 LOG_LINES_DROPPED = Metric(
     "users_sync_log_lines_dropped_total",
     "counter",
     "Log lines that were lost because they were not read, or could not be written.",
 )
 
-COUNTERS = (USERS_SEEN, ROWS, REQUESTS, RETRIES, LOG_LINES_DROPPED)
-HISTOGRAMS = (SWEEP_SECONDS, POLL_SECONDS, FRESHNESS)
+COUNTERS = (USERS_SEEN, ROWS, REQUESTS, RETRIES, WEBHOOKS, LOG_LINES_DROPPED)
+HISTOGRAMS = (SWEEP_SECONDS, POLL_SECONDS, FRESHNESS, HINTED)
 GAUGES: tuple[tuple[Metric, Callable[[Snapshot], float | None]], ...] = (
     (SINCE_SWEEP, lambda seen: seen.seconds_since_sweep),
     (SINCE_POLL, lambda seen: seen.seconds_since_poll),
@@ -141,6 +150,8 @@ class Metrics:
         self._sweep_seconds = self._histogram(SWEEP_SECONDS, SWEEP_BUCKETS)
         self._poll_seconds = self._histogram(POLL_SECONDS, POLL_BUCKETS)
         self._freshness = self._histogram(FRESHNESS, FRESHNESS_BUCKETS)
+        self._hinted = self._histogram(HINTED, FRESHNESS_BUCKETS)
+        self._webhooks = self._counter(WEBHOOKS)
         self._registry.register(_LostLines())
         self._registry.register(_Gauges(snapshot))
         for outcome in OUTCOMES:  # a rate needs the zero before the first one
@@ -158,6 +169,14 @@ class Metrics:
     def count_request(self, status: str) -> None:
         """Count a request: `200`, or what came instead, such as `timeout`."""
         self._requests.labels(status).inc()
+
+    def count_webhook(self, status: str) -> None:
+        """Count a webhook by the status that it was answered with."""
+        self._webhooks.labels(status).inc()
+
+    def observe_hint(self, seconds: float) -> None:
+        """Take in how long a hint waited until the row agreed with the API's answer."""
+        self._hinted.observe(max(0.0, seconds))
 
     def count_retry(self, service: str) -> None:
         self._retries.labels(service).inc()

@@ -126,8 +126,10 @@ def _notice(tone: Tone, title: str, body: str) -> str:
 
 def _facts(seen: Snapshot) -> Iterable[str]:
     ready = not seen.not_ready
-    yield _fact("Last complete sweep", _ago(seen.seconds_since_sweep))
-    yield _fact("Last poll", _ago(seen.seconds_since_poll))
+    yield _fact("Everything", _ago(seen.seconds_since_sweep), note="last complete sweep")
+    yield _fact("Sign-ups", _ago(seen.seconds_since_poll), note="last poll of the newest users")
+    yield _fact("Active users", _ago(seen.seconds_since_activity), note="last poll by activity")
+    yield _fact("Hinted changes", _ago(seen.seconds_since_hints), note="last hint followed")
     yield _fact("Users", _number(seen.users))
     yield _fact("Ready", "yes" if ready else "no", kind="" if ready else "alert")
     yield _fact("Suspected gone", _number(seen.candidates), note=_suspected_for(seen))

@@ -10,6 +10,7 @@ import structlog
 
 from worker.clock import Clock
 from worker.errors import (
+    DatabaseUnavailable,
     LeaseLost,
     MirrorOutdated,
     Misconfigured,
@@ -18,7 +19,7 @@ from worker.errors import (
     UsersSyncError,
     told,
 )
-from worker.retry import LONGEST_ASKED_SECONDS
+from worker.retry import LONGEST_ASKED_SECONDS, Retry
 from worker.service.endpoints import WebServer
 from worker.service.health import LONGEST_STEP_SECONDS, Health, State
 from worker.service.leader import Leader
@@ -27,9 +28,11 @@ from worker.service.outages import FIRST_PAUSE_SECONDS, Outages
 from worker.service.ownership import another_project, bind_project, give_back
 from worker.service.scheduler import Scheduler
 from worker.service.telemetry import Telemetry
+from worker.service.webhooks import DATABASE_SECONDS, HintWriter, WebhookServer, make_app
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.database import Database
+from worker.store.hints import Hints
 from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
 from worker.wiring import open_store, opened_database, opened_fetcher
@@ -41,8 +44,12 @@ BEAT_SECONDS = 1.0
 # How often a worker that stands by looks for the lease.
 LOOK_SECONDS = 1.0
 
+# That these come round is no progress: keeping the lease is not what the worker is there for, and
+# looking for hints that are not there is no work. What is written counts by itself.
+IDLE_JOBS = ("renew", "hints")
+
 # What only the leader does.
-LEADER_JOBS = ("sweep", "poll", "renew")
+LEADER_JOBS = ("sweep", "poll", "hints", "activity", "renew")
 
 
 Work = Callable[[], float | None]
@@ -74,6 +81,9 @@ class Supervisor:
     _lock: Lock = field(default_factory=Lock)
     _fatal: Misconfigured | None = None
     _stalled: bool = False
+    # Where webhooks are received, once they are.
+    webhook_port: int | None = None
+    _hints_are_due: Event = field(default_factory=Event)
 
     def __post_init__(self) -> None:
         self.health = Health(
@@ -95,6 +105,8 @@ class Supervisor:
             if self.settings.http.port:
                 http = self.settings.http
                 opened.enter_context(WebServer(http.host, http.port, self.health, self.metrics))
+            if self.settings.webhook.secrets:
+                self.webhook_port = opened.enter_context(self._webhooks(opened)).port
             database = opened.enter_context(
                 opened_database(self.settings, self.url, self.clock, self.stop, self._outages)
             )
@@ -111,12 +123,43 @@ class Supervisor:
         if self._fatal is not None:
             raise self._fatal
 
+    def _webhooks(self, opened: ExitStack) -> WebhookServer:
+        """Receive webhooks, whether this worker leads or stands by."""
+        settings, webhook = self.settings, self.settings.webhook
+        retry = Retry("the database", 0, self.stop, DatabaseUnavailable)
+        database = Database(self.url, self.clock, retry, DATABASE_SECONDS)
+        opened.callback(database.close)
+        quiet = settings.database.quiet
+        writer = HintWriter(database, Hints(settings.database.schema_name), quiet=quiet)
+
+        def leave(user_id: str) -> None:
+            writer.leave(user_id)
+            self._hinted()
+
+        secrets = [secret.get_secret_value() for secret in webhook.secrets]
+        app = make_app(secrets, leave, self.metrics.count_webhook)
+        return WebhookServer(webhook.host, webhook.port, app)
+
+    def _hinted(self) -> None:
+        """Follow the hints that this process received, without waiting for the next look."""
+        leader = self._leader
+        if leader is not None and not self._hints_are_due.is_set():
+            self._hints_are_due.set()
+            self._schedule("hints", self._follow_hints, 0)
+
+    def _follow_hints(self) -> float | None:
+        self._hints_are_due.clear()
+        leader = self._leader
+        if leader is None:
+            return None
+        seconds = leader.hints()
+        return None if self.settings.database.quiet else seconds
+
     def _beat(self) -> None:
         """Look after the clock, and at whether the jobs get anywhere; once a second."""
         self.health.beat()
         self.scheduler.mind_the_clock()
-        # Keeping the lease is not what the worker is there for.
-        if self.scheduler.at_rest("renew"):
+        if self.scheduler.at_rest(*IDLE_JOBS):
             self.health.moved()
         stalled = self.health.stalled()
         if stalled and not self._stalled:
@@ -151,9 +194,13 @@ class Supervisor:
         self._leader = leader = Leader(
             self.settings, self._fetcher, self._store, self.cache, self._telemetry
         )
+        leader.wants_sweep = self._sweep_soon
         self._schedule("sweep", leader.sweep, 0)
         self._schedule("poll", leader.poll, 0)
+        if self.settings.schedule.activity_seconds:
+            self._schedule("activity", leader.activity, self.settings.schedule.activity_seconds)
         if not self.settings.database.quiet:
+            self._schedule("hints", self._follow_hints, 0)
             self._schedule("renew", leader.renew, lease.seconds / 6)
         return None
 
@@ -176,6 +223,10 @@ class Supervisor:
 
     def _recovered(self) -> None:
         """Sweep at once after an outage: what changed meanwhile has waited long enough."""
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
+        """Sweep as soon as the API has rested for what it did before."""
         with self._lock:
             if self._leader is not None:
                 self._leader.pace.hurry()
@@ -199,7 +250,7 @@ class Supervisor:
             self._begun = self._begun or name in LEADER_JOBS
             self._outages.ended(name)
         finally:
-            if name != "renew":
+            if name not in IDLE_JOBS:
                 self.health.moved()
         if again is not None and tenure == self._tenure and not self.stop.is_set():
             self._schedule(name, work, again)

@@ -34,10 +34,23 @@ class Telemetry:
 
     def poll_ended(self, state: SweepState) -> None:
         self.health.poll_finished()
-        self.health.set_rows(users=len(self.cache.mirror))
         # The users that sweeps read are counted there.
-        counts = {name: count for name, count in state.counts.items() if name != "users"}
-        self.metrics.count_rows(counts)
+        self._count_rows(state)
+
+    def hints_followed(self, state: SweepState) -> None:
+        """Take in a look at hints that found some."""
+        self.health.hints_followed()
+        self._count_rows(state)
+        self._count_suspects(len(state.in_state("held")))
+
+    def activity_ended(self, state: SweepState) -> None:
+        """Take in a look at the users active last."""
+        self.health.activity_finished()
+        self._count_rows(state)
+
+    def _count_rows(self, state: SweepState) -> None:
+        self.health.set_rows(users=len(self.cache.mirror))
+        self.metrics.count_rows({n: c for n, c in state.counts.items() if n != "users"})
 
     def sweep_failed(self, error: Exception) -> None:
         """Take in a sweep that did not come to its end."""

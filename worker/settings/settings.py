@@ -48,6 +48,7 @@ from worker.settings.values import (
     SchemaName,
     Seconds,
     SecretServerKey,
+    WebhookSecrets,
     any_case,
     is_safe_for_secrets,
 )
@@ -123,6 +124,8 @@ class ScheduleSettings(BaseModel):
     """Share of the time that polls may take, to spare the API."""
     poll_page_size: PageSize = 200
     """How many of the newest users a poll reads."""
+    activity_seconds: Annotated[float, Field(ge=0, le=DAY_SECONDS)] = 5
+    """Pause between two looks at the users active last; 0 turns them off."""
     sweep_seconds: Seconds = 60
     """Least pause between two sweeps."""
     sweep_share: Annotated[float, Field(ge=0.001, le=1)] = 0.25
@@ -166,6 +169,17 @@ class HttpSettings(BaseModel):
     """Port of health, metrics and the status page; 0 turns them off."""
 
 
+class WebhookSettings(BaseModel):
+    model_config = _CLOSED
+
+    secrets: WebhookSecrets = ()
+    """Signing secrets of the project's webhook; without any it is off."""
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address that webhooks are received on."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8081
+    """Port that webhooks are received on, and nothing else."""
+
+
 @dataclass(frozen=True)
 class StackAccess:
     """What it takes to read one project, and what to call each in an error."""
@@ -187,6 +201,7 @@ class Settings(BaseSettings):
     deletions: DeletionSettings = DeletionSettings()
     log: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()
+    webhook: WebhookSettings = WebhookSettings()
 
     _names: Names = PrivateAttr(USUAL_NAMES)
     _outdated: Sequence[Setting] = PrivateAttr(())
@@ -235,6 +250,8 @@ class Settings(BaseSettings):
             url = self.database.url.get_secret_value()
             yield url
             yield str(conninfo_to_dict(url).get("password") or "")
+        for secret in self.webhook.secrets:
+            yield secret.get_secret_value()
 
 
 def load_settings(

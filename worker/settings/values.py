@@ -2,6 +2,7 @@
 
 import json
 import re
+from base64 import b64decode
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -22,6 +23,7 @@ OTHER_KEYS = {
     "pck_": "a publishable client key (pck_)",
     "sak_": "a super secret admin key (sak_)",
 }
+LEAST_WEBHOOK_SECRET_BYTES = 16
 RESERVED_SCHEMAS = {"information_schema", "users_sync_worker"}
 # Postgres cuts longer identifiers off silently.
 LONGEST_IDENTIFIER_BYTES = 63
@@ -164,6 +166,18 @@ def _ignorable(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _webhook_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    for secret in secrets:
+        key = secret.get_secret_value().removeprefix("whsec_")
+        try:
+            decoded = b64decode(key + "==", validate=False) if key.isascii() else b""
+        except ValueError:
+            decoded = b""
+        if len(decoded) < LEAST_WEBHOOK_SECRET_BYTES:
+            raise ValueError("should be a signing secret of the webhook's endpoint (whsec_…)")
+    return secrets
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -174,6 +188,9 @@ SecretServerKey = Annotated[SecretStr, AfterValidator(_secret_server_key)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 SchemaName = Annotated[str, AfterValidator(_schema_name)]
 IgnoredFields = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_ignorable)]
+WebhookSecrets = Annotated[
+    tuple[SecretStr, ...], BeforeValidator(_names), AfterValidator(_webhook_secrets)
+]
 any_case = BeforeValidator(_lower)
 
 # Longer waits than a day are mistakes, and overflow the millisecond time-outs of Postgres.

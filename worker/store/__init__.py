@@ -7,6 +7,7 @@ from typing import TypeVar
 from worker.errors import Blocked, Transient
 from worker.store.connection import Connection
 from worker.store.database import Database
+from worker.store.hints import Hints
 from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
@@ -32,6 +33,7 @@ class Store:
     quarantine: Quarantine
     sweeps: Sweeps
     invalidations: Invalidations
+    hints: Hints
 
     def read(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
         """Run `work`, which only reads; a lock or a cancelled query is waited for like an outage.

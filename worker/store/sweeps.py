@@ -56,18 +56,23 @@ set asked = excluded.asked, sweep = excluded.sweep, last_millis = excluded.last_
 
 _CLEAR = "delete from users_sync_worker.checkpoint where target = %(target)s"
 
-_RECORD = """
+_INSERT = """
 insert into users_sync_worker.sweep
     (target, number, kind, started, finished, outcome, error, api_seconds, failures, {columns})
 values (%(target)s, %(number)s, %(kind)s, %(started)s,
         case when %(outcome)s::text is not null then clock_timestamp() end,
         %(outcome)s, %(error)s, %(api_seconds)s,
         coalesce(%(outcome)s::text in ('failed', 'incomplete'), false)::int, {values})
+"""
+
+_RECORD = f"""{_INSERT}
 on conflict (target, number) do update
 set finished = excluded.finished, outcome = excluded.outcome, error = excluded.error,
     api_seconds = excluded.api_seconds, failures = sweep.failures + excluded.failures,
-    {assignments}
+    {{assignments}}
 """
+
+_ENSURE = f"{_INSERT}on conflict (target, number) do nothing"
 
 # Only the oldest are looked at, along the primary key: to look at all takes 20 ms for 43,000 rows,
 # which is what a sweep each minute leaves in 30 days.
@@ -167,6 +172,11 @@ class Sweeps:
             assignments=_listed("{0} = greatest(sweep.{0}, excluded.{0})"),
         )
         return Statement(query, params)
+
+    def ensure(self, row: SweepRow) -> Statement:
+        """Make sure that there is a row of this number, for deletions to be counted in."""
+        query = sql.SQL(_ENSURE).format(columns=_listed("{}"), values=_listed("%({})s"))
+        return Statement(query, self.record(row).params)
 
     def prune(self) -> Statement:
         """Drop some of the rows of sweeps that are too old to be of interest."""

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import structlog
 
-from worker.model import Key, Page, Users, last_key
+from worker.model import Key, Page, Unreadable, Users, last_key
 from worker.stack_auth.careful_reader import storable
 from worker.store import Store
 from worker.store.batch import Batch, BatchResult, Extra
@@ -73,6 +73,42 @@ class PageApplier:
         for user_id in (*page.cleaned, *found.cleaned):
             log.warning("record.cleaned", user=user_id)
         return commits
+
+    def take_single(
+        self,
+        users: Users,
+        unreadable: Sequence[Unreadable],
+        observed_at: datetime,
+        extras: Sequence[Extra] = (),
+    ) -> None:
+        """Bring the rows of single users into line, wherever in the list they stand.
+
+        `extras` are committed with what changes. The answer says nothing about other users. Raises
+        as `take` does.
+        """
+        state, suspects = self.state, self.state.suspects
+        with state.cache.lock:
+            state.cache.check(state.generation)
+            struck = [
+                user_id
+                for user_id in suspects.keys() & set(users.ids)
+                if suspects[user_id].state != "hidden"
+                and observed_at > suspects[user_id].noticed_at
+            ]
+            for user_id in struck:
+                del suspects[user_id]
+            delta = Delta(state.mirror.differing(users))
+            changed = state.cache.still_news(delta, observed_at).changed
+            found = storable(changed, self.store.table.ignored_fields)
+            rejected = [unreadable_record(each) for each in (*unreadable, *found.unreadable)]
+            statements = [
+                *extras,
+                *self.quarantine.reject(rejected),
+                *([self.store.suspects.strike(struck)] if struck else []),
+            ]
+            changed = self.quarantine.leave_out(found.users, observed_at)
+            if changed or statements:
+                self.apply(changed, observed_at, statements)
 
     def apply(self, users: Users, observed_at: datetime, extras: Sequence[Extra]) -> BatchResult:
         """Write users to the table, and tell state, cache and mirror what became of them."""

@@ -22,13 +22,14 @@ class Verdicts:
     trouble: SourceUnavailable | Misconfigured | None = None
 
 
-def confirm(fetcher: Fetcher, ids: Sequence[str]) -> Verdicts:
-    """Ask for each of these users with GET, a few at a time.
+def confirm(fetcher: Fetcher, ids: Sequence[str], *, hinted: bool = False) -> Verdicts:
+    """Ask for each of these users with GET, a few at a time; hints do not queue behind suspects.
 
     Raises what awaiting an answer raises, but for the errors that become `trouble`.
     """
     verdicts = Verdicts(asked=set(ids))
-    answers = [(user_id, fetcher.submit_user(user_id)) for user_id in ids]
+    submit = fetcher.submit_hinted if hinted else fetcher.submit_user
+    answers = [(user_id, submit(user_id)) for user_id in ids]
     try:
         for user_id, answer in answers:
             single = fetcher.await_answer(answer)

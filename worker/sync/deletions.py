@@ -64,6 +64,11 @@ class Deletions:
                 self._require_some_marked()
             return self._closing_statements()
 
+    def delete(self, gone: Sequence[Proof]) -> None:
+        """Mark users deleted who are proven gone, or hold them if the guard says so."""
+        if gone and self.policy.enabled:
+            self._judge(gone)
+
     @property
     def unasked(self) -> int:
         """How many suspects were left for the next sweep to ask about."""
@@ -204,7 +209,7 @@ class Deletions:
         """Mark users deleted in one transaction; returns a letter for each."""
         state, store = self._state, self._store
         state.has_written = True
-        record = store.sweeps.record(state.row())
+        record = (store.sweeps.record if state.owns_row else store.sweeps.ensure)(state.row())
         statement = store.table.soft_delete(proofs, state.number, approved=approved)
 
         def closing(rows: Sequence[Row | None]) -> list[Statement]:

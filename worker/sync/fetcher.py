@@ -1,13 +1,14 @@
 """Asks the API in the background, and keeps the lease alive while an answer is awaited."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from threading import Event
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from worker.errors import LimitRefused, Stopped, Transient
+from worker.errors import LimitRefused, SourceUnavailable, Stopped, Transient
 from worker.model import Page, Single
 from worker.retry import Retry
 from worker.sync.api_time import ApiTime, Purpose
@@ -33,6 +34,10 @@ class Api(Protocol):
 
     def fetch_user(self, user_id: str) -> Single: ...
 
+    def fetch_active(self, limit: int) -> Page: ...
+
+    def create_user(self, fields: Mapping[str, Any]) -> str: ...
+
 
 class Renewed(Protocol):
     """What must be kept alive while waiting."""
@@ -54,6 +59,8 @@ class Fetcher:
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="ask-page")
         self._newest = ThreadPoolExecutor(1, thread_name_prefix="ask-newest")
         self._users = ThreadPoolExecutor(THREADS, thread_name_prefix="ask-user")
+        # Nor does a hint queue behind the suspects of a sweep.
+        self._hinted = ThreadPoolExecutor(THREADS, thread_name_prefix="ask-hinted")
 
     @property
     def stop(self) -> Event:
@@ -75,6 +82,31 @@ class Fetcher:
         """Begin to fetch one user, with retries."""
         return self._users.submit(self._retry.call, lambda: self._fetch_user(user_id))
 
+    def submit_hinted(self, user_id: str) -> Future[Single]:
+        """Begin to fetch a user who was hinted at, with retries."""
+        return self._hinted.submit(
+            self._retry.call,
+            lambda: self.api_time.measured("hint", lambda: self._api.fetch_user(user_id)),
+        )
+
+    def submit_active(self, limit: int) -> Future[Page]:
+        """Begin to fetch the users who were active last, with retries."""
+        return self._hinted.submit(
+            self._retry.call,
+            lambda: self.api_time.measured("poll", lambda: self._api.fetch_active(limit)),
+        )
+
+    def create_user(self, fields: Mapping[str, Any]) -> str:
+        """Create a user, in one attempt: a second one might create another. Returns the id.
+
+        Raises Misconfigured, SourceUnavailable or Stopped; SourceUnavailable says if it is not
+        known whether the user was created.
+        """
+        try:
+            return self._api.create_user(fields)
+        except Transient as error:
+            raise SourceUnavailable(str(error)) from error
+
     def await_answer(self, answer: Future[Answered]) -> Answered:
         """Wait for an answer. Raises what asking raised, Stopped, LeaseLost or MirrorOutdated."""
         self._lease.renew_if_due()
@@ -86,7 +118,7 @@ class Fetcher:
 
     def close(self) -> None:
         """Ask for nothing more; a request in flight ends when the stop is set."""
-        for pool in (self._pages, self._newest, self._users):
+        for pool in (self._pages, self._newest, self._users, self._hinted):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _fetch_page(self, request: Request) -> Page:

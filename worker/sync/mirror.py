@@ -108,6 +108,22 @@ class Mirror:
             moved=[key for key in keys if key[1] in readable],
         )
 
+    def differing(self, users: Users) -> Users:
+        """Give those of these users, from anywhere in the list, whose rows are not as they are."""
+        places = [self._rows.find(users.key(number)) for number in range(len(users))]
+        return users.only(
+            [
+                number
+                for number, at in enumerate(places)
+                if at is None or self._rows.fingerprint(at) != users.fingerprint(number)
+            ]
+        )
+
+    def key_of(self, user_id: str) -> Key | None:
+        """Give the key of a user's live row, if there is one; takes a look at every id."""
+        at = self._rows.find_id(pack(user_id))
+        return None if at is None else self._rows.key(at)
+
     def accept(self, users: Users) -> None:
         """Take over what the database now holds: new keys, and the fingerprints of all `users`."""
         rows = self._rows

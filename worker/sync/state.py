@@ -47,6 +47,8 @@ class SweepState:
     waiting: int = 0
     generation: int = 0
     has_written: bool = False
+    # A sweep has a row of its own in the table of sweeps; hints count in that of the sweep before.
+    owns_row: bool = True
     _api_seconds: float | None = None
 
     @property

@@ -46,6 +46,7 @@ where target = %s
 def check(settings: Settings, url: str, stop: Event) -> Iterator[Finding]:
     """Give the findings as they are made. Nothing is written anywhere. Raises Stopped."""
     yield Finding("ok", "configuration", "read, and complete")
+    yield from _webhook(settings)
     users: list[User] = []
     yield from _guarded("stack auth", lambda: _check_source(settings, users, stop))
     clock = Clock()
@@ -55,6 +56,14 @@ def check(settings: Settings, url: str, stop: Event) -> Iterator[Finding]:
         yield from _check_database(database, settings, users)
     finally:
         database.close()
+
+
+def _webhook(settings: Settings) -> Iterator[Finding]:
+    """Say where webhooks are received; nothing where they are off."""
+    webhook = settings.webhook
+    if webhook.secrets:
+        where = f"POST /webhooks/stack-auth on {webhook.host}:{webhook.port}"
+        yield Finding("ok", "webhook", f"the worker receives {where}")
 
 
 def _check_database(

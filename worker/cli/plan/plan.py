@@ -23,6 +23,7 @@ from worker.store.dry_run import (
     DryRunTable,
     own_tables_exist,
 )
+from worker.store.hints import Hints
 from worker.store.invalidations import Invalidations
 from worker.store.lease import LeaseRequest
 from worker.store.migrate import missing_migrations
@@ -104,6 +105,7 @@ def _open_store(settings: Settings, database: Database, recorder: PlanRecorder) 
         quarantine=quarantine,
         sweeps=DryRunSweeps(target, asked_of(settings), exists),
         invalidations=Invalidations(target),
+        hints=Hints(target),
     )
 
 
