@@ -1,4 +1,4 @@
-"""What polls and sweeps did, for the vitals and the metrics."""
+"""What polls and sweeps did, for health and metrics."""
 
 from dataclasses import dataclass
 

@@ -170,7 +170,7 @@ class SweepState:
         self.pass_over_who_is_not_live()
 
     def checkpoint(self, key: Key, results: Sequence[RowResults] = ()) -> Checkpoint:
-        """Say how far the sweep has come once what `outcomes` tell of a batch is counted, too."""
+        """Say how far the sweep has come once the `results` of a batch are counted, too."""
         return Checkpoint(self.number, key, self.counts + self._counted(results), self.started)
 
     def row(self, outcome: str | None = None, error: str | None = None) -> SweepRow:
