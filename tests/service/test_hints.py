@@ -1,8 +1,10 @@
 """Known changes reach the table at once: hints, webhooks, and the users active last."""
 
 import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -144,6 +146,35 @@ def test_too_many_hinted_deletions_are_held_like_any_others(world: ServiceWorld)
     until("no hint is left", lambda: not world.query(WAITING))
     assert set(ids) <= world.live()
     assert any("held" in reason for reason in worker.not_ready)
+
+
+def test_hint_changes_nothing_about_deletions_that_are_held(world: ServiceWorld) -> None:
+    worker = world.at_work(**{**HINTS_ONLY, "max_count": 5})
+    ids = oldest(world, 12)
+    for user_id in ids[:10]:
+        world.project.delete(user_id)
+    leave_together(world, ids[:10])
+    until("they are held", lambda: any("10 deletions" in each for each in worker.not_ready))
+    world.project.edit(ids[11], display_name="Hinted")
+    world.query(REFRESH, ids[11])
+    until("the row is right", lambda: name_of(world, ids[11]) == "Hinted")
+    until("the hint is gone", lambda: not world.query(WAITING))
+    assert any("10 deletions" in each for each in worker.not_ready)
+
+
+def test_hint_for_a_locked_row_waits_for_the_lock(world: ServiceWorld) -> None:
+    world.at_work(**HINTS_ONLY)
+    [user_id] = oldest(world)
+    world.project.edit(user_id, display_name="Hinted")
+    with psycopg.connect(world.url) as other:
+        other.execute("select from neon_auth.users_sync where id = %s for update", (user_id,))
+        world.query(REFRESH, user_id)
+        asked = f"/api/v1/users/{user_id}"
+        until(
+            "it was asked for twice", lambda: sum(r.path == asked for r in world.api.requests) > 1
+        )
+        assert world.query(WAITING) == [(user_id,)]
+    until("the row is right", lambda: name_of(world, user_id) == "Hinted")
 
 
 def leave_together(world: ServiceWorld, ids: list[str]) -> None:
@@ -336,6 +367,17 @@ def test_many_webhooks_at_once_are_all_stored_or_a_sweep_follows(world: ServiceW
         lambda: {name_of(world, user_id) for user_id in ids} == {"In the burst"},
     )
     assert worker.service.health.not_alive == ()
+
+
+def test_slow_and_silent_clients_keep_no_webhook_waiting(world: ServiceWorld) -> None:
+    _, url = receiving(world)
+    port = httpx.URL(url).port
+    with ExitStack() as opened:
+        for number in range(200):
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+            if number % 2:
+                client.sendall(b"POST /webhooks/stack-auth HTTP/1.1\r\nContent-Length: 100\r\n")
+        assert send(url, event("user.updated", oldest(world)[0])) == 204
 
 
 # The users active last

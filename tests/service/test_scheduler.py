@@ -66,6 +66,17 @@ def test_job_armed_again_runs_instead_of_the_one_before(scheduler: Scheduler) ->
     assert not first.is_set()
 
 
+def test_job_that_is_due_sooner_may_be_kept(scheduler: Scheduler) -> None:
+    first, second = Event(), Event()
+    scheduler.schedule("one", first.set, 0.02)
+    scheduler.schedule("one", second.set, 0.3, keep_sooner=True)
+    assert happened(first)
+    scheduler.schedule("one", first.clear, 60)
+    scheduler.schedule("one", second.set, 0, keep_sooner=True)
+    assert happened(second)
+    assert first.is_set()
+
+
 def test_disarmed_job_does_not_run(scheduler: Scheduler) -> None:
     unwanted, later = Event(), Event()
     scheduler.schedule("unwanted", unwanted.set, 0.02)

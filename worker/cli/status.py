@@ -58,6 +58,8 @@ from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = 'users_sync' and c.relkind in ('r', 'p')
 """
 
+_POLLED_AT = "select polled_at from users_sync_worker.lease where target = %s"
+
 _HINTS = """
 select count(*), extract(epoch from clock_timestamp() - min(asked_at))::float
 from users_sync_worker.hint where target = %s
@@ -131,6 +133,7 @@ def read_status(conn: Connection, target: str, longest_age: timedelta | None) ->
     sweeps = [dict(zip(names, sweep, strict=True)) for sweep in found]
     facts = dict(zip(_FACTS, row, strict=False))
     facts["hints"], facts["oldest_hint_seconds"] = _hints(conn, target)
+    facts["polled_at"] = _polled_at(conn, target)
     if conn.execute(_MAY_READ, (target,)).fetchone() == (False,):
         facts = _unreadable(facts)
     status = Status(facts, sweeps, row[-1])
@@ -149,6 +152,17 @@ def _hints(conn: Connection, target: str) -> tuple[int | None, float | None]:
         return None, None
     [(count, seconds)] = conn.execute(_HINTS, (target,)).fetchall()
     return count, seconds
+
+
+def _polled_at(conn: Connection, target: str) -> datetime | None:
+    """Give the last poll as of the last renewal of the lease; None if it is not known."""
+    readable = conn.execute(
+        "select has_table_privilege('users_sync_worker.lease', 'select')"
+    ).fetchone()
+    if readable != (True,):
+        return None
+    [(polled_at,)] = conn.execute(_POLLED_AT, (target,)).fetchall()
+    return polled_at if isinstance(polled_at, datetime) else None
 
 
 def _unreadable(facts: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +208,7 @@ def lines(status: Status) -> list[str]:
         "target": f"{facts['target']}.users_sync, project {facts['project'] or 'not known yet'}",
         "worker": _worker(status),
         "last sweep": _freshness(facts),
+        **_sign_ups(status),
         **_failing(status),
         **_waiting_hints(facts),
         "users": _users(facts),
@@ -233,6 +248,14 @@ def _freshness(facts: dict[str, Any]) -> str:
         return "none was completed yet"
     limit = f" (limit {_whole(facts['longest_age'])})" if facts["longest_age"] else ""
     return f"completed {_whole(facts['last_complete_age'])} ago{limit}"
+
+
+def _sign_ups(status: Status) -> dict[str, str]:
+    """Say until when sign-ups are rows: polls are noted when the lease is renewed."""
+    polled_at = status.facts["polled_at"]
+    if polled_at is None:
+        return {}
+    return {"sign-ups": f"polled {_whole(status.now - polled_at)} ago"}
 
 
 def _waiting_hints(facts: dict[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the holder of the lease does again and again: polls, sweeps, and audits."""
+"""What the leader does again and again: polls, sweeps, audits, hints, and active users."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
 from worker.sync.hints import HintFollower
 from worker.sync.poll import Poll
+from worker.sync.state import beside_sweeps
 from worker.sync.sweep import Report, Sweep
 from worker.wiring import deletion_policy
 
@@ -26,6 +27,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 # Half of this is how long a hint waits on average; looking costs a statement on an empty table.
 HINT_SECONDS = 0.7
+
+# How soon to look again where another job is following hints.
+BUSY_SECONDS = 0.2
 
 # The newest page of the users by activity.
 ACTIVE_USERS = 200
@@ -77,7 +81,7 @@ class Leader:
     def poll(self) -> float:
         """Look at the newest users, or at all of them where that is no more."""
         schedule = self.settings.schedule
-        began = self._monotonic()
+        began, at = self._monotonic(), self._now()
         small = self.warm and len(self.cache.mirror) < schedule.poll_page_size
         if small and self._sweeping.acquire(blocking=False):
             try:
@@ -87,6 +91,7 @@ class Leader:
         else:
             worked = self._worked("poll", self._poll_newest)
         seconds = self._monotonic() - began
+        self.store.lease.note_poll(at)
         self.telemetry.metrics.observe_poll(seconds)
         self._recount()
         self._follow_while_awake()
@@ -112,24 +117,24 @@ class Leader:
         self.store.lease.renew_if_due()
         return self.store.lease.seconds / 6
 
-    def hints(self) -> float:
-        """Follow the hints that applications and webhooks left."""
-        if self._following.acquire(blocking=False):
-            try:
-                state = self._follower.run()
-            finally:
-                self._following.release()
-            if state is not None:
-                self.telemetry.hints_followed(state)
-        return HINT_SECONDS
+    def hints(self) -> float | None:
+        """Follow the hints that applications and webhooks left; in quiet mode only on request."""
+        if not self._following.acquire(blocking=False):
+            return BUSY_SECONDS  # another job follows them, and may have looked already
+        try:
+            state = self._follower.run()
+        finally:
+            self._following.release()
+        if state is not None:
+            self.telemetry.hints_followed(state)
+        return None if self.settings.database.quiet else HINT_SECONDS
 
     def activity(self) -> float | None:
         """Look at the users who were active last; None if the server cannot list them."""
-        at = self.cache.asked(self._now())
+        at, state = self.cache.asked(self._now()), beside_sweeps(self.store, self.cache)
         try:
             answer = self.fetcher.submit_active(ACTIVE_USERS)
             page = self.fetcher.await_answer(answer)
-            state = self._follower.new_state()
             PageApplier(self.store, state).take_single(
                 page.users, page.unreadable, page.observed_at
             )

@@ -19,8 +19,8 @@ from worker.net import run_abandonable
 
 log = structlog.stdlib.get_logger(__name__)
 
-# A poll, a sweep and the care for the lease never wait for each other.
-THREADS = 4
+# The leader's five jobs never wait for each other.
+THREADS = 6
 
 # Wall and monotonic clock drift apart by less than this in a second, unless one of them is set.
 CLOCK_STEP_SECONDS = 2.0
@@ -86,16 +86,23 @@ class Scheduler:
             return not wait([ending], seconds).not_done
         return True
 
-    def schedule(self, name: str, work: Callable[[], None], seconds: float) -> None:
-        """Run `work` in so many seconds, instead of when it was armed for before.
+    def schedule(
+        self, name: str, work: Callable[[], None], seconds: float, *, keep_sooner: bool = False
+    ) -> None:
+        """Run `work` in so many seconds, instead of when it was scheduled for before.
+
+        With `keep_sooner` an earlier moment stays as it is.
 
         While the job of that name runs, the new one waits for its end.
         """
         with self._lock:
             if self._stopped:
                 return
+            due, before = self._monotonic() + seconds, self._armed.get(name)
+            if keep_sooner and before is not None and before.due <= due:
+                return
             self._disarm(name)
-            self._armed[name] = _Armed(work, self._monotonic() + seconds)
+            self._armed[name] = _Armed(work, due)
             if name not in self._running:
                 self._add(name)
 

@@ -72,8 +72,8 @@ class Supervisor:
     _telemetry: Telemetry = field(init=False)
     _store: Store = field(init=False)
     _fetcher: Fetcher = field(init=False)
-    # True once a job has succeeded: from then on a configuration error is retried instead of ending
-    # the process.
+    # True once it has led or stood by: from then on a configuration error is retried instead of
+    # ending the process.
     _begun: bool = False
     _leader: Leader | None = None
     # Which time of holding the lease, or of waiting for it, this is.
@@ -83,7 +83,6 @@ class Supervisor:
     _stalled: bool = False
     # Where webhooks are received, once they are.
     webhook_port: int | None = None
-    _hints_are_due: Event = field(default_factory=Event)
 
     def __post_init__(self) -> None:
         self.health = Health(
@@ -142,18 +141,9 @@ class Supervisor:
 
     def _hinted(self) -> None:
         """Follow the hints that this process received, without waiting for the next look."""
-        leader = self._leader
-        if leader is not None and not self._hints_are_due.is_set():
-            self._hints_are_due.set()
-            self._schedule("hints", self._follow_hints, 0)
-
-    def _follow_hints(self) -> float | None:
-        self._hints_are_due.clear()
-        leader = self._leader
-        if leader is None:
-            return None
-        seconds = leader.hints()
-        return None if self.settings.database.quiet else seconds
+        with self._lock:
+            if self._leader is not None:
+                self._schedule("hints", self._leader.hints, 0, keep_sooner=True)
 
     def _beat(self) -> None:
         """Look after the clock, and at whether the jobs get anywhere; once a second."""
@@ -200,7 +190,7 @@ class Supervisor:
         if self.settings.schedule.activity_seconds:
             self._schedule("activity", leader.activity, self.settings.schedule.activity_seconds)
         if not self.settings.database.quiet:
-            self._schedule("hints", self._follow_hints, 0)
+            self._schedule("hints", leader.hints, 0)
             self._schedule("renew", leader.renew, lease.seconds / 6)
         return None
 
@@ -237,8 +227,11 @@ class Supervisor:
             self.health.enter(state)
             log.info("worker.entered", state=state)
 
-    def _schedule(self, name: str, work: Work, seconds: float) -> None:
-        self.scheduler.schedule(name, partial(self._run, name, work, self._tenure), seconds)
+    def _schedule(
+        self, name: str, work: Work, seconds: float, *, keep_sooner: bool = False
+    ) -> None:
+        run = partial(self._run, name, work, self._tenure)
+        self.scheduler.schedule(name, run, seconds, keep_sooner=keep_sooner)
 
     def _run(self, name: str, work: Work, tenure: int) -> None:
         """Run one job, act on its error, and schedule it again unless its lease is lost."""
@@ -253,7 +246,8 @@ class Supervisor:
             if name not in IDLE_JOBS:
                 self.health.moved()
         if again is not None and tenure == self._tenure and not self.stop.is_set():
-            self._schedule(name, work, again)
+            # What was asked for meanwhile comes first.
+            self._schedule(name, work, again, keep_sooner=True)
 
     def _work(self, name: str, work: Work) -> float | None:
         """Run one job; if the mirror turns out to be outdated, load it again and sweep soon."""
@@ -276,7 +270,7 @@ class Supervisor:
         |---|---|
         | LeaseLost | stand by |
         | Stopped | nothing |
-        | Misconfigured before any job succeeded | end the process |
+        | Misconfigured before it led or stood by | end the process |
         | Misconfigured later | not ready; retry |
         | other errors of ours | retry |
         | any other error | log it as a bug; retry |

@@ -1,4 +1,4 @@
-"""What polls and sweeps did, for health and metrics."""
+"""What sweeps, polls and hints did, for health and metrics."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class Telemetry:
         """Take in a look at hints that found some."""
         self.health.hints_followed()
         self._count_rows(state)
-        self._count_suspects(len(state.in_state("held")))
+        self._count_suspects()
 
     def activity_ended(self, state: SweepState) -> None:
         """Take in a look at the users active last."""
@@ -77,11 +77,12 @@ class Telemetry:
         self.metrics.observe_sweep(report.duration_seconds)
         self.health.set_quarantined(report.counts["quarantined"])
         self.health.set_rows(users=len(self.cache.mirror))
-        self._count_suspects(report.counts["held"])
+        self._count_suspects()
 
-    def _count_suspects(self, held: int) -> None:
+    def _count_suspects(self) -> None:
         with self.cache.lock:
             suspects = list(self.cache.suspects.values())
+        held = sum(suspect.state == "held" for suspect in suspects)
         noticed = [suspect.noticed_at for suspect in suspects if suspect.state == "candidate"]
         since = None
         if noticed:

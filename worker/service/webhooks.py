@@ -50,7 +50,7 @@ class _Batch:
     def __init__(self) -> None:
         self.ids: set[str] = set()
         self.done = False
-        self.error: UsersSyncError | None = None
+        self.error: Exception | None = None
 
 
 class HintWriter:
@@ -84,7 +84,7 @@ class HintWriter:
         batch.done = True
         try:
             self._database.call(lambda conn: self._hints.leave(conn, batch.ids), DATABASE_SECONDS)
-        except UsersSyncError as error:
+        except Exception as error:  # noqa: BLE001  each of those who wait raises it
             batch.error = error
         finally:
             if self._quiet:

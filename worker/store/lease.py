@@ -61,6 +61,7 @@ where target = %(target)s and epoch = %(epoch)s
 _FENCE = f"""
 update users_sync_worker.lease
 set writes = writes + 1, sweep = greatest(sweep, %(sweep)s),
+    polled_at = coalesce(%(polled_at)s, polled_at),
     expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
 where target = %(target)s and epoch = %(epoch)s and lower(project) = %(project)s
 returning writes, clock_timestamp(), {IDENTITY}, pg_current_xact_id()::xid::text
@@ -68,7 +69,8 @@ returning writes, clock_timestamp(), {IDENTITY}, pg_current_xact_id()::xid::text
 
 _RENEW = f"""
 update users_sync_worker.lease
-set expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+set polled_at = coalesce(%(polled_at)s, polled_at),
+    expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
 where target = %(target)s and epoch = %(epoch)s
 returning writes, clock_timestamp(), {IDENTITY}
 """  # noqa: S608
@@ -148,7 +150,7 @@ class Lease:
         # What the table was when the mirror was loaded.
         self._identity: int | None = None
         self._touched_at = float("-inf")
-        self._params: dict[str, Any] = {**asdict(request), "epoch": 0}
+        self._params: dict[str, Any] = {**asdict(request), "epoch": 0, "polled_at": None}
         self._limits = limits(request.seconds)
 
     def acquire(self) -> bool:
@@ -200,6 +202,10 @@ class Lease:
             if self.held:
                 self.release()
             self._database.close()
+
+    def note_poll(self, at: datetime) -> None:
+        """Let the next renewal or write tell when the newest users were last looked at."""
+        self._params["polled_at"] = at
 
     def look(self) -> LeaseStatus | None:
         """See who holds the lease. None if it was never taken."""

@@ -30,7 +30,8 @@ MOST_TO_RETRY = 5_000
 class PageApplier:
     """Compares answers with the mirror, writes what differs, and updates the mirror.
 
-    Walks, polls and the confirmation of deletions all use it: there is one way to the table.
+    Walks, polls, hints and the confirmation of deletions all use it: there is one way for answers
+    into the table. Deletions are written by `deletions`, from proofs alone.
     """
 
     store: Store

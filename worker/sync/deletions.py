@@ -176,7 +176,9 @@ class Deletions:
         for user_id in held:
             state.suspects[user_id] = replace(state.suspects[user_id], state="held")
         state.has_written = True
-        store.write([store.suspects.hold(held)], state.number)
+        # A suspicion is in memory even if the transaction that was to record it failed.
+        noticed = store.suspects.notice(sorted(held), state.number, store.database.clock.now())
+        store.write([noticed, store.suspects.hold(held)], state.number)
         log.warning("deletions.held", held=len(held), proven=len(gone), sweep=state.number)
 
     def _soft_delete(self, proofs: Sequence[Proof], *, approved: bool) -> None:

@@ -4,7 +4,7 @@ A hint is never believed. A changed user goes through the page applier with its 
 a user who is gone needs the same proof, grace period and guard as in a sweep.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -12,13 +12,15 @@ from itertools import islice
 from worker.model import Proof, Single, Unreadable, User, Users
 from worker.store import Store
 from worker.store.suspects import Suspect
+from worker.store.table import RowResults
+from worker.store.transaction import Statement
 from worker.sync.apply import PageApplier
 from worker.sync.cache import Cache
 from worker.sync.confirm import confirm
 from worker.sync.deletions import Deletions
 from worker.sync.fetcher import Fetcher
 from worker.sync.guard import DeletionPolicy
-from worker.sync.state import SweepState
+from worker.sync.state import SweepState, beside_sweeps, stale_ids
 
 # With more hints than this a sweep is quicker than following each.
 MOST_HINTS = 2_000
@@ -63,7 +65,7 @@ class HintFollower:
         hints = self._load()
         if not hints:
             return None
-        state = self.new_state()
+        state = beside_sweeps(self.store, self.cache)
         if len(hints) > MOST_HINTS:
             self.store.write([self.store.hints.clear(max(hints.values()))], state.number)
             self._waiting.clear()
@@ -96,18 +98,6 @@ class HintFollower:
         )
         return dict(islice(due, FOLLOWED_AT_ONCE))
 
-    def new_state(self) -> SweepState:
-        """Give what single answers are applied with, outside of any sweep."""
-        return SweepState(
-            # What hints write counts for the sweep before them, as with a poll.
-            number=max(1, self.store.lease.sweep),
-            kind="poll",
-            started=self.store.database.clock.now(),
-            cache=self.cache,
-            generation=self.cache.generation,
-            owns_row=False,
-        )
-
     def _follow(
         self, applier: PageApplier, due: dict[str, datetime], proofs: dict[str, Proof]
     ) -> None:
@@ -127,18 +117,30 @@ class HintFollower:
     def _take_found(
         self, applier: PageApplier, found: dict[str, Single], due: dict[str, datetime]
     ) -> None:
-        """Write users whose rows differ; remove their hints in the same transaction."""
-        if found:
-            self._forget(found)
-            applier.take_single(
-                Users.of(s.found for s in found.values() if isinstance(s.found, User)),
-                [s.found for s in found.values() if isinstance(s.found, Unreadable)],
-                # The earliest moment is true of all of them.
-                min(single.observed_at for single in found.values()),
-                [self.store.hints.remove({user_id: due[user_id] for user_id in found})],
-            )
-            now = self.store.database.clock.now()
-            for user_id in found:
+        """Write users whose rows differ; remove their hints in the same transaction.
+
+        Hints for rows that are locked, or newer than the answer, stay for another look.
+        """
+        if not found:
+            return
+        self._forget(found)
+
+        def remove(results: Sequence[RowResults]) -> Statement:
+            stale = stale_ids(results)
+            return self.store.hints.remove({i: due[i] for i in found if i not in stale})
+
+        applier.take_single(
+            Users.of(s.found for s in found.values() if isinstance(s.found, User)),
+            [s.found for s in found.values() if isinstance(s.found, Unreadable)],
+            # The earliest moment is true of all of them.
+            min(single.observed_at for single in found.values()),
+            [remove],
+        )
+        now, monotonic = self.store.database.clock.now(), self._monotonic()
+        for user_id in found:
+            if user_id in applier.state.stale:
+                self._waiting[user_id] = monotonic, monotonic + RETRY_SECONDS
+            else:
                 self.on_followed((now - due[user_id]).total_seconds())
 
     def _take_gone(
@@ -172,7 +174,9 @@ class HintFollower:
         state, store = applier.state, self.store
         with self.cache.lock:
             self.cache.check(state.generation)
-            new = [user_id for user_id in proofs if user_id not in state.suspects]
+            # A sweep may have marked some of them deleted meanwhile.
+            live = {i: proof for i, proof in proofs.items() if state.mirror.key_of(i) is not None}
+            new = [user_id for user_id in live if user_id not in state.suspects]
             noticed_at = min(proof.asked_at for proof in proofs.values())
             for user_id in new:
                 state.suspects[user_id] = Suspect("candidate", state.number, noticed_at)

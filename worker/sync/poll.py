@@ -8,7 +8,7 @@ from worker.sync.apply import PageApplier
 from worker.sync.cache import Cache
 from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
-from worker.sync.state import SweepState
+from worker.sync.state import SweepState, beside_sweeps
 
 # Behind so many strangers the next sweep is quicker: each page with a cursor costs the server a
 # look at all users before it.
@@ -38,14 +38,7 @@ class Poll:
         Raises SourceUnavailable, DatabaseUnavailable, LeaseLost, MirrorOutdated, Misconfigured or
         Stopped.
         """
-        state = SweepState(
-            # What a poll writes counts for the sweep before it; it takes no number of its own.
-            number=max(1, self.store.lease.sweep),
-            kind="poll",
-            started=self.store.database.clock.now(),
-            cache=self.cache,
-            generation=self.cache.generation,
-        )
+        state = beside_sweeps(self.store, self.cache)
         chain, limit = Chain(newest_first=True), self.size
         while self._look(state, chain, limit):
             limit = max(self.size, self.fetcher.page_size.limit)

@@ -47,7 +47,7 @@ class SweepState:
     waiting: int = 0
     generation: int = 0
     has_written: bool = False
-    # A sweep has a row of its own in the table of sweeps; hints count in that of the sweep before.
+    # A sweep has a row of its own in the table of sweeps.
     owns_row: bool = True
     _api_seconds: float | None = None
 
@@ -66,13 +66,13 @@ class SweepState:
     def count(self, results: Sequence[RowResults]) -> None:
         """Count what became of the users of a batch; a stale one is met again on the next page."""
         self.counts.update(self._counted(results))
-        self.stale.update(_stale(results))
+        self.stale.update(stale_ids(results))
 
     def _counted(self, results: Sequence[RowResults]) -> Counter[str]:
         counts = Counter[str]()
         for _, letters in results:
             counts.update({_COUNTED[each]: letters.count(each) for each in _COUNTED})
-        counts[_COUNTED[STALE]] -= len(self.stale.intersection(_stale(results)))
+        counts[_COUNTED[STALE]] -= len(self.stale.intersection(stale_ids(results)))
         return +counts
 
     def count_api_time(self, total_seconds: float) -> None:
@@ -177,14 +177,30 @@ class SweepState:
         return SweepRow(self.number, self.kind, self.started, self.counts, outcome, error)
 
 
-def _stale(results: Sequence[RowResults]) -> list[str]:
-    return [
+def stale_ids(results: Sequence[RowResults]) -> set[str]:
+    """Give the users whose rows were locked, or newer than the answer."""
+    return {
         user.id
         for users, letters in results
         if STALE in letters
         for user, letter in zip(users, letters, strict=True)
         if letter == STALE
-    ]
+    }
+
+
+def beside_sweeps(store: Store, cache: Cache) -> SweepState:
+    """Give the state of what is applied outside of a sweep: a poll, hints, active users.
+
+    It takes no number of its own: what it writes counts for the sweep before it.
+    """
+    return SweepState(
+        number=max(1, store.lease.sweep),
+        kind="poll",
+        started=store.database.clock.now(),
+        cache=cache,
+        generation=cache.generation,
+        owns_row=False,
+    )
 
 
 def begin(

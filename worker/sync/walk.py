@@ -18,7 +18,7 @@ from worker.sync.state import SweepState
 
 log = structlog.stdlib.get_logger(__name__)
 
-# Pages that change nothing write no checkpoint of their own more often than this.
+# A page that changes nothing writes a checkpoint at most this often.
 CHECKPOINT_SECONDS = 30.0
 
 

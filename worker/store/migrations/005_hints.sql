@@ -5,7 +5,7 @@ create table users_sync_worker.hint (
     primary key (target, user_id)
 );
 comment on table users_sync_worker.hint is
-    'Users to look at now, left by applications and webhooks: the holder of the lease fetches each by id, and removes its row when the table agrees with the answer.';
+    'Users to look at now, left by applications and webhooks: the holder of the lease fetches each by id, and removes its row once the answer was applied.';
 
 create function users_sync_worker.refresh(user_id text, target text default 'neon_auth')
 returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -22,6 +22,10 @@ end
 $$;
 comment on function users_sync_worker.refresh(text, text) is
     'Have the worker look at a user now. A hint is followed, never believed: a wrong one costs a request and changes nothing.';
+
+alter table users_sync_worker.lease add column polled_at timestamptz;
+comment on column users_sync_worker.lease.polled_at is
+    'When the newest users were last looked at, as of the last renewal or write of the holder: sign-ups until then are rows.';
 
 -- A hint gives nothing away and changes no row by itself.
 grant usage on schema users_sync_worker to public;
