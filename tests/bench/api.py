@@ -80,6 +80,14 @@ class Served:
         self.project.edit(user_id, display_name=name)
         return user_id, name
 
+    def edit_active(self, name: str) -> tuple[str, str]:
+        """Let a user of any age with an open session take another name; returns id and name."""
+        while self.project.is_anonymous(user_id := self.chance.choice(self.project.ids())):
+            pass
+        self.project.touch(user_id)
+        self.project.edit(user_id, display_name=name)
+        return user_id, name
+
     def sign_up(self) -> str:
         return self.project.create(display_name="New", primary_email="new@example.com")
 

@@ -207,6 +207,7 @@ def test_tables_of_the_version_before_are_brought_up_to_date(
         "delete from users_sync_worker.migration where number > 3;"
         " drop table users_sync_worker.hint;"
         " drop function users_sync_worker.refresh;"
+        " alter table users_sync_worker.lease drop column polled_at;"
         " alter table users_sync_worker.migration drop column version"
     )
     prepare(database, "neon_auth")
