@@ -135,14 +135,14 @@ def test_young_row_of_a_hinted_user_waits_for_the_grace_period(world: ServiceWor
 
 
 def test_too_many_hinted_deletions_are_held_like_any_others(world: ServiceWorld) -> None:
-    world.project.populate(40)
-    worker = world.at_work(**{**HINTS_ONLY, "max_count": 20})
-    ids = oldest(world, 30)
+    world.project.populate(800)
+    worker = world.at_work(**HINTS_ONLY)
+    ids = oldest(world, 600)
     for user_id in ids:
         world.project.delete(user_id)
     leave_together(world, ids)
     held = "select count(*) from users_sync_worker.deletion where state = 'held'"
-    until("they are held", lambda: world.query(held) == [(30,)])
+    until("they are held", lambda: world.query(held) == [(600,)])
     until("no hint is left", lambda: not world.query(WAITING))
     assert set(ids) <= world.live()
     assert any("held" in reason for reason in worker.not_ready)
