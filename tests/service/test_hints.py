@@ -14,10 +14,12 @@ import psycopg
 import pytest
 import svix
 from psycopg.conninfo import make_conninfo
+from structlog.testing import capture_logs
 
 from tests.support.service_world import ServiceWorld, Worker, opened_service_world
 from tests.support.waiting import until
-from worker.sync.hints import MOST_HINTS
+from worker.sandbox.api import Request
+from worker.sync.hints import FOLLOWED_AT_ONCE, MOST_HINTS
 
 SECRET, OTHER_SECRET = "whsec_" + "c2VjcmV0" * 4, "whsec_" + "b3RoZXIh" * 4
 
@@ -160,6 +162,28 @@ def test_hint_changes_nothing_about_deletions_that_are_held(world: ServiceWorld)
     until("the row is right", lambda: name_of(world, ids[11]) == "Hinted")
     until("the hint is gone", lambda: not world.query(WAITING))
     assert any("10 deletions" in each for each in worker.not_ready)
+
+
+def test_sweep_that_deletes_hinted_users_first_is_no_trouble(world: ServiceWorld) -> None:
+    worker = world.at_work(**HINTS_ONLY)
+    ids = oldest(world, FOLLOWED_AT_ONCE + 1)
+    for user_id in ids:
+        world.project.delete(user_id)
+    leader, asked = worker.service._leader, []  # noqa: SLF001  a sweep at this very moment
+    assert leader is not None
+
+    def sweep_before_the_last(request: Request) -> None:
+        asked.append(request.path)
+        if len(asked) == len(ids):
+            leader.sweep()
+
+    with capture_logs() as logs:
+        world.api.on_request(sweep_before_the_last)
+        leave_together(world, ids)
+        until("they are deleted", lambda: not world.live() & set(ids))
+        until("the hints are followed", lambda: len(world.query(WAITING)) <= 1)
+    assert [log["event"] for log in logs if log["event"] == "job.failed"] == []
+    assert worker.not_ready == ()
 
 
 def test_hint_for_a_locked_row_waits_for_the_lock(world: ServiceWorld) -> None:

@@ -180,16 +180,12 @@ class HintFollower:
             noticed_at = min(proof.asked_at for proof in proofs.values())
             for user_id in new:
                 state.suspects[user_id] = Suspect("candidate", state.number, noticed_at)
-            store.write([store.suspects.notice(new, state.number, noticed_at)], state.number)
+            if new:
+                store.write([store.suspects.notice(new, state.number, noticed_at)], state.number)
             deletions = Deletions(self.fetcher, applier, self.policy, list_was_empty=False)
-            deletions.delete([p for i, p in proofs.items() if state.suspects[i].state != "held"])
-            waiting = {
-                user_id
-                for user_id in proofs
-                if self.policy.enabled
-                and user_id in state.suspects
-                and state.suspects[user_id].state != "held"
-            }
+            deletions.delete([p for i, p in live.items() if state.suspects[i].state != "held"])
+            left = (i for i in live if i in state.suspects and state.suspects[i].state != "held")
+            waiting = set(left) if self.policy.enabled else set[str]()
             for user_id in waiting:
                 later = self._monotonic() + max(RETRY_SECONDS, self.policy.grace_seconds / 4)
                 self._waiting[user_id] = self._monotonic(), later
