@@ -1,6 +1,7 @@
 """Serves a WSGI app by waitress in threads of its own, and ends without a trace."""
 
 import errno
+import select
 import socket
 from collections.abc import Mapping
 from threading import Thread
@@ -12,8 +13,24 @@ import waitress
 
 from worker.errors import Misconfigured
 
-# How to do without what a section configures.
-WITHOUT = {"http": ", or to 0 to do without health, metrics and status page"}
+
+def waitress_options(*, threads: int, most_body_bytes: int) -> Mapping[str, Any]:
+    """Give the limits of a server that anybody may reach.
+
+    Slow clients keep their connections and no thread; but past the limit no connection is accepted,
+    and no health check either. It is well below the usual 1,024 descriptors, for the database needs
+    one, too.
+    """
+    return {
+        "threads": threads,
+        "connection_limit": 500,
+        "asyncore_use_poll": hasattr(select, "poll"),  # select() knows no descriptor above 1,024
+        "ident": None,
+        "max_request_header_size": 16_384,
+        "max_request_body_size": most_body_bytes,
+        "channel_timeout": 15,
+        "cleanup_interval": 5,
+    }
 
 
 class WsgiServer:
@@ -50,28 +67,67 @@ class WsgiServer:
         polled.clear()
 
 
-def listen(host: str, port: int, section: str) -> socket.socket:
-    """Listen on an address; errors name the settings `host` and `port` of this section."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, address = found[0][0], found[0][4]
-        # Listening on every IPv6 address includes every IPv4 address.
-        both = host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(address, family=family, dualstack_ipv6=both)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host can be like that
-        raise _cannot_listen(host, port, section, error) from error
+class HttpServer:
+    """Serves an app at an address, from when it is entered until it is left.
 
+    `section` names the settings `host` and `port` in errors, `without` says there how to do without
+    the server. Port 0 takes any free one; `port` tells which. Raises Misconfigured if the address
+    cannot be had.
+    """
 
-def _cannot_listen(host: str, port: int, section: str, error: Exception) -> Misconfigured:
-    variable = f"USERS_SYNC_{section.upper()}__"
-    taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-    if taken or isinstance(error, PermissionError):
-        why = "is taken" if taken else "needs a privileged user"
+    def __init__(  # noqa: PLR0913  each is the caller's
+        self,
+        section: str,
+        host: str,
+        port: int,
+        app: WSGIApplication,
+        *,
+        options: Mapping[str, Any],
+        without: str = "",
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._section = section
+        self._app = app
+        self._options = options
+        self._without = without
+
+    def __enter__(self) -> Self:
+        try:
+            listening = _listen(self.host, self.port)
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host can be like that
+            raise self._cannot_listen(error) from error
+        self.port = listening.getsockname()[1]
+        self._server = WsgiServer(self._app, listening, self._section, self._options)
+        self._server.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.__exit__(kind, error, traceback)
+
+    def _cannot_listen(self, error: Exception) -> Misconfigured:
+        section, variable = self._section, f"USERS_SYNC_{self._section.upper()}__"
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        if taken or isinstance(error, PermissionError):
+            why = "is taken" if taken else "needs a privileged user"
+            return Misconfigured(
+                f"{section}.port: port {self.port} of {self.host} {why}: set {section}.port"
+                f" ({variable}PORT) to another one{self._without}"
+            )
         return Misconfigured(
-            f"{section}.port: port {port} of {host} {why}: set {section}.port ({variable}PORT) to"
-            f" another one{WITHOUT.get(section, '')}"
+            f"{section}.host: cannot listen on {self.host}: set {section}.host ({variable}HOST) to"
+            " an address of this machine, such as 127.0.0.1 or 0.0.0.0"
         )
-    return Misconfigured(
-        f"{section}.host: cannot listen on {host}: set {section}.host ({variable}HOST) to an"
-        " address of this machine, such as 127.0.0.1 or 0.0.0.0"
-    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, address = found[0][0], found[0][4]
+    # Listening on every IPv6 address includes every IPv4 address.
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address, family=family, dualstack_ipv6=both)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tests.faults.test_hostile_answers import repeated
 from tests.support.waiting import until
 from tests.support.worker_samples import Ticks, sample_vitals
-from worker.service.endpoints import WAITRESS, WebServer
+from worker.http_server import HttpServer
+from worker.service.endpoints import WAITRESS, web_server
 from worker.service.metrics import Metrics
 
 LOOPBACK = "127.0.0.1"
@@ -41,13 +42,13 @@ def many_files() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server(many_files: None) -> Iterator[WebServer]:
+def server(many_files: None) -> Iterator[HttpServer]:
     health = sample_vitals(Ticks())
-    with WebServer(LOOPBACK, 0, health, Metrics(health.snapshot)) as server:
+    with web_server(LOOPBACK, 0, health, Metrics(health.snapshot)) as server:
         yield server
 
 
-def is_healthy(server: WebServer) -> bool:
+def is_healthy(server: HttpServer) -> bool:
     url = f"http://{LOOPBACK}:{server.port}/healthz"
     with suppress(httpx.TransportError):
         answer = httpx.get(url, timeout=HEALTH_SECONDS, trust_env=False)
@@ -55,11 +56,11 @@ def is_healthy(server: WebServer) -> bool:
     return False
 
 
-def connect(server: WebServer) -> socket.socket:
+def connect(server: HttpServer) -> socket.socket:
     return socket.create_connection((LOOPBACK, server.port), timeout=HEALTH_SECONDS)
 
 
-def connections(server: WebServer) -> int:
+def connections(server: HttpServer) -> int:
     return len(server._server.polling.active_channels)  # noqa: SLF001  what it holds open
 
 
@@ -67,7 +68,7 @@ def connections(server: WebServer) -> int:
     "200 clients that never finish their request", held="a health check is answered in time"
 )
 @pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-A: "], ids=len)
-def test_slow_clients_keep_no_health_check_waiting(server: WebServer, begun: bytes) -> None:
+def test_slow_clients_keep_no_health_check_waiting(server: HttpServer, begun: bytes) -> None:
     with ExitStack() as slow:
         for client in [slow.enter_context(connect(server)) for _ in range(200)]:
             client.sendall(begun)
@@ -80,7 +81,7 @@ def test_slow_clients_keep_no_health_check_waiting(server: WebServer, begun: byt
     "more clients than there is room for",
     held="no more than the limit are let in, and a health check is answered when they go",
 )
-def test_connections_are_bounded(server: WebServer) -> None:
+def test_connections_are_bounded(server: HttpServer) -> None:
     with ExitStack() as many:
         for _ in range(LIMIT + 100):
             many.enter_context(connect(server))
@@ -113,7 +114,7 @@ def is_hung_up_on(client: socket.socket) -> bool:
     ],
     ids=["line", "header", "headers", "chunks", "extension", "body"],
 )
-def test_request_without_end_is_left(server: WebServer, begin: bytes, part: bytes) -> None:
+def test_request_without_end_is_left(server: HttpServer, begin: bytes, part: bytes) -> None:
     with connect(server) as client:
         sent = 0
         with suppress(ConnectionError):
@@ -164,7 +165,7 @@ requests = st.builds(
     quick=40,
     thorough=3_000,
 )
-def test_odd_requests_harm_nobody(server: WebServer, tries: int) -> None:
+def test_odd_requests_harm_nobody(server: HttpServer, tries: int) -> None:
     @repeated(tries)
     @given(st.lists(requests | st.binary(max_size=60), min_size=1, max_size=3))
     def attempt(said: list[bytes]) -> None:
@@ -179,7 +180,7 @@ def test_odd_requests_harm_nobody(server: WebServer, tries: int) -> None:
     assert is_healthy(server)
 
 
-def answer_to(server: WebServer, said: bytes) -> bytes:
+def answer_to(server: HttpServer, said: bytes) -> bytes:
     """Say all of it and no more, and give what is answered."""
     with connect(server) as client, suppress(ConnectionError):
         client.sendall(said)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.worker_samples import Ticks, sample_sweep, sample_vitals
 from worker.errors import Misconfigured
-from worker.http_server import WsgiServer
-from worker.service.endpoints import WebServer, make_app, probe
+from worker.http_server import HttpServer, WsgiServer
+from worker.service.endpoints import make_app, probe, web_server
 from worker.service.health import LONGEST_STEP_SECONDS, Health
 from worker.service.metrics import Metrics
 
@@ -35,13 +35,13 @@ def metrics(health: Health) -> Metrics:
 
 
 @pytest.fixture
-def server(health: Health, metrics: Metrics) -> Iterator[WebServer]:
-    with WebServer(LOOPBACK, 0, health, metrics) as server:
+def server(health: Health, metrics: Metrics) -> Iterator[HttpServer]:
+    with web_server(LOOPBACK, 0, health, metrics) as server:
         yield server
 
 
 @pytest.fixture
-def client(server: WebServer) -> Iterator[httpx.Client]:
+def client(server: HttpServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=f"http://{LOOPBACK}:{server.port}", trust_env=False) as client:
         yield client
 
@@ -51,7 +51,7 @@ def say(client: httpx.Client, path: str) -> tuple[int, str]:
     return answer.status_code, answer.text
 
 
-def send(server: WebServer, request: bytes) -> bytes:
+def send(server: HttpServer, request: bytes) -> bytes:
     """Return the first line of what is answered to these bytes."""
     with socket.create_connection((LOOPBACK, server.port), timeout=5) as conn:
         conn.sendall(request)
@@ -125,24 +125,24 @@ def test_head_is_get_without_its_body(client: httpx.Client, path: str) -> None:
     assert head.headers["content-length"] == get.headers["content-length"]
 
 
-def test_long_headers_are_refused(server: WebServer) -> None:
+def test_long_headers_are_refused(server: HttpServer) -> None:
     request = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"
     assert send(server, request) == b"HTTP/1.0 431 Request Header Fields Too Large"
 
 
-def test_long_bodies_are_refused_before_they_are_sent(server: WebServer) -> None:
+def test_long_bodies_are_refused_before_they_are_sent(server: HttpServer) -> None:
     request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n"
     assert send(server, request) == b"HTTP/1.1 413 Request Entity Too Large"
 
 
-def test_unfinished_request_keeps_nobody_waiting(server: WebServer, client: httpx.Client) -> None:
+def test_unfinished_request_keeps_nobody_waiting(server: HttpServer, client: httpx.Client) -> None:
     with socket.create_connection((LOOPBACK, server.port)) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\nHost:")
         assert say(client, "/healthz") == (200, "ok\n")
 
 
 def test_server_closes_under_open_connections(health: Health, metrics: Metrics) -> None:
-    with WebServer(LOOPBACK, 0, health, metrics) as server:
+    with web_server(LOOPBACK, 0, health, metrics) as server:
         idle = socket.create_connection((LOOPBACK, server.port), timeout=5)
         assert send(server, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == b"HTTP/1.1 200 OK"
     with idle:
@@ -167,16 +167,16 @@ def test_server_closes_although_something_else_wakes_its_thread_first(
 
 
 def test_port_can_be_had_again_at_once(health: Health, metrics: Metrics) -> None:
-    with WebServer(LOOPBACK, 0, health, metrics) as first:
+    with web_server(LOOPBACK, 0, health, metrics) as first:
         assert probe(LOOPBACK, first.port)
-    with WebServer(LOOPBACK, first.port, health, metrics) as second:
+    with web_server(LOOPBACK, first.port, health, metrics) as second:
         assert (second.port, probe(LOOPBACK, second.port)) == (first.port, True)
 
 
 def test_taken_port_is_a_setting_to_change(health: Health, metrics: Metrics) -> None:
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(Misconfigured) as error, WebServer(LOOPBACK, port, health, metrics):
+        with pytest.raises(Misconfigured) as error, web_server(LOOPBACK, port, health, metrics):
             pytest.fail("two servers on one port")
     assert str(error.value) == (
         f"http.port: port {port} of 127.0.0.1 is taken: set http.port (USERS_SYNC_HTTP__PORT) to"
@@ -188,7 +188,7 @@ def test_taken_port_is_a_setting_to_change(health: Health, metrics: Metrics) -> 
 def test_address_of_another_machine_is_a_setting_to_change(
     health: Health, metrics: Metrics, host: str
 ) -> None:
-    with pytest.raises(Misconfigured) as error, WebServer(host, 0, health, metrics):
+    with pytest.raises(Misconfigured) as error, web_server(host, 0, health, metrics):
         pytest.fail("it listens on somebody else's address")
     assert str(error.value).startswith(f"http.host: cannot listen on {host}: set http.host")
 
@@ -202,11 +202,11 @@ def test_probe_finds_the_server_wherever_it_listens(
 ) -> None:
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
-    with WebServer(host, 0, health, metrics) as server:
+    with web_server(host, 0, health, metrics) as server:
         assert [probe(address, server.port) for address in asked] == [True] * len(asked)
 
 
-def test_probe_fails_when_the_main_loop_stands_still(server: WebServer, ticks: Ticks) -> None:
+def test_probe_fails_when_the_main_loop_stands_still(server: HttpServer, ticks: Ticks) -> None:
     ticks.seconds = 31
     assert not probe(LOOPBACK, server.port)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.worker_samples import BEGAN, Ticks, sample_sweep, sample_vitals
-from worker.service.endpoints import WebServer
+from worker.service.endpoints import web_server
 from worker.service.health import Health, State
 from worker.service.metrics import Metrics
 from worker.service.status_page import SHOWN_SWEEPS, judge, render, span
@@ -219,7 +219,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
 @pytest.fixture
 def url(health: Health) -> Iterator[str]:
     swept(health)
-    with WebServer("127.0.0.1", 0, health, Metrics(health.snapshot)) as server:
+    with web_server("127.0.0.1", 0, health, Metrics(health.snapshot)) as server:
         yield f"http://127.0.0.1:{server.port}/"
 
 

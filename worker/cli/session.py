@@ -37,7 +37,8 @@ from worker.store.table import (
 from worker.store.table_shape import Shape, detect_shape
 from worker.store.transaction import Row, Statement
 from worker.store.unleased import UnleasedWrites
-from worker.sync.fetcher import Fetcher
+from worker.sync.confirm import confirm
+from worker.sync.fetcher import Fetcher, NoLease
 from worker.wiring import opened_fetcher
 
 # How often a user is asked for who is about to sign up.
@@ -98,13 +99,6 @@ class UserResult:
         return f"{self.user_id}: {texts.get(self.became, self.became)}"
 
 
-class _NoLease:
-    """There is nothing to renew."""
-
-    def renew_if_due(self) -> None:
-        pass
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
     """Where commands get at both sides. Raises what asking and writing raise."""
@@ -132,16 +126,10 @@ class Session:
 
     def gone(self, ids: Sequence[str]) -> set[str]:
         """Give those of these users of whom the API proves that they are gone."""
-        answers = [(user_id, self.fetcher.submit_user(user_id)) for user_id in ids]
-        try:
-            return {
-                user_id
-                for user_id, answer in answers
-                if self.fetcher.await_answer(answer).found is None
-            }
-        finally:
-            for _, answer in answers:
-                answer.cancel()
+        verdicts = confirm(self.fetcher, ids)
+        if verdicts.trouble is not None:
+            raise verdicts.trouble
+        return set(verdicts.proofs)
 
     def sync(self, user_id: str, single: Single | None = None) -> UserResult:
         """Bring one user's row into line with `single`, or with what the API says now."""
@@ -229,7 +217,7 @@ def opened_session(
     target = settings.database.schema_name
     with (
         opened_at_once(settings, url, clock, stop) as database,
-        opened_fetcher(settings, clock, stop, _NoLease(), transport=transport) as fetcher,
+        opened_fetcher(settings, clock, stop, NoLease(), transport=transport) as fetcher,
     ):
         shape = database.call(lambda conn: _shape(conn, target))
         stack = settings.require_stack()

@@ -58,6 +58,8 @@ from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = 'users_sync' and c.relkind in ('r', 'p')
 """
 
+_MAY_SELECT = "select has_table_privilege(to_regclass(%s), 'select')"
+
 _POLLED_AT = "select polled_at from users_sync_worker.lease where target = %s"
 
 _HINTS = """
@@ -145,10 +147,7 @@ def _hints(conn: Connection, target: str) -> tuple[int | None, float | None]:
 
     A monitor's role need not be able to read them.
     """
-    readable = conn.execute(
-        "select has_table_privilege(to_regclass('users_sync_worker.hint'), 'select')"
-    ).fetchone()
-    if readable != (True,):
+    if not _may_select(conn, "users_sync_worker.hint"):
         return None, None
     [(count, seconds)] = conn.execute(_HINTS, (target,)).fetchall()
     return count, seconds
@@ -156,13 +155,14 @@ def _hints(conn: Connection, target: str) -> tuple[int | None, float | None]:
 
 def _polled_at(conn: Connection, target: str) -> datetime | None:
     """Give the last poll as of the last renewal of the lease; None if it is not known."""
-    readable = conn.execute(
-        "select has_table_privilege('users_sync_worker.lease', 'select')"
-    ).fetchone()
-    if readable != (True,):
+    if not _may_select(conn, "users_sync_worker.lease"):
         return None
-    [(polled_at,)] = conn.execute(_POLLED_AT, (target,)).fetchall()
-    return polled_at if isinstance(polled_at, datetime) else None
+    polled_at: datetime | None = conn.execute(_POLLED_AT, (target,)).fetchall()[0][0]
+    return polled_at
+
+
+def _may_select(conn: Connection, table: str) -> bool:
+    return conn.execute(_MAY_SELECT, (table,)).fetchone() == (True,)
 
 
 def _unreadable(facts: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,13 @@
 """Health, readiness, metrics and the status page over HTTP, all answered from memory."""
 
-import select
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
-from types import TracebackType
-from typing import Any, Self
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from worker.http_server import WsgiServer, listen
+from worker.http_server import HttpServer, waitress_options
 from worker.service.health import Health
 from worker.service.metrics import Metrics
 from worker.service.status_page import render
@@ -30,19 +27,8 @@ HEADERS = (
     ("Cache-Control", "no-store"),
 )
 
-# A client sends nothing but a short GET. Slow clients keep their connections and no thread; but
-# past the limit no connection is accepted, and no health check either. It is well below the usual
-# 1,024 descriptors, for the database needs one, too.
-WAITRESS: Mapping[str, Any] = {
-    "threads": 4,
-    "connection_limit": 500,
-    "asyncore_use_poll": hasattr(select, "poll"),  # select() knows no descriptor above 1,024
-    "ident": None,
-    "max_request_header_size": 16_384,
-    "max_request_body_size": 1024,
-    "channel_timeout": 15,
-    "cleanup_interval": 5,
-}
+# A client sends nothing but a short GET.
+WAITRESS = waitress_options(threads=4, most_body_bytes=1024)
 
 # Docker's and Kubernetes' own patience with a health check is of that order.
 PROBE_SECONDS = 3
@@ -59,31 +45,12 @@ class Answer:
     content_type: str = TEXT
 
 
-class WebServer:
-    """Serves from when it is entered until it is left, in threads of its own.
-
-    Port 0 takes any free one; `port` tells which. Raises Misconfigured if it cannot be had.
-    """
-
-    def __init__(self, host: str, port: int, health: Health, metrics: Metrics) -> None:
-        self.host = host
-        self.port = port
-        self._app = make_app(health, metrics)
-
-    def __enter__(self) -> Self:
-        listening = listen(self.host, self.port, "http")
-        self.port = listening.getsockname()[1]
-        self._server = WsgiServer(self._app, listening, "web", WAITRESS)
-        self._server.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.__exit__(kind, error, traceback)
+def web_server(host: str, port: int, health: Health, metrics: Metrics) -> HttpServer:
+    """Make the server of health, metrics and the status page."""
+    without = ", or to 0 to do without health, metrics and status page"
+    return HttpServer(
+        "http", host, port, make_app(health, metrics), options=WAITRESS, without=without
+    )
 
 
 def make_app(health: Health, metrics: Metrics) -> WSGIApplication:

@@ -51,10 +51,10 @@ class Leader:
     store: Store
     cache: Cache
     telemetry: Telemetry
-    warm: bool = False
-    pace: Pace = field(init=False)
     # Called to begin a sweep as soon as the API has rested.
     wants_sweep: Callable[[], None] = lambda: None
+    warm: bool = False
+    pace: Pace = field(init=False)
     _follower: HintFollower = field(init=False)
     _following: Lock = field(default_factory=Lock)
     # A sweep failed, and perhaps left a row that says so: the next one leaves its row, too.
@@ -72,7 +72,7 @@ class Leader:
             self.store,
             self.cache,
             deletion_policy(self.settings),
-            wants_sweep=self._too_many_hints,
+            wants_sweep=self.wants_sweep,
             on_followed=self.telemetry.metrics.observe_hint,
         )
         self.cache.on_inserted = self._inserted
@@ -131,25 +131,28 @@ class Leader:
 
     def activity(self) -> float | None:
         """Look at the users who were active last; None if the server cannot list them."""
-        at, state = self.cache.asked(self._now()), beside_sweeps(self.store, self.cache)
+        schedule = self.settings.schedule
         try:
-            answer = self.fetcher.submit_active(ACTIVE_USERS)
-            page = self.fetcher.await_answer(answer)
-            PageApplier(self.store, state).take_single(
-                page.users, page.unreadable, page.observed_at
-            )
+            worked = self._worked("poll", self._poll_active)
         except OrderRefused as error:
             log.info("activity.unavailable", error=str(error))
             return None
-        finally:
-            self.cache.answered(at)
-        self.telemetry.activity_ended(state)
-        return self.settings.schedule.activity_seconds
+        return max(schedule.activity_seconds, rest_after(worked, schedule.poll_share))
 
     def _poll_newest(self) -> None:
         size = self.settings.schedule.poll_page_size
         poll = Poll(self.fetcher, self.store, self.cache, size, cold=not self.warm)
         self.telemetry.poll_ended(poll.run())
+
+    def _poll_active(self) -> None:
+        at, state = self.cache.asked(self._now()), beside_sweeps(self.store, self.cache)
+        try:
+            page = self.fetcher.await_answer(self.fetcher.submit_active(ACTIVE_USERS))
+            applier = PageApplier(self.store, state)
+            applier.take_single(page.users, page.unreadable, page.observed_at)
+        finally:
+            self.cache.answered(at)
+        self.telemetry.activity_ended(state)
 
     def _worked(self, purpose: Purpose, work: Callable[[], object]) -> float:
         """Work, and tell how long the API worked for it."""
@@ -185,9 +188,6 @@ class Leader:
         """In quiet mode, look for hints where the database is awake anyway."""
         if self.settings.database.quiet and self.store.lease.held:
             self.hints()
-
-    def _too_many_hints(self) -> None:
-        self.wants_sweep()
 
     def _recount(self) -> None:
         """Look now and then whether others changed rows, where the database is awake anyway."""

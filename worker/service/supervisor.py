@@ -19,8 +19,9 @@ from worker.errors import (
     UsersSyncError,
     told,
 )
+from worker.http_server import HttpServer
 from worker.retry import LONGEST_ASKED_SECONDS, Retry
-from worker.service.endpoints import WebServer
+from worker.service.endpoints import web_server
 from worker.service.health import LONGEST_STEP_SECONDS, Health, State
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
@@ -28,7 +29,7 @@ from worker.service.outages import FIRST_PAUSE_SECONDS, Outages
 from worker.service.ownership import another_project, bind_project, give_back
 from worker.service.scheduler import Scheduler
 from worker.service.telemetry import Telemetry
-from worker.service.webhooks import DATABASE_SECONDS, HintWriter, WebhookServer, make_app
+from worker.service.webhooks import DATABASE_SECONDS, WAITRESS, HintWriter, make_app
 from worker.settings.settings import Settings
 from worker.store import Store
 from worker.store.database import Database
@@ -95,7 +96,7 @@ class Supervisor:
             + max(0.0, self.settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
         )
         self.metrics = Metrics(self.health.snapshot)
-        self._outages = Outages(self.health, self.metrics, self._recovered)
+        self._outages = Outages(self.health, self.metrics, self._sweep_soon)
         self._telemetry = Telemetry(self.health, self.metrics, self.cache, self.clock)
 
     def run(self) -> None:
@@ -103,7 +104,7 @@ class Supervisor:
         with ExitStack() as opened:
             if self.settings.http.port:
                 http = self.settings.http
-                opened.enter_context(WebServer(http.host, http.port, self.health, self.metrics))
+                opened.enter_context(web_server(http.host, http.port, self.health, self.metrics))
             if self.settings.webhook.secrets:
                 self.webhook_port = opened.enter_context(self._webhooks(opened)).port
             database = opened.enter_context(
@@ -122,7 +123,7 @@ class Supervisor:
         if self._fatal is not None:
             raise self._fatal
 
-    def _webhooks(self, opened: ExitStack) -> WebhookServer:
+    def _webhooks(self, opened: ExitStack) -> HttpServer:
         """Receive webhooks, whether this worker leads or stands by."""
         settings, webhook = self.settings, self.settings.webhook
         retry = Retry("the database", 0, self.stop, DatabaseUnavailable)
@@ -137,7 +138,7 @@ class Supervisor:
 
         secrets = [secret.get_secret_value() for secret in webhook.secrets]
         app = make_app(secrets, leave, self.metrics.count_webhook)
-        return WebhookServer(webhook.host, webhook.port, app)
+        return HttpServer("webhook", webhook.host, webhook.port, app, options=WAITRESS)
 
     def _hinted(self) -> None:
         """Follow the hints that this process received, without waiting for the next look."""
@@ -182,9 +183,13 @@ class Supervisor:
         self._enter("quiet" if self.settings.database.quiet else "working")
         self.health.set_lease(True)
         self._leader = leader = Leader(
-            self.settings, self._fetcher, self._store, self.cache, self._telemetry
+            self.settings,
+            self._fetcher,
+            self._store,
+            self.cache,
+            self._telemetry,
+            wants_sweep=self._sweep_soon,
         )
-        leader.wants_sweep = self._sweep_soon
         self._schedule("sweep", leader.sweep, 0)
         self._schedule("poll", leader.poll, 0)
         if self.settings.schedule.activity_seconds:
@@ -211,12 +216,12 @@ class Supervisor:
             self._outages.ended(name)
         self._schedule("stand by", self._stand_by, LOOK_SECONDS)
 
-    def _recovered(self) -> None:
-        """Sweep at once after an outage: what changed meanwhile has waited long enough."""
-        self._sweep_soon()
-
     def _sweep_soon(self) -> None:
-        """Sweep as soon as the API has rested for what it did before."""
+        """Sweep as soon as the API has rested for what it did before.
+
+        After an outage, because what changed meanwhile has waited long enough; and where there are
+        too many hints to follow.
+        """
         with self._lock:
             if self._leader is not None:
                 self._leader.pace.hurry()

@@ -1,19 +1,17 @@
 """Receives the project's webhooks, and leaves a hint for each user that one names."""
 
-import select
 from binascii import Error as NotBase64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from threading import Lock
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import orjson
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from worker.errors import UsersSyncError
-from worker.http_server import WsgiServer, listen
+from worker.http_server import waitress_options
 from worker.ids import is_user_id
 from worker.store.database import Database
 from worker.store.hints import Hints
@@ -24,17 +22,8 @@ MOST_BODY_BYTES = 256 * 1024
 # A sender gives up after 15 s, and tries again when it is told 503.
 DATABASE_SECONDS = 5.0
 
-# Senders keep many connections; each request waits for the database for some milliseconds.
-WAITRESS: Mapping[str, Any] = {
-    "threads": 8,
-    "connection_limit": 500,
-    "asyncore_use_poll": hasattr(select, "poll"),  # select() knows no descriptor above 1,024
-    "ident": None,
-    "max_request_header_size": 16_384,
-    "max_request_body_size": MOST_BODY_BYTES,
-    "channel_timeout": 15,
-    "cleanup_interval": 5,
-}
+# Each request waits for the database for some milliseconds.
+WAITRESS = waitress_options(threads=8, most_body_bytes=MOST_BODY_BYTES)
 
 # The standard's names, and those that Svix sends.
 _HEADERS = {
@@ -89,33 +78,6 @@ class HintWriter:
         finally:
             if self._quiet:
                 self._database.close()
-
-
-class WebhookServer:
-    """Serves from when it is entered until it is left, in threads of its own.
-
-    Raises Misconfigured if the port cannot be had; port 0 takes any free one.
-    """
-
-    def __init__(self, host: str, port: int, app: WSGIApplication) -> None:
-        self.host = host
-        self.port = port
-        self._app = app
-
-    def __enter__(self) -> Self:
-        listening = listen(self.host, self.port, "webhook")
-        self.port = listening.getsockname()[1]
-        self._server = WsgiServer(self._app, listening, "webhooks", WAITRESS)
-        self._server.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.__exit__(kind, error, traceback)
 
 
 def make_app(

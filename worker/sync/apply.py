@@ -87,17 +87,11 @@ class PageApplier:
         `extras` are committed with what changes. The answer says nothing about other users. Raises
         as `take` does.
         """
-        state, suspects = self.state, self.state.suspects
+        state = self.state
         with state.cache.lock:
             state.cache.check(state.generation)
-            struck = [
-                user_id
-                for user_id in suspects.keys() & set(users.ids)
-                if suspects[user_id].state != "hidden"
-                and observed_at > suspects[user_id].noticed_at
-            ]
-            for user_id in struck:
-                del suspects[user_id]
+            # Of users who are hidden from the list it is known that the API finds them.
+            struck = self._strike(set(users.ids), observed_at, but="hidden")
             delta = Delta(state.mirror.differing(users))
             changed = state.cache.still_news(delta, observed_at).changed
             found = storable(changed, self.store.table.ignored_fields)
@@ -110,6 +104,8 @@ class PageApplier:
             changed = self.quarantine.leave_out(found.users, observed_at)
             if changed or statements:
                 self.apply(changed, observed_at, statements)
+        for user_id in found.cleaned:
+            log.warning("record.cleaned", user=user_id)
 
     def apply(self, users: Users, observed_at: datetime, extras: Sequence[Extra]) -> BatchResult:
         """Write users to the table, and tell state, cache and mirror what became of them."""
@@ -180,19 +176,19 @@ class PageApplier:
         """Give the statements for unreadable records, suspects seen again, and new suspects."""
         statements: list[Extra] = [*self.quarantine.reject(rejected)]
         suspects, number = self.store.suspects, self.state.number
-        if struck := self._strike(page):
+        if self.state.suspects and (struck := self._strike(page.ids, page.observed_at)):
             statements.append(suspects.strike(struck))
         if noticed := self._notice(delta, page):
             statements.append(suspects.notice(noticed, number, page.observed_at))
         return statements
 
-    def _strike(self, page: Page) -> list[str]:
-        """Forget the suspects that this later answer shows; returns their ids."""
+    def _strike(self, shown: set[str], observed_at: datetime, but: str = "") -> list[str]:
+        """Forget suspects shown by a later answer, `but` those in that state; returns their ids."""
         suspects = self.state.suspects
         struck = [
             user_id
-            for user_id in (suspects.keys() & page.ids if suspects else ())
-            if page.observed_at > suspects[user_id].noticed_at
+            for user_id in suspects.keys() & shown
+            if observed_at > suspects[user_id].noticed_at and suspects[user_id].state != but
         ]
         for user_id in struck:
             del suspects[user_id]

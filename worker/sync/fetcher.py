@@ -45,6 +45,13 @@ class Renewed(Protocol):
     def renew_if_due(self) -> None: ...
 
 
+class NoLease:
+    """Nothing to renew: for commands that work without the lease."""
+
+    def renew_if_due(self) -> None:
+        pass
+
+
 class Fetcher:
     """The users API with retries, in threads of its own: ask first, wait for the answer later."""
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 import structlog
 
 from worker.errors import UpdatesRefused
 from worker.model import Key, Page
-from worker.store.batch import Extra
 from worker.sync.apply import PageApplier
 from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
@@ -108,7 +108,9 @@ class Walk:
     def _take(self, page: Page, span: Span) -> None:
         """Apply a page. Where the table takes no updates, later pages may still have new users."""
         reached = self.chain.request.after
-        checkpoint = [] if reached is None or self._refusal else [_moved_to(reached, self.applier)]
+        checkpoint = []
+        if reached is not None and self._refusal is None:
+            checkpoint = [partial(self.applier.checkpoint, reached)]
         due = self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS
         try:
             if self.applier.take(page, span, checkpoint, checkpoint_is_due=due):
@@ -121,7 +123,3 @@ class Walk:
 
     def _monotonic(self) -> float:
         return self.applier.store.database.clock.monotonic()
-
-
-def _moved_to(key: Key, applier: PageApplier) -> Extra:
-    return lambda results: applier.checkpoint(key, results)

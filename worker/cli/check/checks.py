@@ -26,7 +26,7 @@ from worker.store.connection import Connection
 from worker.store.database import SEE_CHECK, Database
 from worker.store.migrate import OWN_SCHEMA, missing_migrations
 from worker.sync.chain import Chain
-from worker.sync.fetcher import Fetcher
+from worker.sync.fetcher import Fetcher, NoLease
 from worker.sync.page_size import PageSize
 from worker.wiring import access
 
@@ -101,7 +101,7 @@ def _check_source(settings: Settings, users: list[User], stop: Event) -> list[Fi
     retry = Retry("Stack Auth", 0, stop, SourceUnavailable)
     page_size, chain = PageSize(settings.stack.page_size), Chain()
     with StackApi(access(settings), clock=Clock(), stop=stop) as api:
-        fetcher = Fetcher(api, retry, page_size=page_size, lease=_NoLease())
+        fetcher = Fetcher(api, retry, page_size=page_size, lease=NoLease())
         try:
             pages = [_ask_page(fetcher, chain, users)]
             proven = chain.take(pages[0]) is not None
