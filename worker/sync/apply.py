@@ -1,7 +1,7 @@
 """Brings the table into line with what one answer of the API says."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -36,10 +36,10 @@ class PageApplier:
 
     store: Store
     state: SweepState
-    quarantine: QuarantineFilter = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "quarantine", QuarantineFilter(self.store, self.state))
+    @property
+    def quarantine(self) -> QuarantineFilter:
+        return QuarantineFilter(self.store, self.state)
 
     def take(
         self,
