@@ -211,6 +211,8 @@ def test_rows_without_an_id_of_stack_auth_change_nothing(world: ServiceWorld, lo
 
 def test_quiet_worker_counts_when_it_writes_anyway(world: ServiceWorld) -> None:
     worker = world.at_work(quiet=True, **COUNTS_OFTEN)
+    first = newest(worker)
+    until("it has nothing left to write", lambda: newest(worker) > first + 2)
     until("it rests", lambda: not world.connections())
     [(victim,)] = world.query(
         "delete from neon_auth.users_sync where id = %s returning id", world.project.ids()[3]
