@@ -21,10 +21,6 @@ class Span(NamedTuple):
     after: Key | None
     upto: Key | None
 
-    def covers(self, key: Key) -> bool:
-        above = self.after is None or key > self.after
-        return above and (self.upto is None or key <= self.upto)
-
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -77,20 +73,14 @@ class Mirror:
         left = {self._rows.packed_key(at): at for at in range(low, high)}
         changed = []
         for number in range(len(users)):
-            at = self._find(users, number, left, span)
+            if number < before:  # a user of the chain, met before
+                at = self._rows.find(users.key(number))
+            else:
+                at = left.pop((users.millis[number], users.packed_id(number)), None)
             if at is None or self._rows.fingerprint(at) != users.fingerprint(number):
                 changed.append(number)
         delta = Delta(users.only(changed))
         return self._with_rows_left(delta, users, left, present) if left else delta
-
-    def _find(
-        self, users: Users, number: int, left: dict[tuple[int, bytes], int], span: Span
-    ) -> int | None:
-        """Find the row of a user, and take it out of those `left` if it is within the span."""
-        at = left.pop((users.millis[number], users.packed_id(number)), None)
-        if at is None and not span.covers(users.key(number)):
-            return self._rows.find(users.key(number))  # a user of the chain, met before
-        return at
 
     @staticmethod
     def _with_rows_left(
