@@ -169,6 +169,16 @@ class Users(Sequence[User]):
 NO_USERS = Users.of(())
 
 
+class Chunk(NamedTuple):
+    """What is known of neighbouring live rows, as it is saved.
+
+    `keys` are 8 bytes of sign-up each, then 16 bytes of id each; `fingerprints` 8 bytes each.
+    """
+
+    keys: bytes
+    fingerprints: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     """A record that cannot be stored as it is; `id` is None if not even that could be read.

@@ -1,10 +1,13 @@
 """Builds the database, the store and the API client from the settings."""
 
+import json
 import math
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from threading import Event
 from uuid import uuid4
 
@@ -18,6 +21,7 @@ from worker.errors import (
 from worker.retry import Retry, Watch
 from worker.settings.settings import Settings
 from worker.stack_auth.client import Access, StackApi
+from worker.stack_auth.fingerprint import FINGERPRINT_VERSION
 from worker.store import Store
 from worker.store.database import Database
 from worker.store.hints import Hints
@@ -25,6 +29,7 @@ from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease, LeaseRequest
 from worker.store.migrate import prepare
 from worker.store.quarantine import Quarantine
+from worker.store.snapshots import Snapshots
 from worker.store.suspects import Suspects
 from worker.store.sweeps import Sweeps
 from worker.store.table import Table
@@ -79,6 +84,7 @@ def open_store(settings: Settings, database: Database) -> Store:
         sweeps=Sweeps(target, asked_of(settings)),
         invalidations=Invalidations(target),
         hints=Hints(target),
+        snapshots=snapshots(settings),
     )
 
 
@@ -121,6 +127,17 @@ def access(settings: Settings) -> Access:
         include_anonymous=settings.stack.include_anonymous,
         ignored_fields=tuple(settings.stack.ignored_fields),
         names=stack.names,
+    )
+
+
+def snapshots(settings: Settings) -> Snapshots:
+    """Say where the mirror is saved, for what comparison, and with which secret."""
+    stack = settings.require_stack()
+    compared = [stack.project_id, sorted(settings.stack.ignored_fields), FINGERPRINT_VERSION]
+    return Snapshots(
+        settings.database.schema_name,
+        made_for=json.dumps([*compared, sys.byteorder]),
+        key=blake2b(stack.secret_server_key.get_secret_value().encode()).digest(),
     )
 
 

@@ -44,7 +44,17 @@ from worker.sync.cache import Cache
 from worker.sync.state import SweepState
 
 SHAPES = pytest.mark.parametrize("id_type", [None, "text", "uuid"])
-OWN_TABLES = ("lease", "checkpoint", "sweep", "deletion", "quarantine", "touched", "migration")
+OWN_TABLES = (
+    "lease",
+    "checkpoint",
+    "sweep",
+    "deletion",
+    "quarantine",
+    "touched",
+    "migration",
+    "snapshot",
+    "snapshot_chunk",
+)
 MILLIS = 1_600_000_000_001
 
 

@@ -16,7 +16,7 @@ from worker.retry import Retry
 from worker.service.health import Health
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
-from worker.service.ownership import give_back
+from worker.service.ownership import give_back, save
 from worker.service.telemetry import Telemetry
 from worker.stack_auth.client import StackApi
 from worker.store import Store
@@ -204,7 +204,7 @@ class Worker:
             self.over = not self.manner.lasts
             return
         self._told("lease: taken")
-        self.cache.load(self._store)
+        self.cache.start(self._store)
         if self.manner.lasts:
             self.leader = Leader(
                 self._settings, self._fetcher, self._store, self.cache, self._telemetry()
@@ -227,6 +227,7 @@ class Worker:
         try:
             self._told(f"sweep: {sweep.run().outcome}")
             self.completed += 1
+            save(self.cache, self._store)
         finally:
             self._stop.set()
             give_back(self._store.lease)

@@ -40,6 +40,8 @@ OWN_TABLES = {
     "quarantine",
     "touched",
     "hint",
+    "snapshot",
+    "snapshot_chunk",
 }
 
 COLUMNS = """
@@ -205,7 +207,9 @@ def test_tables_of_the_version_before_are_brought_up_to_date(
     prepare(database, "neon_auth")
     connection.execute(
         "delete from users_sync_worker.migration where number > 3;"
-        " drop table users_sync_worker.hint;"
+        " drop table users_sync_worker.hint, users_sync_worker.snapshot,"
+        " users_sync_worker.snapshot_chunk;"
+        " drop function users_sync_worker.cluster;"
         " drop function users_sync_worker.refresh;"
         " alter table users_sync_worker.lease drop column polled_at;"
         " alter table users_sync_worker.migration drop column version"

@@ -39,11 +39,14 @@ delete from users_sync_worker.deletion;
 delete from users_sync_worker.quarantine;
 delete from users_sync_worker.touched;
 delete from users_sync_worker.hint;
+delete from users_sync_worker.snapshot;
+delete from users_sync_worker.snapshot_chunk;
 delete from users_sync_worker.lease
 """
 
 SECTIONS: dict[str, dict[str, Any]] = {
     "stack": {
+        "ignored_fields": ["last_active_at_millis"],
         "api_url": API_URL,
         "page_size": 5,
         "timeout_seconds": 5,

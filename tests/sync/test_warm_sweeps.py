@@ -21,6 +21,7 @@ from worker.sync.fetcher import Fetcher
 from worker.sync.sweep import Report, Sweep
 from worker.wiring import deletion_policy, open_store, opened_database, opened_fetcher
 
+SEAL = "select seal from users_sync_worker.snapshot"
 CONNECTIONS = """
 select count(*) from pg_stat_activity
 where datname = current_database() and application_name = 'users-sync'
@@ -84,6 +85,19 @@ def test_sweep_writes_whom_it_finds_changed_and_no_other(warm: Warm) -> None:
     assert (report.counts["updated"], report.counts["deleted"]) == (1, 1)
     assert {row[0] for row in warm.world.versions() ^ before} == {changed, deleted}
     assert warm.world.rows() == warm.world.wanted()
+
+
+def test_mirror_that_was_loaded_again_is_saved_only_after_a_sweep(warm: Warm) -> None:
+    warm.cache.save(warm.store)
+    [before] = warm.world.query(SEAL)
+    warm.cache.load(warm.store)
+    warm.store.lease.commit([], 1)
+    warm.cache.save(warm.store)
+    assert warm.world.query(SEAL) == [before]
+    warm.world.project.edit(min(warm.world.project.ids()), display_name="Changed")
+    warm.sweep()
+    warm.cache.save(warm.store)
+    assert warm.world.query(SEAL) != [before]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -9,6 +9,7 @@ import structlog
 
 from worker.errors import Blocked, LeaseLost, OrderRefused, Stopped
 from worker.model import Users
+from worker.service.ownership import save
 from worker.service.pace import LONGEST_POLL_REST_SECONDS, Pace, rest_after
 from worker.service.telemetry import Telemetry
 from worker.settings.settings import Settings
@@ -61,6 +62,7 @@ class Leader:
     _failed: bool = True
     _audited_at: float = 0.0
     _counted_at: float = 0.0
+    _saved_at: float = float("-inf")
     _sweeping: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
@@ -109,6 +111,7 @@ class Leader:
             finally:
                 self.pace.end(self.fetcher.api_time.of("sweep") - before, complete)
         self._recount()
+        self._save()
         self._follow_while_awake()
         return self.pace.pause
 
@@ -200,6 +203,13 @@ class Leader:
             self.cache.recount(self.store, trust_counters=not self.settings.database.quiet)
         except Blocked as error:
             log.warning("census.skipped", error=str(error))
+
+    def _save(self) -> None:
+        """Save what is known of the rows now and then, where the database is awake anyway."""
+        now, minutes = self._monotonic(), self.settings.schedule.census_minutes
+        if self.store.lease.held and now - self._saved_at >= minutes * SECONDS_PER_MINUTE:
+            self._saved_at = now
+            save(self.cache, self.store)
 
     def _sweep(self, kind: str) -> Sweep:
         return Sweep(

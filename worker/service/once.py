@@ -6,7 +6,7 @@ from threading import Event
 import httpx
 
 from worker.clock import Clock
-from worker.service.ownership import bind_project, give_back, take_lease
+from worker.service.ownership import bind_project, give_back, save, take_lease
 from worker.settings.settings import Settings
 from worker.sync.cache import Cache
 from worker.sync.state import SweepState
@@ -34,11 +34,13 @@ def sweep_once(
             try:
                 bind_project(store, fetcher)
                 cache = Cache()
-                cache.load(store)
+                cache.start(store)
                 resume_minutes = settings.schedule.resume_minutes
-                return Sweep(
+                report = Sweep(
                     fetcher, store, cache, deletion_policy(settings), on_page, resume_minutes
                 ).run()
+                save(cache, store)
+                return report
             finally:
                 # Whatever took all the retries there are is not tried for as long again.
                 stop.set()

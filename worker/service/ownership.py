@@ -14,6 +14,7 @@ from worker.errors import (
 from worker.store import Store
 from worker.store.connection import LONGEST_SECONDS
 from worker.store.lease import Lease
+from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
 
 log = structlog.stdlib.get_logger(__name__)
@@ -87,3 +88,14 @@ def give_back(lease: Lease) -> None:
         lease.release()
     except UsersSyncError as error:
         log.warning("lease.kept", error=str(error))
+
+
+def save(cache: Cache, store: Store) -> None:
+    """Save what is known of the rows if that is possible; else the next start knows less.
+
+    Whatever keeps it from that, the next write meets it, too.
+    """
+    try:
+        cache.save(store)
+    except UsersSyncError as error:
+        log.warning("snapshot.skipped", error=str(error))

@@ -26,7 +26,7 @@ from worker.service.health import LONGEST_STEP_SECONDS, Health, State
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.outages import FIRST_PAUSE_SECONDS, Outages
-from worker.service.ownership import another_project, bind_project, give_back
+from worker.service.ownership import another_project, bind_project, give_back, save
 from worker.service.scheduler import Scheduler
 from worker.service.telemetry import Telemetry
 from worker.service.webhooks import DATABASE_SECONDS, WAITRESS, HintWriter, make_app
@@ -120,6 +120,8 @@ class Supervisor:
             if not self.scheduler.stop():
                 log.error("jobs.abandoned", jobs=self.scheduler.running())
                 opened.pop_all()  # what they hold, such as a lock, would be waited for
+            elif self._leader is not None and self._store.lease.held:
+                save(self.cache, self._store)
         if self._fatal is not None:
             raise self._fatal
 
@@ -178,7 +180,7 @@ class Supervisor:
             self._begun = True
             return LOOK_SECONDS
         bind_project(self._store, self._fetcher)
-        self.cache.load(self._store)
+        self.cache.start(self._store)
         log.info("lease.acquired", target=lease.target)
         self._enter("quiet" if self.settings.database.quiet else "working")
         self.health.set_lease(True)

@@ -11,6 +11,7 @@ from worker.store.hints import Hints
 from worker.store.invalidations import Invalidations
 from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
+from worker.store.snapshots import Snapshots
 from worker.store.suspects import Suspects
 from worker.store.sweeps import Sweeps
 from worker.store.table import Table
@@ -34,6 +35,7 @@ class Store:
     sweeps: Sweeps
     invalidations: Invalidations
     hints: Hints
+    snapshots: Snapshots
 
     def read(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
         """Run `work`, which only reads; a lock or a cancelled query is waited for like an outage.

@@ -14,17 +14,16 @@ select pg_stat_get_bgwriter_stat_reset_time()::text || ' ' || sum(
 from tree where current_setting('track_counts') = 'on'
 """  # noqa: S608  our own statements
 
-# The transaction that wrote a row says who did, without a look at the row. New is what the census
-# before could not see: it began later, or was not over then. What a transaction in progress wrote
-# behind a savepoint passes unnoticed. The age of a row that was frozen long ago may be negative.
+# The transaction that wrote a row says who did, without a look at the row. What the last census may
+# not have seen is all since the oldest transaction in progress then, for what that wrote behind a
+# savepoint bears another number than its own. The age of a row frozen long ago may be negative.
 _WRITTEN_BY_OTHERS = """
-(age(u.xmin) between 0 and (select age(pg_snapshot_xmax(%(since)s::pg_snapshot)::xid))
- or u.xmin = any(array(select x.xip::xid from pg_snapshot_xip(%(since)s::pg_snapshot) x (xip))))
-and u.xmin <> all(%(own)s::text[]::xid[])
+age(u.xmin) between 0 and (select age(%(since)s::xid8::xid))
+and u.xmin <> all(%(own)s::text[]::xid8[]::xid[])
 """
 
 COUNT = f"""
-select pg_current_snapshot()::text, count(*) filter (where u.deleted_at is null),
+select pg_snapshot_xmin(pg_current_snapshot())::text, count(*) filter (where u.deleted_at is null),
        count(*) filter (where {_WRITTEN_BY_OTHERS})
 from {{table}} u
 """  # noqa: S608
@@ -40,11 +39,12 @@ where {_WRITTEN_BY_OTHERS}
 class Census:
     """What one pass over the table found.
 
-    `moves` is what Postgres had counted before, `by_others` how many rows others have written
-    since the census before.
+    `moves` is what Postgres had counted before, `horizon` the oldest transaction that was in
+    progress: the next census looks at what was written from there on. `by_others` is how many rows
+    others have written since the census before.
     """
 
     moves: str | None
-    snapshot: str
+    horizon: str
     live: int
     by_others: int

@@ -64,7 +64,7 @@ set writes = writes + 1, sweep = greatest(sweep, %(sweep)s),
     polled_at = coalesce(%(polled_at)s, polled_at),
     expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
 where target = %(target)s and epoch = %(epoch)s and lower(project) = %(project)s
-returning writes, clock_timestamp(), {IDENTITY}, pg_current_xact_id()::xid::text
+returning writes, clock_timestamp(), {IDENTITY}, pg_current_xact_id()::text
 """  # noqa: S608
 
 _RENEW = f"""
@@ -139,7 +139,7 @@ class Lease:
         self.sweep = 0
         # How often the table was found to be another one, or to lack rows.
         self.replaced = 0
-        # The transactions of this worker since the rows were last counted.
+        # The writing transactions of this worker that the next census of rows may meet.
         self.own_transactions: list[str] = []
         self._database = database
         self._quiet = request.quiet
@@ -152,6 +152,21 @@ class Lease:
         self._touched_at = float("-inf")
         self._params: dict[str, Any] = {**asdict(request), "epoch": 0, "polled_at": None}
         self._limits = limits(request.seconds)
+
+    @property
+    def writes(self) -> int | None:
+        """How often the table was written, as far as is known; None after others wrote."""
+        return self._writes
+
+    @property
+    def identity(self) -> int | None:
+        """What the table was when the lease was taken, or the mirror was loaded again."""
+        return self._identity
+
+    def forget_before(self, horizon: str) -> None:
+        """Forget own transactions that no later census can meet."""
+        kept = [each for each in self.own_transactions if int(each) >= int(horizon)]
+        self.own_transactions[:] = kept
 
     def acquire(self) -> bool:
         """Take the lease if it is free or has run out. False if not, or for another project."""

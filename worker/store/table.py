@@ -89,13 +89,13 @@ class Table:
         [(moves,)] = conn.execute(MOVES, {"target": self.schema}).fetchall()
         if before is not None and moves is not None and moves == before.moves:
             return None
-        params = {"since": before and before.snapshot, "own": list(own)}
-        [(snapshot, live, by_others)] = conn.execute(self._sql(COUNT), params).fetchall()
-        return Census(moves, snapshot, live, by_others)
+        params = {"since": before and before.horizon, "own": list(own)}
+        [(horizon, live, by_others)] = conn.execute(self._sql(COUNT), params).fetchall()
+        return Census(moves, horizon, live, by_others)
 
     def written_by_others(self, conn: Connection, before: Census, own: Sequence[str]) -> list[str]:
         """Give the ids of the rows that were written since, but not by our transactions."""
-        params = {"since": before.snapshot, "own": list(own)}
+        params = {"since": before.horizon, "own": list(own)}
         return [row[0] for row in conn.execute(self._sql(LIST), params)]
 
     def load_keys(self, conn: Connection) -> Iterator[tuple[int, bytes]]:

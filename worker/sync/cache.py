@@ -9,16 +9,18 @@ from typing import TypeVar
 
 import structlog
 
-from worker.errors import MirrorOutdated
+from worker.errors import Blocked, MirrorOutdated
 from worker.model import Users
 from worker.store import Store
 from worker.store.census import Census
 from worker.store.connection import LONGEST_SECONDS, Connection
 from worker.store.invalidations import MOST_TOUCHED
+from worker.store.snapshots import Snapshot
 from worker.store.suspects import Suspect
 from worker.store.transaction import LIMITS, limits
 from worker.sync.mirror import Delta, Mirror
 from worker.sync.refusals import Refusals
+from worker.sync.saved import Saved
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -43,6 +45,8 @@ class Cache:
     unmarked: set[str] = field(default_factory=set)
     generation: int = 0
     census: Census | None = None
+    # Whether all rows were compared with the list since they were loaded.
+    compared: bool = False
     on_inserted: Callable[[Users], None] = lambda _users: None
     on_replaced: Callable[[], None] = lambda: None
     lock: RLock = field(default_factory=RLock)
@@ -52,9 +56,16 @@ class Cache:
     _replaced: int = 0
     # Live rows whose ids are not Stack Auth's.
     _strange: int = 0
+    _saved: Saved = field(default_factory=Saved)
+
+    def start(self, store: Store) -> None:
+        """Load as `load` does, but know of each row what the snapshot says, if that is proven."""
+        with self.lock:
+            if not self._load_snapshot(store):
+                self.load(store)
 
     def load(self, store: Store) -> None:
-        """Load the table's shape, and what is live, suspected and in quarantine.
+        """Load the table's shape, and what is live, suspected and in quarantine; no fingerprints.
 
         Raises Misconfigured for a table that is gone or cannot be used.
         """
@@ -62,12 +73,53 @@ class Cache:
             store.table = store.read(store.table.as_found)
             # Before the keys: what is written in between is counted the next time.
             self.census = store.read(store.table.census, LONGEST_SECONDS)
-            store.lease.own_transactions.clear()
+            if self.census:
+                store.lease.forget_before(self.census.horizon)
             self.mirror = store.read(
                 lambda conn: Mirror.load(store.table.load_keys(conn)), LONGEST_SECONDS
             )
             self._strange = self.census.live - len(self.mirror) if self.census else 0
+            self.compared = False
             self._load_records(store)
+
+    def _load_snapshot(self, store: Store) -> bool:
+        """Load the snapshot, and what must be looked at again since; False if it is of no use."""
+        store.table = store.read(store.table.as_found)
+        found = store.read(
+            lambda conn: store.snapshots.load(conn, store.lease.identity), LONGEST_SECONDS
+        )
+        if isinstance(found, Snapshot):
+            origin = found.origin
+            self.mirror, self._saved = Mirror.of_chunks(found.chunks), Saved.of(found)
+            self.census = Census(moves=None, horizon=origin.horizon, live=0, by_others=0)
+            store.lease.own_transactions[:] = origin.own
+            self._strange = origin.strange
+            try:
+                outdated = self._amend(store, self.census)
+            except Blocked as error:
+                outdated = str(error)
+            if not outdated:
+                self.compared = True
+                self._load_records(store)
+                log.info("snapshot.loaded", users=len(self.mirror))
+                return True
+            found = outdated
+        if found is not None:
+            log.info("snapshot.ignored", reason=found)
+        self._saved = Saved()
+        return False
+
+    def save(self, store: Store) -> None:
+        """Save what is known of the rows, if it is another than what is saved, for the next start.
+
+        Raises what writing raises.
+        """
+        with self.lock:
+            if self.census is None or not self.compared or self._saved.writes == store.lease.writes:
+                return
+            if self._saved.differs(store, self.mirror):
+                self._saved.save(store, self.mirror, self.census.horizon, self._strange)
+            self._saved.writes = store.lease.writes
 
     def _load_records(self, store: Store) -> None:
         self.suspects = store.read(store.suspects.load)
@@ -114,21 +166,29 @@ class Cache:
         locked, or takes too long to read.
         """
         with self.lock:
-            own, before = store.lease.own_transactions, self.census
+            before = self.census
             if before is None:
                 return
-            since = before if trust_counters else replace(before, moves=None)
-            found = _counted(store, lambda conn: store.table.census(conn, since, own))
-            if found is None:
-                return
-            if 0 < found.by_others <= MOST_TOUCHED:
-                ids = _counted(store, lambda conn: store.table.written_by_others(conn, before, own))
-                self._load_users(store, ids)
-            if found.by_others > MOST_TOUCHED or found.live != len(self.mirror) + self._strange:
+            outdated = self._amend(store, before if trust_counters else replace(before, moves=None))
+            if outdated:
                 store.lease.distrust()
-                raise MirrorOutdated("others removed rows, or wrote many")
-            self.census = found
-            own.clear()
+                raise MirrorOutdated(outdated)
+
+    def _amend(self, store: Store, before: Census) -> str | None:
+        """Look at rows again that others wrote since; returns why that is not enough, if so."""
+        own = store.lease.own_transactions
+        found = _counted(store, lambda conn: store.table.census(conn, before, own))
+        if found is None:
+            return None
+        if 0 < found.by_others <= MOST_TOUCHED:
+            ids = _counted(store, lambda conn: store.table.written_by_others(conn, before, own))
+            self._load_users(store, ids)
+            self._saved.outdated = True
+        if found.by_others > MOST_TOUCHED or found.live != len(self.mirror) + self._strange:
+            return "others removed rows, or wrote many"
+        self.census = found
+        store.lease.forget_before(found.horizon)
+        return None
 
     def _load_users(self, store: Store, ids: Sequence[str]) -> None:
         """Load what is live of these users, and all suspicions: a command may have ended some."""

@@ -3,13 +3,18 @@
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from worker.ids import pack, unpack_id
-from worker.model import NO_MILLIS, NO_USERS, UNKNOWN_FINGERPRINT, Key, User, Users
+from worker.model import NO_MILLIS, NO_USERS, UNKNOWN_FINGERPRINT, Chunk, Key, User, Users
 from worker.sync.mirror_columns import Columns, index
+
+# Users of a chunk: one changed user writes the fingerprints of all of it, 32 KB.
+CHUNK = 4_096
+LONGEST_CHUNK = 2 * CHUNK
 
 
 class Span(NamedTuple):
@@ -53,8 +58,30 @@ class Mirror:
         mirror._rows = Columns.of_keys(keys)
         return mirror
 
+    @classmethod
+    def of_chunks(cls, chunks: Iterable[Chunk]) -> "Mirror":
+        """Take what `chunks` gave."""
+        mirror = cls()
+        for chunk in chunks:
+            mirror._rows.extend_packed(chunk.keys, chunk.fingerprints)
+        return mirror
+
     def __len__(self) -> int:
         return len(self._rows)
+
+    def cut(self, starts: Iterable[Key]) -> list[Key]:
+        """Give the first key of each chunk: where these keys stand, and where one grew too long."""
+        places = sorted({0, len(self), *map(self._rows.place, starts)})
+        return [
+            self._rows.key(at)
+            for low, high in pairwise(places)
+            for at in range(low, high, high - low if high - low <= LONGEST_CHUNK else CHUNK)
+        ]
+
+    def chunks(self, starts: Sequence[Key]) -> Iterator[Chunk]:
+        """Give all that is known, cut at these keys."""
+        places = [*map(self._rows.place, starts), len(self)]
+        return (Chunk(*self._rows.packed(low, high)) for low, high in pairwise(places))
 
     def compare(self, users: Users, span: Span, present: Callable[[], set[str]]) -> Delta:
         """Find what differs between a page's users and the mirror, within the page's span.
@@ -71,12 +98,13 @@ class Mirror:
         ):
             return Delta()
         left = {self._rows.packed_key(at): at for at in range(low, high)}
+        behind = users.count_upto(span.upto) if span.upto else len(users)
         changed = []
         for number in range(len(users)):
-            if number < before:  # a user of the chain, met before
-                at = self._rows.find(users.key(number))
-            else:
+            if before <= number < behind:
                 at = left.pop((users.millis[number], users.packed_id(number)), None)
+            else:  # a user of the chain, met before
+                at = self._rows.find(users.key(number))
             if at is None or self._rows.fingerprint(at) != users.fingerprint(number):
                 changed.append(number)
         delta = Delta(users.only(changed))

@@ -53,6 +53,18 @@ class Columns:
         self.ids += users.packed
         self.fingerprints += users.fingerprints
 
+    def packed(self, low: int, high: int) -> tuple[bytes, bytes]:
+        """Give the sign-ups and ids of these rows as bytes, and their fingerprints."""
+        keys = self.millis[low:high].tobytes() + self.ids[low * ID_BYTES : high * ID_BYTES]
+        return keys, bytes(self.fingerprints[low * FINGERPRINT_BYTES : high * FINGERPRINT_BYTES])
+
+    def extend_packed(self, keys: bytes, fingerprints: bytes) -> None:
+        """Put rows behind all others, as `packed` gave them."""
+        millis = len(fingerprints) // FINGERPRINT_BYTES * self.millis.itemsize
+        self.millis.frombytes(keys[:millis])
+        self.ids += keys[millis:]
+        self.fingerprints += fingerprints
+
     def overwrite(self, users: Users, low: int) -> None:
         """Take over the fingerprints of users who stand here from this place on."""
         high = low + len(users)

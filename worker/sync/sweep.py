@@ -162,6 +162,7 @@ class Sweep:
         with self.cache.lock:
             state.counts["held"] = len(state.in_state("held"))
             outcome = "held" if state.counts["held"] else "complete"
+            self.cache.compared = True
             if state.left_no_trace and not self.trace:
                 return self._tell(state, outcome, None, began)
             closing += [store.sweeps.clear(), store.sweeps.prune()]

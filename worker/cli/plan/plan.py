@@ -30,7 +30,7 @@ from worker.store.migrate import missing_migrations
 from worker.store.table_shape import Shape, detect_shape
 from worker.sync.cache import Cache
 from worker.sync.sweep import Sweep
-from worker.wiring import asked_of, deletion_policy, opened_fetcher
+from worker.wiring import asked_of, deletion_policy, opened_fetcher, snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,7 @@ def _open_store(settings: Settings, database: Database, recorder: PlanRecorder) 
         sweeps=DryRunSweeps(target, asked_of(settings), exists),
         invalidations=Invalidations(target),
         hints=Hints(target),
+        snapshots=snapshots(settings),
     )
 
 
