@@ -85,7 +85,7 @@ def test_small_project_is_swept_whole_by_each_poll(world: ServiceWorld) -> None:
 def test_unchanged_small_project_costs_no_statement(world: ServiceWorld) -> None:
     world.project.populate(5)
     worker = world.at_work(sweep_seconds=3600)
-    until("the mirror is saved", lambda: world.query("select from users_sync_worker.snapshot"))
+    until("the mirror is saved", lambda: world.query("select 1 from users_sync_worker.snapshot"))
     before = world.lease("writes")
     polls = len(world.lists())
     until("it polls", lambda: len(world.lists()) > polls + 10)
