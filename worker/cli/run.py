@@ -30,6 +30,7 @@ def run(
 
 def _sweep(settings: Settings) -> int:
     from worker.service.once import sweep_once  # noqa: PLC0415  a usage error needs none of it
+    from worker.service.ping import ping  # noqa: PLC0415
 
     console = Console(stderr=True)
     with (
@@ -40,6 +41,8 @@ def _sweep(settings: Settings) -> int:
         # Only now: on a terminal the progress display redirects stdout.
         configure_logging(settings.log.level, settings.log.format, sys.stdout)
         report = sweep_once(settings, url, signals.stop, on_page)
+        if settings.once.ping_url and report.outcome == "complete":
+            ping(settings.once.ping_url.get_secret_value(), signals.new_stop())
         flush_logging()
     if console.is_terminal:
         console.print(output.summary(report))
