@@ -188,6 +188,13 @@ class OnceSettings(BaseModel):
     """Address to call after each complete --once, so that a monitor notices its absence."""
 
 
+class OtelSettings(BaseModel):
+    model_config = _CLOSED
+
+    enabled: bool = False
+    """Send traces and metrics by OpenTelemetry, to where the OTEL_ variables say."""
+
+
 @dataclass(frozen=True)
 class StackAccess:
     """What it takes to read one project, and what to call each in an error."""
@@ -211,6 +218,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     webhook: WebhookSettings = WebhookSettings()
     once: OnceSettings = OnceSettings()
+    otel: OtelSettings = OtelSettings()
 
     _names: Names = PrivateAttr(USUAL_NAMES)
     _outdated: Sequence[Setting] = PrivateAttr(())
