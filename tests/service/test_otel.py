@@ -6,10 +6,18 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.collector import (
@@ -113,6 +121,7 @@ def test_sweep_is_sent_with_the_figures_of_the_log(site: Site, collector: Receiv
     [sweep] = [span for span in spans(collector) if span.name == "sweep"]
     figures = {name.removeprefix("users_sync."): what for name, what in sweep.attributes.items()}
     assert {"sweep", "kind", "outcome", "users", "inserted", "deleted"} <= figures.keys()
+    assert figures.pop("target") == "neon_auth"
     assert figures == {name: finished[name] for name in figures}
     assert figures["inserted"] == 3
 
@@ -255,6 +264,27 @@ def test_metrics_that_are_sent_are_those_of_the_endpoint(
     listed = {each.name: (each.kind, each.help) for each in LISTED}
     assert kinds(collector) == listed
     assert [each["service.name"] for each in resources(collector, METRICS)] == ["users-sync"]
+
+
+def test_every_kind_of_metric_keeps_its_labels(
+    collector: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    leave_out_created: Callable[[], None] = disable_created_metrics
+    leave_out_created()  # as the worker does
+    registry = CollectorRegistry()
+    histogram = Histogram("h", "", ["a", "b"], registry=registry, buckets=(1, 2))
+    for a, seconds in (("x", 0.5), ("x", 1.5), ("y", 3)):
+        histogram.labels(a, "z").observe(seconds)
+    Gauge("g", "", ["a"], registry=registry).labels("x").set(-1)
+    Counter("c", "", ["a"], registry=registry).labels("x").inc()
+    Counter("never", "", ["a"], registry=registry)
+    with exporting(os.environ) as send_metrics:
+        send_metrics(registry.collect)
+    shown = prometheus(generate_latest(registry).decode())
+    assert pushes(collector) == [shown]
+    assert shown["h_bucket/x/z/2.0"] == 2
+    assert kinds(collector).keys() == {"h", "g", "c_total"}
 
 
 def test_metrics_of_a_worker_at_work_are_those_of_its_endpoint(

@@ -92,7 +92,7 @@ def kinds(collector: Receiver) -> dict[str, tuple[str, str]]:
 
 
 def named(name: str, labels: dict[str, str]) -> str:
-    return "/".join([name, *labels.values()])
+    return "/".join([name, *(value for _, value in sorted(labels.items()))])
 
 
 def _samples(metric: Any) -> Iterator[tuple[str, float]]:
@@ -107,9 +107,9 @@ def _samples(metric: Any) -> Iterator[tuple[str, float]]:
         bounds = [*point.explicit_bounds, float("inf")]
         for bound, count in zip(bounds, point.bucket_counts, strict=True):
             below += count
-            yield named(f"{metric.name}_bucket", {"le": f"{bound}"}), below
-        yield f"{metric.name}_count", point.count
-        yield f"{metric.name}_sum", point.sum
+            yield named(f"{metric.name}_bucket", {**labels, "le": f"{bound}"}), below
+        yield named(f"{metric.name}_count", labels), point.count
+        yield named(f"{metric.name}_sum", labels), point.sum
 
 
 def _decoded(collector: Receiver, path: str, kind: Any) -> list[Any]:

@@ -96,7 +96,7 @@ class Sweep:
         if self.kind in UNTRACED:
             return self._run()
         with traced("sweep") as note:
-            note(kind=self.kind)
+            note(target=self.store.lease.target, kind=self.kind)
             report = self._run()
             note(sweep=report.sweep, outcome=report.outcome, **report.figures)
             return report

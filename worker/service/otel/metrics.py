@@ -1,6 +1,6 @@
 """Sends what /metrics shows, now and then: read from the same registry, so that both agree."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event, Thread
@@ -30,6 +30,10 @@ from worker import installed_version
 from worker.service.otel.sending import Line
 
 Families = Callable[[], Iterable[Family]]
+Labels = tuple[tuple[str, str], ...]
+
+# The label of a bucket: its upper bound.
+LE = "le"
 
 CUMULATIVE = AggregationTemporality.CUMULATIVE
 # Of a histogram, Prometheus knows neither the least nor the greatest value.
@@ -87,7 +91,7 @@ class Points:
         if not samples:
             return
         if family.type == "histogram":
-            points = [self._histogram(samples)]
+            points = [self._histogram(labels, each) for labels, each in _by_labels(samples)]
             yield Metric(family.name, text, "", Histogram(points, CUMULATIVE))
         elif family.type == "counter":
             data = Sum(self._numbers(samples), CUMULATIVE, is_monotonic=True)
@@ -95,18 +99,18 @@ class Points:
         else:
             yield Metric(family.name, text, "", Gauge(self._numbers(samples)))
 
-    def _numbers(self, samples: list[Sample]) -> list[NumberDataPoint]:
+    def _numbers(self, samples: Iterable[Sample]) -> list[NumberDataPoint]:
         return [
             NumberDataPoint(each.labels, self.began_ns, self.now_ns, each.value) for each in samples
         ]
 
-    def _histogram(self, samples: list[Sample]) -> HistogramDataPoint:
-        """Join the samples of a histogram without labels; each bucket holds those below it, too."""
+    def _histogram(self, labels: Labels, samples: Sequence[Sample]) -> HistogramDataPoint:
+        """Join the samples of one histogram, each of whose buckets counts those below it, too."""
         by_name = {each.name.rpartition("_")[2]: each.value for each in samples}
-        buckets = [(each.labels["le"], int(each.value)) for each in samples if "le" in each.labels]
+        buckets = [(each.labels[LE], int(each.value)) for each in samples if LE in each.labels]
         counts = [0, *(count for _, count in buckets)]
         return HistogramDataPoint(
-            attributes={},
+            attributes=dict(labels),
             start_time_unix_nano=self.began_ns,
             time_unix_nano=self.now_ns,
             count=int(by_name["count"]),
@@ -116,3 +120,12 @@ class Points:
             min=UNKNOWN,
             max=UNKNOWN,
         )
+
+
+def _by_labels(samples: Iterable[Sample]) -> Iterable[tuple[Labels, list[Sample]]]:
+    """Part the samples of histograms by their labels, but for the bound of a bucket."""
+    parts: dict[Labels, list[Sample]] = {}
+    for sample in samples:
+        labels = tuple((name, value) for name, value in sample.labels.items() if name != LE)
+        parts.setdefault(labels, []).append(sample)
+    return parts.items()
