@@ -98,17 +98,40 @@ def test_metadata_says_who_and_what(metadata: Message) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 
-def test_wheel_runs_from_what_is_in_it(wheel: Path, tmp_path: Path) -> None:
-    """Not from this folder, and with the files that are no modules."""
-    [info] = wheel.glob("*.dist-info")
-    assert set(wheel.iterdir()) == {wheel / "worker", info}
+def launched(folder: Path, cwd: Path, *arguments: str) -> str:
+    """Run the command as its script does, with this folder as what is installed."""
+    code = f"import site; site.addsitedir({str(folder)!r}); from users_sync import main; main()"
+    # Neither of the environment that the tests run in, nor of the folder that they run from.
     ended = subprocess.run(
-        [sys.executable, "-m", "worker", "init", "--print-sql"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(wheel)},
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "create table" in ended.stdout
-    assert (wheel / "worker" / "service" / "status_page.html").is_file()
+    return ended.stdout
+
+
+def test_wheel_keeps_out_of_the_way_of_others_and_they_out_of_its(
+    wheel: Path, tmp_path: Path
+) -> None:
+    [info] = wheel.glob("*.dist-info")
+    assert set(wheel.iterdir()) == {wheel / "users_sync", info}
+    assert (info / "entry_points.txt").read_text() == (
+        "[console_scripts]\nusers-sync = users_sync:main\n"
+    )
+    (wheel / "worker.py").write_text("raise SystemExit('another distribution')")
+    # It needs the files that are no modules.
+    assert "create table" in launched(wheel, tmp_path, "init", "--print-sql")
+    assert (wheel / "users_sync" / "worker" / "service" / "status_page.html").is_file()
+
+
+def test_editable_install_runs_the_files_of_this_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel:editable"]
+    subprocess.run([*command, "-d", tmp_path], cwd=ROOT, check=True, capture_output=True)
+    [archive] = tmp_path.glob("*.whl")
+    shutil.unpack_archive(archive, tmp_path, "zip")
+    assert [path.name for path in (tmp_path / "users_sync").iterdir()] == ["__init__.py"]
+    assert (tmp_path / "_users_sync.pth").read_text().splitlines() == [str(ROOT)]
+    assert launched(tmp_path, tmp_path, "--version").startswith("users-sync ")
