@@ -619,6 +619,8 @@ def test_plain_http_is_taken_when_allowed(here: Path) -> None:
         ("STACK_PROJECT_ID", "ssk_hush"),
         ("DATABASE_URL", f"'{URL}'"),
         ("STACK_SECRET_SERVER_KEY", "hu sh"),
+        ("USERS_SYNC_ONCE__PING_URL", "ftp://hush/hush"),
+        ("USERS_SYNC_ONCE__PING_URL", "https://hush:hush"),
         ("USERS_SYNC_HTTP__PORT", KEY),
         ("USERS_SYNC_LOG__LEVEL", KEY),
         ("USERS_SYNC_STACK__INCLUDE_ANONYMOUS", KEY),
@@ -643,6 +645,8 @@ def test_no_secret_in_repr_or_dump(here: Path) -> None:
 def test_secrets_are_listed_for_the_log(here: Path) -> None:
     settings = load(here, {"STACK_SECRET_SERVER_KEY": KEY, "DATABASE_URL": URL})
     assert list(settings.secrets()) == [KEY, URL, "hush hush"]
+    ping = {"USERS_SYNC_ONCE__PING_URL": "https://monitor.example/hush"}
+    assert list(load(here, ping).secrets()) == ["https://monitor.example/hush"]
     assert list(load(here, {"DATABASE_URL": "embedded"}).secrets()) == []
 
 
@@ -704,7 +708,12 @@ def test_example_can_be_uncommented_whole(here: Path) -> None:
 def test_example_has_every_setting_with_its_default() -> None:
     defaults = Settings().model_dump(mode="json", by_alias=True)
     example = uncommented()
-    placeholders = {"project_id": "stack", "secret_server_key": "stack", "url": "database"}
+    placeholders = {
+        "project_id": "stack",
+        "secret_server_key": "stack",
+        "url": "database",
+        "ping_url": "once",
+    }
     for name, section in placeholders.items():
         assert defaults[section].pop(name) is None
         assert example[section].pop(name)

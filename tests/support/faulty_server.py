@@ -18,7 +18,7 @@ class FaultyServer:
     over: Event = field(default_factory=Event)
 
 
-Behaviour = Callable[[socket.socket, FaultyServer], None]
+Behaviour = Callable[[socket.socket, FaultyServer], object]
 
 
 @contextmanager

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 import typer
 
 from worker.cli.signals import Signals
 from worker.clock import Clock
-from worker.errors import DatabaseUnavailable, Stopped
+from worker.errors import DatabaseUnavailable, Misconfigured, Stopped
 from worker.log.setup import configure_logging, keep_out_of_logs
 from worker.retry import Retry
 from worker.settings.settings import EMBEDDED, Settings, load_settings
@@ -66,6 +66,26 @@ def started_database(settings: Settings) -> Iterator[str]:
             folder = Path(settings.database.embedded_dir)
             url = started.enter_context(EmbeddedPostgres(folder)).url()
         yield url
+
+
+@contextmanager
+def opened_telemetry(settings: Settings) -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Send telemetry if that is configured; gives what is to be called with the metrics.
+
+    Raises Misconfigured where the extra is not installed, or an OTEL_ variable is wrong.
+    """
+    if not settings.otel.enabled:
+        yield lambda _families: None
+        return
+    try:
+        from worker.service.otel.exporting import exporting  # noqa: PLC0415  an extra
+    except ModuleNotFoundError as error:
+        raise Misconfigured(
+            "otel.enabled is set, but OpenTelemetry is not installed: pip install"
+            " 'users-sync[otel]'"
+        ) from error
+    with exporting(os.environ) as send_metrics:
+        yield send_metrics
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from worker.log.queue import losses
@@ -194,6 +195,10 @@ class Metrics:
     def render(self) -> tuple[bytes, str]:
         """Return all metrics as Prometheus reads them, and the content type of that."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def families(self) -> Iterable[Family]:
+        """Return all metrics as they are now, with their samples."""
+        return self._registry.collect()
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)

@@ -44,6 +44,7 @@ from worker.settings.values import (
     IgnoredFields,
     Minutes,
     PageSize,
+    PingUrl,
     ProjectId,
     SchemaName,
     Seconds,
@@ -180,6 +181,20 @@ class WebhookSettings(BaseModel):
     """Port that webhooks are received on, and nothing else."""
 
 
+class OnceSettings(BaseModel):
+    model_config = _CLOSED
+
+    ping_url: PingUrl | None = None
+    """Address to call after each complete --once, so that a monitor notices its absence."""
+
+
+class OtelSettings(BaseModel):
+    model_config = _CLOSED
+
+    enabled: bool = False
+    """Send traces and metrics by OpenTelemetry, to where the OTEL_ variables say."""
+
+
 @dataclass(frozen=True)
 class StackAccess:
     """What it takes to read one project, and what to call each in an error."""
@@ -202,6 +217,8 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()
     webhook: WebhookSettings = WebhookSettings()
+    once: OnceSettings = OnceSettings()
+    otel: OtelSettings = OtelSettings()
 
     _names: Names = PrivateAttr(USUAL_NAMES)
     _outdated: Sequence[Setting] = PrivateAttr(())
@@ -252,6 +269,8 @@ class Settings(BaseSettings):
             yield str(conninfo_to_dict(url).get("password") or "")
         for secret in self.webhook.secrets:
             yield secret.get_secret_value()
+        if self.once.ping_url:
+            yield self.once.ping_url.get_secret_value()
 
 
 def load_settings(

@@ -178,6 +178,19 @@ def _webhook_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     return secrets
 
 
+def _ping_url(secret: SecretStr) -> SecretStr:
+    """Refuse what cannot be called, without quoting it: whoever knows the URL can call it, too."""
+    url = secret.get_secret_value()
+    try:
+        parts = urlsplit(url)
+        usable = bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.scheme not in {"http", "https"} or re.search(r"\s", url):
+        raise ValueError("should be an address such as https://monitor.example/ping")
+    return secret
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -191,6 +204,7 @@ IgnoredFields = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidat
 WebhookSecrets = Annotated[
     tuple[SecretStr, ...], BeforeValidator(_names), AfterValidator(_webhook_secrets)
 ]
+PingUrl = Annotated[SecretStr, AfterValidator(_ping_url)]
 any_case = BeforeValidator(_lower)
 
 # Longer waits than a day are mistakes, and overflow the millisecond time-outs of Postgres.

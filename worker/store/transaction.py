@@ -11,6 +11,7 @@ from psycopg.pq.abc import PGconn
 from psycopg.waiting import Ready, Wait
 
 from worker.store.connection import LONGEST_SECONDS, Connection
+from worker.tracing import traced
 
 # Waiting longer for a row that an application has locked would hold up everybody else's changes.
 LOCK_TIMEOUT_SECONDS = 2.0
@@ -73,15 +74,16 @@ def limits(lease_seconds: float) -> dict[str, str]:
 @contextmanager
 def transaction(conn: Connection) -> Iterator[psycopg.Pipeline]:
     """Run a transaction in a pipeline: psycopg's own would cost three round trips more."""
-    try:
-        with conn.pipeline() as pipeline:
-            conn.execute("begin")
-            yield pipeline
-            conn.execute("commit")
-    except BaseException:
-        if not conn.closed:
-            conn.rollback()
-        raise
+    with traced("transaction"):
+        try:
+            with conn.pipeline() as pipeline:
+                conn.execute("begin")
+                yield pipeline
+                conn.execute("commit")
+        except BaseException:
+            if not conn.closed:
+                conn.rollback()
+            raise
 
 
 def push(conn: Connection) -> None:

@@ -25,6 +25,7 @@ from worker.sync.fetcher import Fetcher
 from worker.sync.guard import DeletionPolicy
 from worker.sync.state import SweepState, begin
 from worker.sync.walk import Walk
+from worker.tracing import traced
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -34,6 +35,8 @@ MOST_RESTARTS = 20
 MOST_FROM_START = 3
 # A sweep that lost its mirror goes on from its own checkpoint, however it was told to begin.
 RESTART_MINUTES = 5.0
+# A poll comes once a second, and a plan is no sweep.
+UNTRACED = {"poll", "plan"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,15 @@ class Sweep:
         Raises what kept it from ending, after it was recorded and logged: SourceUnavailable,
         SweepIncomplete, DatabaseUnavailable, LeaseLost, Misconfigured or Stopped.
         """
+        if self.kind in UNTRACED:
+            return self._run()
+        with traced("sweep") as note:
+            note(target=self.store.lease.target, kind=self.kind)
+            report = self._run()
+            note(sweep=report.sweep, outcome=report.outcome, **report.figures)
+            return report
+
+    def _run(self) -> Report:
         began = self.store.database.clock.monotonic()
         walk = self._begin(self.resume_minutes)
         for restart in range(MOST_RESTARTS):

@@ -15,6 +15,7 @@ from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
 from worker.sync.mirror import Span
 from worker.sync.state import SweepState
+from worker.tracing import traced
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -62,20 +63,26 @@ class Walk:
         requested: Requested | None = self._request()
         try:
             while requested is not None:
-                page = self.fetcher.await_answer(requested.answer)
-                self.state.count_api_time(self.fetcher.api_time.of("sweep"))
-                span = self._prove(page)
-                ahead = None if self.chain.ended else self._request()
-                if span is not None:
-                    self._take(page, span)
-                self._forget(requested)
-                requested = ahead
+                requested = self._step(requested)
         finally:
             # What is still under way is not waited for: nothing has to be remembered for it.
             self._forget(*self._under_way)
         if self._refusal is not None:
             raise self._refusal
         self.applier.retry_refused()
+
+    def _step(self, requested: Requested) -> Requested | None:
+        """Await a page and apply it; returns the next one, unless the list has ended."""
+        with traced("page") as note:
+            page = self.fetcher.await_answer(requested.answer)
+            self.state.count_api_time(self.fetcher.api_time.of("sweep"))
+            span = self._prove(page)
+            note(users=len(page.users), proven=span is not None)
+            ahead = None if self.chain.ended else self._request()
+            if span is not None:
+                self._take(page, span)
+            self._forget(requested)
+            return ahead
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint now: what was applied, not what was requested since."""
