@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.bench import (
     api_bound,
     both_servers,
-    changes,
+    cron,
     freshness,
     growth,
     hints,
@@ -28,7 +28,7 @@ BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
     "both-servers": both_servers.run,
     "initial-load": initial_load.run,
     "unchanged": unchanged.run,
-    "changes": changes.run,
+    "cron": cron.run,
     "growth": growth.run,
     "freshness": freshness.run,
     "manners": manners.run,
