@@ -64,6 +64,14 @@ class Member:
                 return set()
             return {row[0] for row in rows}
 
+    def name_of(self, user_id: str) -> str | None:
+        """Give the name in the user's row."""
+        query = sql.SQL("select name from {} where id::text = %s")
+        with psycopg.connect(self.url) as conn:
+            statement = query.format(sql.Identifier(self.schema, "users_sync"))
+            row = conn.execute(statement, (user_id,)).fetchone()
+        return None if row is None else row[0]
+
     @property
     def in_step(self) -> bool:
         return self.live() == set(self.project.ids())
@@ -86,7 +94,8 @@ class FleetWorld:
     def settings(self, **fleet: Any) -> Settings:
         """Make the settings of a worker; options are those of [fleet]."""
         chosen = {**FAST, "url": self.control_url, "secrets_dir": self.folder, **fleet}
-        return Settings.model_validate({"fleet": chosen, "http": {"port": 0}})
+        sections = {"fleet": chosen, "http": {"port": 0}, "webhook": {"port": 0}}
+        return Settings.model_validate(sections)
 
     def add(self, name: str, users: int = 0, **own: Mapping[str, Any]) -> Member:
         """Add a project with so many users; options are sections of its own settings."""
@@ -120,9 +129,9 @@ class FleetWorld:
     @contextmanager
     def at_work(self, **fleet: Any) -> Iterator[FleetWorker]:
         """Run a worker in this process, until the block ends."""
-        worker = FleetWorker(self.settings(**fleet), Event())
+        worker = FleetWorker(self.settings(**fleet), Event(), tick_seconds=0.3, roster_seconds=0.5)
         errors: list[BaseException] = []
-        thread = Thread(target=_run, args=(worker, errors.append), name="fleet")
+        thread = Thread(target=_run, args=(worker, errors.append), name="fleet", daemon=True)
         thread.start()
         try:
             yield worker

@@ -5,6 +5,7 @@ defer, and the roster's where a worker died.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -24,17 +25,22 @@ HEARTBEAT_SECONDS = 5.0
 # A worker is dead that fell silent for three heartbeats.
 SILENCE_SECONDS = 15.0
 # A process ends within five seconds of a signal.
-GRACEFUL_SECONDS = 3.5
+GRACEFUL_SECONDS = 2.5
+CANCEL_SECONDS = 0.5
+# Nor does it wait long for a connection that is not there.
+CONNECTION_SECONDS = 2.0
 # The engine's own statements come one after the other; a second connection is for its heartbeat.
 CONNECTIONS = 2
 
 
 def make_app(url: str, visit: Callable[[str], Awaitable[None]]) -> App:
     """Make the engine for the control database at `url`; each job calls `visit` with a project."""
+    # It tells of every attempt to connect; that the database is away is told once.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     # No session state: transaction pooling takes it.
     kwargs = {"autocommit": True, "prepare_threshold": None, "application_name": "users-sync-fleet"}
     connector = PsycopgConnector(
-        conninfo=url, kwargs=kwargs, min_size=1, max_size=CONNECTIONS, timeout=10.0
+        conninfo=url, kwargs=kwargs, min_size=1, max_size=CONNECTIONS, timeout=CONNECTION_SECONDS
     )
     app = App(connector=connector)
 
@@ -85,7 +91,7 @@ async def fail_jobs_of_the_dead(app: App) -> int:
 
 
 async def cancelled(task: "asyncio.Task[None]") -> None:
-    """Cancel a task, and wait for its end."""
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    """Cancel a task, again and again: a lost connection may swallow it; and wait for its end."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_SECONDS)

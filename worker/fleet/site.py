@@ -47,6 +47,7 @@ LONGEST_PAUSE_SECONDS = 300.0
 MOST_DOUBLINGS = 8
 # How often to look whether another worker still has the lease.
 STANDBY_SECONDS = 10.0
+LEAST_STANDBY_SECONDS = 0.5
 
 # Measured in docs/fleet.md: what a project takes in memory that has no users, and a user more.
 SITE_BYTES = 150_000
@@ -88,6 +89,7 @@ class Site:
     # It failed in a way after which all of it is better made anew.
     broken: bool = False
     _answers: int = 0
+    _standby: float = LEAST_STANDBY_SECONDS
     _database: Database = field(init=False)
     _fetcher: Fetcher | None = None
     _leader: Leader | None = None
@@ -166,7 +168,7 @@ class Site:
         schedule = self.settings.schedule
         if hinted:
             leader.hints()
-        due = leader.pace.pause <= 0
+        due = leader.cut or leader.pace.pause <= 0
         pause = schedule.poll_seconds
         # A sweep over one page is a poll as well.
         if not (due and leader.warm and len(self.cache.mirror) < schedule.poll_page_size):
@@ -192,6 +194,9 @@ class Site:
             status = lease.look()
             if status is not None and status.project not in {None, self.project.project_id}:
                 raise another_project(lease, status.project)
+            # A dead worker's lease runs out; a live one's is renewed before.
+            remaining = STANDBY_SECONDS if status is None else status.remaining
+            self._standby = min(STANDBY_SECONDS, remaining + LEAST_STANDBY_SECONDS)
             raise LeaseLost(f"another worker is at work on {lease.target}")
         bind_project(store, fetcher)
         self.cache.load(store)
@@ -266,7 +271,7 @@ class Site:
             case LeaseLost():
                 self._leader = None
                 log.info("visit.waits", error=str(error))
-                return Outcome("standing by", STANDBY_SECONDS)
+                return Outcome("standing by", self._standby)
             case UsersSyncError():
                 pass
             case _:

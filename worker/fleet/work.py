@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -66,6 +67,8 @@ class FleetWorker:
     name: str = field(
         default_factory=lambda: f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex[:8]}"
     )
+    tick_seconds: float = TICK_SECONDS
+    roster_seconds: float = ROSTER_SECONDS
     webhook_port: int | None = None
     telemetry: FleetTelemetry = field(init=False)
     metrics: Metrics = field(init=False)
@@ -113,8 +116,9 @@ class FleetWorker:
             opened.callback(partial(pool.shutdown, wait=False, cancel_futures=True))
             log.info("fleet.joined", worker=self.name)
             asyncio.run(self._main(pool))
-            with suppress(UsersSyncError):
-                self._control.leave(self.name)
+            if not self._lost:
+                with suppress(UsersSyncError):
+                    self._control.leave(self.name)
         log.info("fleet.left", worker=self.name, visits=self.telemetry.ended)
 
     async def _main(self, pool: ThreadPoolExecutor) -> None:
@@ -125,38 +129,34 @@ class FleetWorker:
             with suppress(UsersSyncError):  # of the control database: the roster defers the next
                 await loop.run_in_executor(pool, self._visitor.run, project)
 
-        beating = asyncio.create_task(self._beat())
+        serving = asyncio.create_task(self._serve(visit))
+        stopping = False
+        while not serving.done():
+            self.telemetry.beat()
+            self._visitor.mind_the_time()
+            if self.stop.is_set() and not stopping:
+                stopping = True
+                serving.cancel()
+            await asyncio.wait([serving], timeout=BEAT_SECONDS)
+        with suppress(asyncio.CancelledError, *LOST):
+            await serving
+
+    async def _serve(self, visit: Callable[[str], Awaitable[None]]) -> None:
+        """Make visits until cancelled; begin again whenever the control database was lost."""
+        queues = [SHARED_QUEUE, self._visitor.queue]
+        # A cancelled engine that meets an error in its last statements raises that instead.
         while not self.stop.is_set():
             try:
                 app = make_app(self.settings.require_fleet(), visit)
                 async with app.open_async():
-                    await self._serve(app)
+                    ticking = asyncio.create_task(self._tick(app))
+                    try:
+                        await serve(app, queues, self.settings.fleet.visits)
+                    finally:
+                        await cancelled(ticking)
             except LOST as error:
                 self._note_lost(error)
-                await asyncio.wait([beating], timeout=RECONNECT_SECONDS)
-        await cancelled(beating)
-
-    async def _serve(self, app: App) -> None:
-        """Make visits until stopped, or until the control database is lost."""
-        ticking = asyncio.create_task(self._tick(app))
-        queues = [SHARED_QUEUE, self._visitor.queue]
-        serving = asyncio.create_task(serve(app, queues, self.settings.fleet.visits))
-        try:
-            while not serving.done() and not self.stop.is_set():
-                await asyncio.wait([serving], timeout=BEAT_SECONDS)
-        finally:
-            await cancelled(ticking)
-            if self.stop.is_set():
-                await cancelled(serving)
-            else:
-                await serving
-
-    async def _beat(self) -> None:
-        """Stop visits whose time is over; when the worker ends, all of them."""
-        while True:
-            self.telemetry.beat()
-            self._visitor.mind_the_time()
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _tick(self, app: App) -> None:
         """Tell that this worker is alive, and look after the roster when it is its turn."""
@@ -169,14 +169,14 @@ class FleetWorker:
                 self._note_found()
             except (UsersSyncError, *LOST) as error:
                 self._note_lost(error)
-            await asyncio.sleep(TICK_SECONDS)
+            await asyncio.sleep(self.tick_seconds)
 
     def _tell(self) -> None:
         telemetry, sites = self.telemetry, self.sites
         telemetry.in_memory, telemetry.mirror_bytes = len(sites), sites.bytes
         machine = socket.gethostname()
         self._visitor.tick = self._control.tick(
-            self.name, machine, telemetry.in_memory, telemetry.mirror_bytes, ROSTER_SECONDS
+            self.name, machine, telemetry.in_memory, telemetry.mirror_bytes, self.roster_seconds
         )
         telemetry.overview = self._control.overview(SHOWN_PROJECTS)
         telemetry.control_answered()
@@ -193,7 +193,7 @@ class FleetWorker:
     def _note_lost(self, error: Exception) -> None:
         if not self._lost:
             self._lost = True
-            log.warning("control.lost", error=str(error).splitlines()[0] if str(error) else "")
+            log.warning("control.lost", error=(str(error) or type(error).__name__).splitlines()[0])
 
     def _note_found(self) -> None:
         if self._lost:

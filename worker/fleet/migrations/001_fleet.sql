@@ -318,7 +318,7 @@ select name,
         when failures > 0 then 'failing'
         when held > 0 then 'held'
         when outcome = 'standing by' then 'standing by'
-        when fresh_at is null then 'new'
+        when fresh_at is null or swept_at is null then 'new'
         when extract(epoch from now - fresh_at) > greatest(60, 3 * coalesce(cycle_seconds, 0))
         then 'late'
         else 'fresh'
