@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -21,6 +21,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.bench.figures import Conditions, Figure
 from tests.bench.postgres import Databases
@@ -178,7 +179,7 @@ class Bench:
         url = self.url_of(name)
         if url not in self.connections:
             self.connections[url] = psycopg.connect(url, autocommit=True, application_name="bench")
-        statement = sql.SQL(query).format(table)  # type: ignore[arg-type]
+        statement = sql.SQL(query).format(table)
         return self.connections[url].execute(statement, (list(ids),)).fetchall()
 
     def await_all(self) -> float:
@@ -253,14 +254,36 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
         found += _killed(bench, conditions.choose(40, 180), dice)
         found.append(Figure("SIGTERM until the end of all workers", bench.stop(), "s", at_most=5))
     small, large = conditions.choose(20, 100), conditions.choose(60, 500)
-    few, many = (_idle(databases, count) for count in (small, large))
-    found += [
-        Figure("statements on the control database per visit", many[1], "", at_most=10),
-        Figure(f"the same, of {large} projects to {small}", many[1] / few[1], "", at_most=1.15),
-        Figure("memory per idle project", (many[0] - few[0]) / (large - small) / 1000, "kB"),
-        Figure("connections to an idle target", many[2], "", at_most=0),
+    few, many = (measure_idle(databases, count) for count in (small, large))
+    return found + idle_figures(few, many)
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What one worker with so many projects costs while nothing changes."""
+
+    projects: int
+    memory: float
+    statements: float
+    connections: int
+    worker_cpu: float
+    control_cpu: float
+
+
+def idle_figures(few: Idle, many: Idle) -> list[Figure]:
+    """Compare two workers, one of which has more projects."""
+    ratio = f"of {many.projects} projects to {few.projects}"
+    memory = (many.memory - few.memory) / (many.projects - few.projects)
+    return [
+        Figure("statements on the control database per visit", many.statements, "", at_most=10),
+        Figure(f"the same, {ratio}", many.statements / few.statements, "", at_most=1.15),
+        Figure("processor of the worker per visit", many.worker_cpu * 1000, "ms"),
+        Figure(f"the same, {ratio}", many.worker_cpu / few.worker_cpu, ""),
+        Figure("processor of the control database per visit", many.control_cpu * 1000, "ms"),
+        Figure(f"the same, {ratio}", many.control_cpu / few.control_cpu, ""),
+        Figure("memory per idle project", memory / 1000, "kB"),
+        Figure("connections to an idle target", many.connections, "", at_most=0),
     ]
-    return found
 
 
 def _freshness(bench: Bench, seconds: int) -> list[Figure]:
@@ -367,8 +390,8 @@ def _killed(bench: Bench, seconds: int, dice: random.Random) -> list[Figure]:
     ]
 
 
-def _idle(databases: Databases, count: int) -> tuple[float, float, float]:
-    """Measure one worker with so many projects: memory, statements a visit, connections."""
+def measure_idle(databases: Databases, count: int) -> Idle:
+    """Measure one worker with so many projects while nothing changes."""
     with _bench(databases) as bench:
         for _ in range(count):
             bench.add(5)
@@ -377,9 +400,15 @@ def _idle(databases: Databases, count: int) -> tuple[float, float, float]:
         time.sleep(10)
         calls = "select xact_commit from pg_stat_database where datname = current_database()"
         visits = "select sum(n_tup_upd) from pg_stat_user_tables where relname = 'visit'"
-        before = [float(bench.query(each)[0][0]) for each in (calls, visits)]
+        control = conninfo_to_dict(bench.control_url)["dbname"]
+
+        def counted() -> list[float]:
+            queried = [float(bench.query(each)[0][0]) for each in (calls, visits)]
+            return [*queried, _cpu([worker.pid]), _cpu(_backends(str(control)))]
+
+        before = counted()
         time.sleep(20)
-        after = [float(bench.query(each)[0][0]) for each in (calls, visits)]
+        after = counted()
         connections = 0
         for url in bench.target_urls:
             with psycopg.connect(url) as conn:
@@ -390,4 +419,28 @@ def _idle(databases: Databases, count: int) -> tuple[float, float, float]:
                 connections = max(connections, number)
         # Each visit updates its row twice.
         made = (after[1] - before[1]) / 2
-        return bench.memory(worker), (after[0] - before[0]) / made, connections
+        statements, _, worker_cpu, control_cpu = (
+            (now - then) / made for now, then in zip(after, before, strict=True)
+        )
+        memory = bench.memory(worker)
+        return Idle(count, memory, statements, connections, worker_cpu, control_cpu)
+
+
+def _cpu(pids: Sequence[int]) -> float:
+    """Add up the processor time of processes, in seconds."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _backends(database: str) -> list[int]:
+    """Find the server's processes for one database, by their titles."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended just now
+            title = path.read_bytes()
+            if title.startswith(b"postgres:") and database.encode() in title:
+                found.append(int(path.parent.name))
+    return found

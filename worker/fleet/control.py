@@ -149,6 +149,21 @@ class Overview:
     hosts: Sequence[tuple[str, int, float]]
 
 
+class _Untold:
+    """Keeps single attempts out of the log: that the control database is away is told once."""
+
+    def failed(self, service: str, error: str) -> None: ...
+
+    def succeeded(self, service: str) -> None: ...
+
+    def answered(self, status: str) -> None: ...
+
+    def moved(self) -> None: ...
+
+    def stalled(self) -> bool:
+        return False
+
+
 class Control:
     """The control database, on one connection that many threads share, without session state.
 
@@ -156,7 +171,7 @@ class Control:
     """
 
     def __init__(self, url: str, stop: Event, retry_minutes: float = RETRY_MINUTES) -> None:
-        retry = Retry("the control database", retry_minutes, stop, DatabaseUnavailable)
+        retry = Retry("the control database", retry_minutes, stop, DatabaseUnavailable, _Untold())
         self._database = Database(url, Clock(), retry, CALL_SECONDS)
 
     def close(self) -> None:
