@@ -45,7 +45,9 @@ log = structlog.stdlib.get_logger(__name__)
 # How often visits are looked at that have had their time, and the stop.
 BEAT_SECONDS = 0.25
 # How often a worker tells that it is alive.
-TICK_SECONDS = 5.0
+TICK_SECONDS = 2.0
+# At each of so many ticks it also looks how the whole fleet is, which takes longer.
+TICKS_TO_OVERVIEW = 4
 # How often one of them looks after the roster; a little less, for ticks are no clockwork.
 ROSTER_SECONDS = 9.0
 # A visit that is so late is for any worker that has time.
@@ -76,6 +78,7 @@ class FleetWorker:
     _control: Control = field(init=False)
     _visitor: Visitor = field(init=False)
     _lost: bool = False
+    _ticks: int = 0
 
     def __post_init__(self) -> None:
         fleet = self.settings.fleet
@@ -178,7 +181,9 @@ class FleetWorker:
         self._visitor.tick = self._control.tick(
             self.name, machine, telemetry.in_memory, telemetry.mirror_bytes, self.roster_seconds
         )
-        telemetry.overview = self._control.overview(SHOWN_PROJECTS)
+        if self._ticks % TICKS_TO_OVERVIEW == 0:
+            telemetry.overview = self._control.overview(SHOWN_PROJECTS)
+        self._ticks += 1
         telemetry.control_answered()
 
     def _look_after(self) -> None:
