@@ -129,7 +129,7 @@ def main() -> None:
         )
 
 
-MEASURED = Costs(visit_cpu=0.012, control_cpu=0.004, api=0.05)
+MEASURED = Costs(visit_cpu=0.0092, control_cpu=0.0034, api=0.05, site_bytes=33_500)
 
 if __name__ == "__main__":
     main()

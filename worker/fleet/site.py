@@ -50,7 +50,7 @@ STANDBY_SECONDS = 10.0
 LEAST_STANDBY_SECONDS = 0.5
 
 # Measured in docs/fleet.md: what a project takes in memory that has no users, and a user more.
-SITE_BYTES = 150_000
+SITE_BYTES = 35_000
 USER_BYTES = 80
 
 
