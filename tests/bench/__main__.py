@@ -12,6 +12,7 @@ from tests.bench import (
     api_bound,
     both_servers,
     cron,
+    fleet,
     freshness,
     growth,
     hints,
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
     "freshness": freshness.run,
     "manners": manners.run,
     "hints": hints.run,
+    "fleet": fleet.run,
 }
 
 

@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.bench.__main__ import BENCHMARKS
 from tests.bench.api import REAL_SERVER, Costs, SlowApi
 from tests.bench.figures import Figure, Turns, in_turns, write_docs
 from tests.bench.projects import Listed, Long
+from tests.bench.simulation import Costs as FleetCosts
+from tests.bench.simulation import Fleet, simulate
 from tests.support.places import ROOT
 from worker.sandbox.api import APRIL, FakeStackApi
 from worker.stack_auth.page_reader import read_page
@@ -163,3 +166,17 @@ def test_an_empty_place_on_the_page_leaves_what_is_behind_it(tmp_path: Path) -> 
     text = page.read_text("utf-8")
     assert text.count("| speed |") == 1
     assert text.endswith("between\n" + empty.format("y"))
+
+
+def test_simulated_fleet_is_bound_by_its_budget_and_then_by_the_control_database() -> None:
+    fleet = Fleet(projects=10_000, users=0, machines=4, budget=500)
+    cheap = FleetCosts(visit_cpu=0.001, control_cpu=0.0005, api=0.05)
+    seen = simulate(fleet, cheap)
+    assert seen.cycle == pytest.approx(10_000 * 1.1 / 450)
+    assert seen.median == pytest.approx(seen.cycle / 2, rel=0.05)
+    assert seen.requests == pytest.approx(450, rel=0.1)
+    assert seen.first_to_break == "the API's budget"
+    assert (
+        simulate(fleet, replace(cheap, control_cpu=0.05)).first_to_break == "the control database"
+    )
+    assert simulate(fleet, replace(cheap, visit_cpu=0.2)).first_to_break == "a worker's processor"

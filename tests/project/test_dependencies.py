@@ -87,11 +87,11 @@ def package_of(module: str) -> str:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
-    assert imported(ROOT / "worker") == declared("embedded", "otel")
+    assert imported(ROOT / "worker") == declared("embedded", "fleet", "otel")
 
 
 def test_what_the_tests_import_is_declared() -> None:
-    assert imported(ROOT / "tests") - declared("embedded", "otel", "test") == set()
+    assert imported(ROOT / "tests") - declared("embedded", "fleet", "otel", "test") == set()
 
 
 def installed(name: str, extras: frozenset[str] = frozenset()) -> Iterator[Distribution]:
@@ -116,7 +116,7 @@ def everything() -> dict[str, Distribution]:
     """Return all distributions that the worker runs on."""
     return {
         canonicalize_name(found.metadata["Name"]): found
-        for requirement in requirements("embedded", "otel")
+        for requirement in requirements("embedded", "fleet", "otel")
         for found in installed(canonicalize_name(requirement.name), frozenset(requirement.extras))
     }
 
@@ -130,7 +130,7 @@ def licence_of(found: Distribution) -> str:
 
 def test_no_licence_binds_who_imports(everything: dict[str, Distribution]) -> None:
     licences = {name: licence_of(found) for name, found in everything.items()}
-    assert licences.keys() >= declared("embedded", "otel")
+    assert licences.keys() >= declared("embedded", "fleet", "otel")
     assert {name: text for name, text in licences.items() if BINDING.search(text)} == {}
 
 
@@ -158,7 +158,7 @@ def test_nothing_known_to_be_bad_is_installed(everything: dict[str, Distribution
 
 
 def test_no_bound_lets_in_what_is_known_to_be_bad() -> None:
-    for requirement in requirements("embedded", "otel"):
+    for requirement in requirements("embedded", "fleet", "otel"):
         bad = KNOWN_BAD.get(canonicalize_name(requirement.name))
         if bad is not None:
             last_bad = bad.removeprefix("<")

@@ -7,7 +7,7 @@ import ast
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from tests.support.places import ROOT
 from worker.cli.check.result import Verdict
 from worker.cli.main import app
+from worker.fleet.telemetry import FLEET_METRICS
 from worker.log.setup import LIBRARY_EVENT
-from worker.service.metrics import METRICS
+from worker.service.metrics import METRICS, Metric
 from worker.settings.names import WELL_KNOWN
 from worker.settings.settings import Settings
 from worker.settings.sources import variables
@@ -88,10 +89,10 @@ def default_of(value: object) -> str:
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value, default=str)}`"
 
 
-def metrics_table() -> str:
+def metrics_table(metrics: Sequence[Metric] = METRICS) -> str:
     rows = (
         (f"`{each.name}`", each.kind, ", ".join(f"`{label}`" for label in each.labels), each.help)
-        for each in METRICS
+        for each in metrics
     )
     return table(("metric", "kind", "labels", "what it says"), rows)
 
@@ -132,7 +133,7 @@ def generated(name: str) -> str:
     parts: dict[str, Callable[[], str]] = {
         "help": lambda: help_of(rest),
         "settings": lambda: settings_of(rest),
-        "metrics": metrics_table,
+        "metrics": lambda: metrics_table(FLEET_METRICS if rest == "fleet" else METRICS),
         "freshness": freshness_table,
     }
     return parts[kind]()
@@ -237,7 +238,8 @@ def logged() -> dict[str, set[str]]:
 
 
 def test_every_log_event_is_listed_with_its_fields() -> None:
-    text = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    pages = [ROOT / "docs" / name for name in ("operating.md", "fleet.md")]
+    text = "".join(page.read_text("utf-8") for page in pages)
     rows = re.findall(r"^\| `([a-z]+\.[a-z]+)` \| [a-z, ]+ \|(.*?)\|", text, re.MULTILINE)
     assert {event: set(re.findall(r"`(\w+)`", fields)) for event, fields in rows} == logged()
 

@@ -708,13 +708,14 @@ def test_example_can_be_uncommented_whole(here: Path) -> None:
 def test_example_has_every_setting_with_its_default() -> None:
     defaults = Settings().model_dump(mode="json", by_alias=True)
     example = uncommented()
-    placeholders = {
-        "project_id": "stack",
-        "secret_server_key": "stack",
-        "url": "database",
-        "ping_url": "once",
-    }
-    for name, section in placeholders.items():
+    placeholders = [
+        ("stack", "project_id"),
+        ("stack", "secret_server_key"),
+        ("database", "url"),
+        ("fleet", "url"),
+        ("once", "ping_url"),
+    ]
+    for section, name in placeholders:
         assert defaults[section].pop(name) is None
         assert example[section].pop(name)
     assert example == defaults

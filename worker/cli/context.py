@@ -32,9 +32,17 @@ RETRY_MINUTES = 0.5
 
 
 def read_settings(
-    config: Path | None, log_format: str | None, log_level: str | None, *, quietly: bool = False
+    config: Path | None,
+    log_format: str | None,
+    log_level: str | None,
+    project: str | None = None,
+    *,
+    quietly: bool = False,
 ) -> Settings:
-    """Read the settings, and log to stderr as they say; `quietly` only errors unless asked."""
+    """Read the settings, and log to stderr as they say; `quietly` only errors unless asked.
+
+    With a `project` they are those of this project of the fleet.
+    """
     flags = {"log": {"format": log_format, "level": log_level}}
     settings = load_settings(config=config, overrides=flags, environ=os.environ)
     keep_out_of_logs(settings.secrets())
@@ -42,7 +50,16 @@ def read_settings(
     configure_logging(level, settings.log.format, sys.stderr)
     for name, used in settings.outdated:
         log.warning("setting.outdated", setting=name, used=used)
-    return settings
+    return settings if project is None else _settings_of(project, settings)
+
+
+def _settings_of(project: str, settings: Settings) -> Settings:
+    from worker.cli.fleet.context import settings_of  # noqa: PLC0415  an extra
+
+    with stopped_by_signals() as signals:
+        found = settings_of(project, settings, signals.stop)
+    keep_out_of_logs(found.secrets())
+    return found
 
 
 @contextmanager

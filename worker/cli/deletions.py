@@ -11,6 +11,7 @@ from worker.cli.options import (
     Config,
     LogFormat,
     LogLevel,
+    ProjectName,
     group_is_called_alone,
     own_name,
 )
@@ -27,16 +28,18 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def deletions(
     context: typer.Context,
     *,
+    project: ProjectName = None,
     config: Config = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> int:
     """List suspected, held, approved and hidden rows; `approve` releases held ones."""
-    if not group_is_called_alone(context, config, log_format, log_level):
+    if not group_is_called_alone(context, project, config, log_format, log_level):
         return DONE
-    settings = read_settings(config, log_format, log_level)
+    settings = read_settings(config, log_format, log_level, project)
     with opened(settings) as database:
         rows = database.call(initialised(Suspects(settings.database.schema_name).listed))
+    own_project = f" --project {project}" if project else ""
     if not rows:
         print("No user of the table is missing from the list.")
         return DONE
@@ -45,7 +48,7 @@ def deletions(
     if held:
         print(
             f"{len(held)} deletions are held. If these users did leave, approve them with\n"
-            f"  {own_name()} deletions approve {max(held)}"
+            f"  {own_name()} deletions approve {max(held)}{own_project}"
         )
     return DONE
 
@@ -62,6 +65,7 @@ def approve(
         ),
     ],
     *,
+    project: ProjectName = None,
     config: Config = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -70,7 +74,7 @@ def approve(
 
     The next sweep requires a fresh proof of each.
     """
-    settings = read_settings(config, log_format, log_level)
+    settings = read_settings(config, log_format, log_level, project)
     rows = Suspects(settings.database.schema_name)
     with opened(settings) as database:
         approved = database.call(initialised(lambda conn: rows.approve(conn, sweep)))

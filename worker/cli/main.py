@@ -63,6 +63,7 @@ COMMANDS = {
     "deletions": ("deletions:app", "List suspected, held, approved and hidden rows."),
     "quarantine": ("quarantine:app", "List records that could not be stored, and why."),
     "purge": ("purge:purge", "Remove rows that were soft-deleted long ago."),
+    "fleet": ("fleet.command:app", "Sync many projects with several workers."),
     "demo": ("demo:demo", "Run a demo on this machine: a Postgres, a fake API, and two sweeps."),
     "probe": ("probe:probe", None),
 }

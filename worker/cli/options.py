@@ -31,6 +31,10 @@ LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"] | None,
     typer.Option("--log-level", help="Minimum log level."),
 ]
+ProjectName = Annotated[
+    str | None,
+    typer.Option("--project", metavar="NAME", help="Work on this project of the fleet."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 

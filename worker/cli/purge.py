@@ -11,7 +11,7 @@ from rich.console import Console
 
 from worker.cli import output
 from worker.cli.context import read_settings
-from worker.cli.options import DONE, Config, LogFormat, LogLevel, seconds_of
+from worker.cli.options import DONE, Config, LogFormat, LogLevel, ProjectName, seconds_of
 from worker.cli.session import Session, command_session
 from worker.errors import Blocked, DataRefused, Misconfigured, Stopped
 from worker.store.connection import LONGEST_SECONDS
@@ -45,12 +45,13 @@ def purge(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would be purged; change nothing.")
     ] = False,
+    project: ProjectName = None,
     config: Config = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> int:
     """Remove rows that were soft-deleted long ago, so that ON DELETE actions run."""
-    settings = read_settings(config, log_format, log_level)
+    settings = read_settings(config, log_format, log_level, project)
     seconds = seconds_of(older_than, "--older-than")
     if seconds < LEAST_SECONDS:
         raise Misconfigured(

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.context import read_settings
-from worker.cli.options import DAY_SECONDS, Config, LogFormat, LogLevel
+from worker.cli.options import DAY_SECONDS, Config, LogFormat, LogLevel, ProjectName
 from worker.cli.session import command_session
 from worker.errors import Misconfigured
 from worker.ids import is_user_id
@@ -24,12 +24,13 @@ def sync_user(
             help="Retry for SECONDS until the user exists.",
         ),
     ] = 0,
+    project: ProjectName = None,
     config: Config = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> int:
     """Update one user's row now, also while a worker is running."""
-    settings = read_settings(config, log_format, log_level)
+    settings = read_settings(config, log_format, log_level, project)
     wanted = user_id.strip().lower()
     if not is_user_id(wanted):
         raise Misconfigured(f"{user_id!r} is no user id: those are UUIDs")

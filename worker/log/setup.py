@@ -5,8 +5,10 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from queue import Queue
 from typing import Any, Literal, TextIO
@@ -23,7 +25,7 @@ Format = Literal["auto", "json", "console"]
 HANDLER_NAME = "users-sync"
 LIBRARY_EVENT = "library.logged"
 # They tell of every request, URL included, and of every job, once a second.
-CHATTY = ("httpx", "httpcore", "apscheduler")
+CHATTY = ("httpx", "httpcore", "apscheduler", "procrastinate")
 # What httpcore and httpx tell of an answer goes on with its headers, or with bytes out of its body.
 _ANSWER = re.compile(r'(^receive_response_\w+\.\w+|"HTTP/[\d.]+ \d+)\b.*', re.DOTALL)
 # Shorter values would turn ordinary words into asterisks.
@@ -32,6 +34,8 @@ SHORTEST_SECRET = 6
 FLUSH_SECONDS = 1.0
 
 _secrets: set[str] = set()
+# Those of the project that this thread works for: all the others' would make each line slow.
+_own_secrets: ContextVar[frozenset[str]] = ContextVar("own_secrets", default=frozenset())
 _writers: list[LineWriter] = []
 
 
@@ -96,10 +100,26 @@ def flush_logging() -> None:
 
 def keep_out_of_logs(secrets: Iterable[str]) -> None:
     """Replace these values by `***` wherever they would stand in a record, escaped or not."""
-    for secret in secrets:
-        if len(secret) >= SHORTEST_SECRET:
-            escaped = {repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, safe="")}
-            _secrets.update({secret, *escaped})
+    _secrets.update(_in_all_forms(secrets))
+
+
+@contextmanager
+def own_secrets(secrets: Iterable[str]) -> Iterator[None]:
+    """Keep these values, too, out of what is logged inside the block, in its context."""
+    token = _own_secrets.set(_own_secrets.get() | _in_all_forms(secrets))
+    try:
+        yield
+    finally:
+        _own_secrets.reset(token)
+
+
+def _in_all_forms(secrets: Iterable[str]) -> frozenset[str]:
+    return frozenset(
+        form
+        for secret in secrets
+        if len(secret) >= SHORTEST_SECRET
+        for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, safe=""))
+    )
 
 
 def _set_levels(threshold: int, chatty_threshold: int) -> None:
@@ -166,7 +186,7 @@ def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict
     """Blank out secrets, last before rendering, when exceptions are text already."""
     event = {"event": event.pop("event", ""), **event}  # first on the line
     # Longest first: a password is a part of its URL.
-    secrets = sorted(_secrets, key=len, reverse=True)
+    secrets = sorted(_secrets | _own_secrets.get(), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, secrets))) if secrets else None
     return {key: _clean(value, pattern) for key, value in event.items()}
 

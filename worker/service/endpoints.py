@@ -1,6 +1,6 @@
 """Health, readiness, metrics and the status page over HTTP, all answered from memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -55,12 +55,18 @@ def web_server(host: str, port: int, health: Health, metrics: Metrics) -> HttpSe
 
 def make_app(health: Health, metrics: Metrics) -> WSGIApplication:
     """Return the WSGI app."""
-    paths: dict[str, Callable[[], Answer]] = {
-        "/": lambda: Answer(HTTPStatus.OK, render(health.snapshot()), HTML),
-        "/healthz": lambda: _health(health),
-        "/readyz": lambda: _readiness(health),
-        "/metrics": lambda: Answer(HTTPStatus.OK, *metrics.render()),
-    }
+    return answering(
+        {
+            "/": lambda: Answer(HTTPStatus.OK, render(health.snapshot()), HTML),
+            "/healthz": lambda: verdict("ok", health.not_alive),
+            "/readyz": lambda: _readiness(health),
+            "/metrics": lambda: Answer(HTTPStatus.OK, *metrics.render()),
+        }
+    )
+
+
+def answering(paths: Mapping[str, Callable[[], Answer]]) -> WSGIApplication:
+    """Return a WSGI app that answers GET and HEAD for these paths, and nothing else."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         method = environ["REQUEST_METHOD"]
@@ -91,15 +97,12 @@ def _answer(method: str, path: Callable[[], Answer] | None) -> Answer:
     return path()
 
 
-def _health(health: Health) -> Answer:
-    return _verdict("ok", health.not_alive)
-
-
 def _readiness(health: Health) -> Answer:
-    return _verdict("ready", (*health.not_alive, *health.snapshot().not_ready))
+    return verdict("ready", (*health.not_alive, *health.snapshot().not_ready))
 
 
-def _verdict(good: str, reasons: tuple[str, ...]) -> Answer:
+def verdict(good: str, reasons: tuple[str, ...]) -> Answer:
+    """Answer `good`, or that it is unavailable, with a line for each reason."""
     if not reasons:
         return Answer(HTTPStatus.OK, f"{good}\n")
     return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "".join(f"{reason}\n" for reason in reasons))

@@ -125,6 +125,7 @@ class Health:
     sweep_seconds: float
     sweep_share: float = 0.25
     longest_step_seconds: float = LONGEST_STEP_SECONDS
+    kept_sweeps: int = KEPT_SWEEPS
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = _utc_now
     version: str = field(default_factory=installed_version)
@@ -155,7 +156,7 @@ class Health:
     def __post_init__(self) -> None:
         self._started_at = self.now()
         self._beat_at = self._moved_at = self.monotonic()
-        self._sweeps = deque(maxlen=KEPT_SWEEPS)
+        self._sweeps = deque(maxlen=self.kept_sweeps)
 
     def beat(self) -> None:
         """Tell that the main loop goes round; once a second."""

@@ -55,6 +55,8 @@ class Leader:
     # Called to begin a sweep as soon as the API has rested.
     wants_sweep: Callable[[], None] = lambda: None
     warm: bool = False
+    # A sweep was cut short by a stop: the next one goes on where it stopped.
+    cut: bool = False
     pace: Pace = field(init=False)
     _follower: HintFollower = field(init=False)
     _following: Lock = field(default_factory=Lock)
@@ -132,6 +134,11 @@ class Leader:
             self.telemetry.hints_followed(state)
         return None if self.settings.database.quiet else HINT_SECONDS
 
+    @property
+    def hints_wait(self) -> bool:
+        """Whether hints are to be followed again soon, such as those of users yet to appear."""
+        return self._follower.waits
+
     def activity(self) -> float | None:
         """Look at the users who were active last; None if the server cannot list them."""
         schedule = self.settings.schedule
@@ -167,13 +174,16 @@ class Leader:
         """Sweep, and take note of how it ended."""
         try:
             report = self._sweep(kind).run()
-        except (Stopped, LeaseLost):
+        except Stopped:
+            self.cut = True
+            raise
+        except LeaseLost:
             raise
         except Exception as error:
             self._failed = True
             self.telemetry.sweep_failed(error)
             raise
-        self._failed = False
+        self._failed = self.cut = False
         self.warm = True
         self.telemetry.sweep_ended(report)
         return report
@@ -212,13 +222,14 @@ class Leader:
             save(self.cache, self.store)
 
     def _sweep(self, kind: str) -> Sweep:
+        schedule = self.settings.schedule
         return Sweep(
             self.fetcher,
             self.store,
             self.cache,
             deletion_policy(self.settings),
             on_page=lambda _: self.telemetry.page_read(self.fetcher.page_size.limit),
-            resume_minutes=None if self.warm else self.settings.schedule.resume_minutes,
+            resume_minutes=None if self.warm and not self.cut else schedule.resume_minutes,
             kind=kind,
             trace=self._failed or (kind != "poll" and not self.settings.database.quiet),
         )

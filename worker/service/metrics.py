@@ -139,9 +139,12 @@ class _LostLines(Collector):
 
 
 class Metrics:
-    """The metrics of one worker, in a registry of their own. Safe to be called from any thread."""
+    """The metrics of one worker, in a registry of their own. Safe to be called from any thread.
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+    Without a `snapshot` of one target there are no gauges but those of `more`.
+    """
+
+    def __init__(self, snapshot: Callable[[], Snapshot] | None = None, *more: Collector) -> None:
         _leave_out_created()
         self._registry = CollectorRegistry()
         self._users_seen = self._counter(USERS_SEEN)
@@ -154,7 +157,8 @@ class Metrics:
         self._hinted = self._histogram(HINTED, FRESHNESS_BUCKETS)
         self._webhooks = self._counter(WEBHOOKS)
         self._registry.register(_LostLines())
-        self._registry.register(_Gauges(snapshot))
+        for collector in (*([_Gauges(snapshot)] if snapshot else []), *more):
+            self._registry.register(collector)
         for outcome in OUTCOMES:  # a rate needs the zero before the first one
             self._rows.labels(outcome)
 

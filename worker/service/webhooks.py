@@ -87,9 +87,16 @@ def make_app(
 ) -> WSGIApplication:
     """Return the WSGI app; `leave` stores a hint, `count` is given the status of each answer."""
     verifiers = [Webhook(secret) for secret in secrets]
+    return answering_alone(lambda environ: _answer(environ, verifiers, leave), count)
+
+
+def answering_alone(
+    receives: Callable[[WSGIEnvironment], HTTPStatus], count: Callable[[str], None]
+) -> WSGIApplication:
+    """Return a WSGI app that answers with a status alone, which is counted."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        status = _answer(environ, verifiers, leave)
+        status = receives(environ)
         count(str(status.value))
         # Not a word about why: it would help only who forges.
         allow = [("Allow", "POST")] if status is HTTPStatus.METHOD_NOT_ALLOWED else []
@@ -104,6 +111,13 @@ def _answer(
 ) -> HTTPStatus:
     if environ["PATH_INFO"] != PATH:
         return HTTPStatus.NOT_FOUND
+    return receive(environ, verifiers, leave)
+
+
+def receive(
+    environ: WSGIEnvironment, verifiers: Sequence[Webhook], leave: Callable[[str], None]
+) -> HTTPStatus:
+    """Verify a webhook, and leave the hint that it is; returns what to answer."""
     if environ["REQUEST_METHOD"] != "POST":
         return HTTPStatus.METHOD_NOT_ALLOWED
     body = environ["wsgi.input"].read()

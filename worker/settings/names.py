@@ -32,6 +32,7 @@ WELL_KNOWN: Known = {
     ),
     SECRET_SERVER_KEY: ("STACK_SECRET_SERVER_KEY", "HEXCLAVE_SECRET_SERVER_KEY"),
     ("database", "url"): ("DATABASE_URL",),
+    ("fleet", "url"): ("FLEET_DATABASE_URL",),
 }
 
 

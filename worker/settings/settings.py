@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from worker.settings.names import USUAL_NAMES, Known, Names, Setting
 from worker.settings.sources import (
+    Given,
     agreed,
     from_config_file,
     from_environment,
@@ -39,6 +40,7 @@ from worker.settings.values import (
     DAY_SECONDS,
     EMBEDDED,
     ApiUrl,
+    ControlUrl,
     DatabaseUrl,
     Hours,
     IgnoredFields,
@@ -195,6 +197,31 @@ class OtelSettings(BaseModel):
     """Send traces and metrics by OpenTelemetry, to where the OTEL_ variables say."""
 
 
+class FleetSettings(BaseModel):
+    model_config = _CLOSED
+
+    url: ControlUrl | None = None
+    """The control database: which projects the fleet syncs, and who visits them."""
+    secrets_dir: Path = Path("/run/secrets")
+    """Folder of the files that references such as file:NAME are about."""
+    visits: Annotated[int, Field(ge=1, le=1_000)] = 16
+    """Projects that one worker visits at once."""
+    visit_seconds: Annotated[float, Field(ge=1, le=600)] = 20
+    """Longest visit; what is left is done in the next one."""
+    memory_mb: Annotated[int, Field(ge=16, le=1_000_000)] = 512
+    """Memory of one worker for mirrors; those used longest ago go first."""
+    requests_per_second: Annotated[float, Field(ge=0.1, le=100_000)] = 50
+    """Requests a second to one API host, of all workers together."""
+    host_visits: Annotated[int, Field(ge=1, le=100_000)] = 32
+    """Visits at once to one API host; each has one request under way."""
+    database_visits: Annotated[int, Field(ge=1, le=100_000)] = 8
+    """Visits at once to one database server; each has one connection."""
+    webhooks: bool = False
+    """Receive webhooks at /webhooks/stack-auth/NAME."""
+    metrics_projects: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """Most projects that are named in metrics; with more, none is."""
+
+
 @dataclass(frozen=True)
 class StackAccess:
     """What it takes to read one project, and what to call each in an error."""
@@ -219,6 +246,7 @@ class Settings(BaseSettings):
     webhook: WebhookSettings = WebhookSettings()
     once: OnceSettings = OnceSettings()
     otel: OtelSettings = OtelSettings()
+    fleet: FleetSettings = FleetSettings()
 
     _names: Names = PrivateAttr(USUAL_NAMES)
     _outdated: Sequence[Setting] = PrivateAttr(())
@@ -259,14 +287,20 @@ class Settings(BaseSettings):
             raise not_set("database", "url")
         return self.database.url
 
+    def require_fleet(self) -> str:
+        """Return the URL of the control database; raises Misconfigured if it is not set."""
+        if self.fleet.url is None:
+            raise not_set("fleet", "url")
+        return self.fleet.url.get_secret_value()
+
     def secrets(self) -> Iterator[str]:
         """Yield every value that must stand in no log, whole and in parts."""
         if self.stack.secret_server_key:
             yield self.stack.secret_server_key.get_secret_value()
-        if self.database.url and self.database.url.get_secret_value() != EMBEDDED:
-            url = self.database.url.get_secret_value()
-            yield url
-            yield str(conninfo_to_dict(url).get("password") or "")
+        for each in (self.database.url, self.fleet.url):
+            if each and each.get_secret_value() != EMBEDDED:
+                yield each.get_secret_value()
+                yield str(conninfo_to_dict(each.get_secret_value()).get("password") or "")
         for secret in self.webhook.secrets:
             yield secret.get_secret_value()
         if self.once.ping_url:
@@ -286,7 +320,7 @@ def load_settings(
     `overrides` are the flags, by section and name; None is a flag that was not given. Raises
     Misconfigured with one line that quotes no value, since any may be a secret in the wrong place.
     """
-    known = _known()
+    known = known_settings()
     layers = ChainMap(
         from_flags(overrides),
         from_environment(environ, known),
@@ -295,6 +329,16 @@ def load_settings(
     )
     found = agreed(layers)
     given = without_outdated(found)
+    settings = validated(given)
+    settings.remember(names_of(given), tuple(sorted(found.keys() - given.keys())))
+    return settings
+
+
+def validated(given: Mapping[Setting, Given]) -> Settings:
+    """Return the settings that were given, and the defaults of all others.
+
+    Raises Misconfigured with one line that quotes no value.
+    """
     for (section, name), each in given.items():
         # Python takes true for the number 1.
         if isinstance(each.value, bool) and not isinstance(_defaults()[section][name], bool):
@@ -304,7 +348,7 @@ def load_settings(
     except ValidationError as error:
         # Not chained: the library's error carries the values.
         raise refused(error, given) from None
-    settings.remember(names_of(given), tuple(sorted(found.keys() - given.keys())))
+    settings.remember(names_of(given), ())
     return settings
 
 
@@ -314,7 +358,7 @@ def _defaults() -> Mapping[str, Mapping[str, Any]]:
 
 
 @cache
-def _known() -> Known:
+def known_settings() -> Known:
     """Return all settings, each with the variables that set it, strongest first."""
     return {
         (section, name): variables((section, name))

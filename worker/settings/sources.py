@@ -199,7 +199,7 @@ def _by_setting(found: Mapping[str, Given], known: Known) -> Layer:
     names = [name for names in known.values() for name in names]
     for variable in found:
         if variable not in names:
-            raise _unknown("unknown variable", variable, names)
+            raise unknown("unknown variable", variable, names)
     return {
         setting: [found[names[0]]] if names[0] in found else well_known
         for setting, names in known.items()
@@ -216,12 +216,12 @@ def _in_sections(
         if section in sections and not isinstance(values, dict):
             raise _misconfigured(f"{path}: {section} should be a section, [{section}]")
         if not isinstance(values, dict):
-            raise _unknown(f"{path}: unknown setting", section, dotted)
+            raise unknown(f"{path}: unknown setting", section, dotted)
         if section not in sections:
-            raise _unknown(f"{path}: unknown section", section, sections)
+            raise unknown(f"{path}: unknown section", section, sections)
         for name, value in values.items():
             if (section, name) not in known:
-                raise _unknown(f"{path}: unknown setting", f"{section}.{name}", dotted)
+                raise unknown(f"{path}: unknown setting", f"{section}.{name}", dotted)
             yield (section, name), value
 
 
@@ -241,7 +241,8 @@ def _setting_of(detail: ErrorDetails) -> Setting:
     return tuple(str(part) for part in place[:2])
 
 
-def _unknown(what: str, name: str, known: Iterable[str]) -> Misconfigured:
+def unknown(what: str, name: str, known: Iterable[str]) -> Misconfigured:
+    """Say that there is no such name, and which one may have been meant."""
     closest = difflib.get_close_matches(name, known, n=1)
     return _misconfigured(
         f"{what} {name}; " + (f"did you mean {closest[0]}?" if closest else "remove it")

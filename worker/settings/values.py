@@ -117,6 +117,12 @@ def _database_url(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _control_url(secret: SecretStr) -> SecretStr:
+    if secret.get_secret_value() == EMBEDDED:
+        raise ValueError("should be postgresql://…: every worker of the fleet must reach it")
+    return secret
+
+
 def _is_conninfo(text: str) -> bool:
     try:
         parameters = conninfo_to_dict(text)
@@ -199,6 +205,7 @@ ApiUrl = Annotated[str, AfterValidator(_api_url)]
 ProjectId = Annotated[str, AfterValidator(_project_id)]
 SecretServerKey = Annotated[SecretStr, AfterValidator(_secret_server_key)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+ControlUrl = Annotated[SecretStr, AfterValidator(_control_url), AfterValidator(_database_url)]
 SchemaName = Annotated[str, AfterValidator(_schema_name)]
 IgnoredFields = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_ignorable)]
 WebhookSecrets = Annotated[

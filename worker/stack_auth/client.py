@@ -218,6 +218,15 @@ class StackApi:
                 return Transient(f"{self._host} broke off before its answer ended", too_much=True)
 
 
+def shared_transport(access: Access, connections: int) -> httpx.BaseTransport:
+    """Make the network for all projects of one API; so many requests may be under way at once.
+
+    Raises Misconfigured.
+    """
+    url = _read_url(access)
+    return Network(url, choose_proxy(url, getproxies()), connections)
+
+
 def _read_url(access: Access) -> httpx.URL:
     try:
         url = httpx.URL(access.api_url)

@@ -25,6 +25,9 @@ READ_BYTES = 256 * 1024
 # The server closes connections that were idle for 5 s; a request sent right then would be lost.
 KEEPALIVE_SECONDS = 4.0
 
+# A worker of one project asks for a few things at a time.
+MOST_CONNECTIONS = 10
+
 _limits: ContextVar[tuple[float, Event]] = ContextVar("limits")
 
 
@@ -63,13 +66,16 @@ class Network(httpx.HTTPTransport):
     httpcore's public interface. `_pool` is the one private name of httpx that this relies on.
     """
 
-    def __init__(self, url: httpx.URL, proxy: httpx.Proxy | None) -> None:
+    def __init__(
+        self, url: httpx.URL, proxy: httpx.Proxy | None, connections: int = MOST_CONNECTIONS
+    ) -> None:
         # Without TLS, none of what it takes from the environment is looked at.
         schemes = {url.scheme, proxy.url.scheme if proxy else ""}
         tls = tls_context() if "https" in schemes else None
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,
             proxy=_core_proxy(proxy, tls) if proxy else None,
+            max_connections=connections,
             keepalive_expiry=KEEPALIVE_SECONDS,
             network_backend=Backend(httpcore.SyncBackend()),
         )

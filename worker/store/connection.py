@@ -62,7 +62,9 @@ class Stopping:
         return math.inf if noticed_at is None else noticed_at + patience
 
     def _notice(self) -> float | None:
-        if self._noticed_at is None and self._stop.is_set():
+        if not self._stop.is_set():
+            self._noticed_at = None  # the end of a visit, after which there may be another one
+        elif self._noticed_at is None:
             self._noticed_at = time.monotonic()
         return self._noticed_at
 

@@ -1,7 +1,9 @@
 """Asks the API in the background, and keeps the lease alive while an answer is awaited."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from threading import Event
 from typing import Any, Protocol, TypeVar
@@ -52,15 +54,31 @@ class NoLease:
         pass
 
 
-class Fetcher:
-    """The users API with retries, in threads of its own: ask first, wait for the answer later."""
+def _at_once(_purpose: Purpose) -> None:
+    """Ask without waiting for a turn."""
 
-    def __init__(self, api: Api, retry: Retry, *, page_size: PageSize, lease: Renewed) -> None:
+
+class Fetcher:
+    """The users API with retries, in threads of its own: ask first, wait for the answer later.
+
+    `take_turn` is called before each request, and returns when it may be sent.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        retry: Retry,
+        *,
+        page_size: PageSize,
+        lease: Renewed,
+        take_turn: Callable[[Purpose], None] = _at_once,
+    ) -> None:
         self.page_size = page_size
         self.api_time = ApiTime()
         self._api = api
         self._retry = retry
         self._lease = lease
+        self._take_turn = take_turn
         # A poll queues behind nothing that a sweep asks for. And each thread keeps for good what
         # memory its largest page took, so one thread reads all the pages of a sweep.
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="ask-page")
@@ -93,14 +111,14 @@ class Fetcher:
         """Begin to fetch a user who was hinted at, with retries."""
         return self._hinted.submit(
             self._retry.call,
-            lambda: self.api_time.measured("hint", lambda: self._api.fetch_user(user_id)),
+            lambda: self._in_turn("hint", lambda: self._api.fetch_user(user_id)),
         )
 
     def submit_active(self, limit: int) -> Future[Page]:
         """Begin to fetch the users who were active last, with retries."""
         return self._hinted.submit(
             self._retry.call,
-            lambda: self.api_time.measured("poll", lambda: self._api.fetch_active(limit)),
+            lambda: self._in_turn("poll", lambda: self._api.fetch_active(limit)),
         )
 
     def create_user(self, fields: Mapping[str, Any]) -> str:
@@ -123,6 +141,21 @@ class Fetcher:
             self._lease.renew_if_due()
         return answer.result()
 
+    @contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """Ask for one thing after the other inside the block, in a thread that ends with it.
+
+        What that thread logs is about the same project as what this one does.
+        """
+        before = self._pages, self._newest, self._users, self._hinted
+        pool = _SameContext(1, thread_name_prefix="ask")
+        self._pages = self._newest = self._users = self._hinted = pool
+        try:
+            yield
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._pages, self._newest, self._users, self._hinted = before
+
     def close(self) -> None:
         """Ask for nothing more; a request in flight ends when the stop is set."""
         for pool in (self._pages, self._newest, self._users, self._hinted):
@@ -135,14 +168,19 @@ class Fetcher:
         return self._fetch(size, request, "poll")
 
     def _fetch_user(self, user_id: str) -> Single:
-        return self.api_time.measured("sweep", lambda: self._api.fetch_user(user_id))
+        return self._in_turn("sweep", lambda: self._api.fetch_user(user_id))
+
+    def _in_turn(self, purpose: Purpose, ask: Callable[[], Answered]) -> Answered:
+        """Ask when it is our turn: waiting for that is no work of the API's."""
+        self._take_turn(purpose)
+        return self.api_time.measured(purpose, ask)
 
     def _fetch(self, size: PageSize, request: Request, purpose: Purpose) -> Page:
         """Fetch as many users as the server takes and bears; what it says of that is learnt."""
         while True:
             limit = size.limit_for(request.widen)
             try:
-                page = self.api_time.measured(
+                page = self._in_turn(
                     purpose, partial(self._fetch_once, request.cursor, limit, purpose)
                 )
             except LimitRefused as refused:
@@ -159,3 +197,10 @@ class Fetcher:
 
     def _fetch_once(self, cursor: str | None, limit: int, purpose: Purpose) -> Page:
         return self._api.fetch_page(cursor, limit, newest_first=purpose == "poll")
+
+
+class _SameContext(ThreadPoolExecutor):
+    """Threads that know what the one that hands them work knows."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(copy_context().run, fn, *args, **kwargs)

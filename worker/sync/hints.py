@@ -82,6 +82,11 @@ class HintFollower:
             self._settle(applier, hints, proofs)
         return state
 
+    @property
+    def waits(self) -> bool:
+        """Whether hints wait that are followed again soon."""
+        return bool(self._waiting)
+
     def _load(self) -> dict[str, datetime]:
         store = self.store
         hints = store.read(lambda conn: store.hints.load(conn, MOST_HINTS + 1))

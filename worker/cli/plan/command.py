@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.context import read_settings, started_database, stopped_by_signals
-from worker.cli.options import DIFFERENT, DONE, AsJson, Config, LogFormat, LogLevel
+from worker.cli.options import DIFFERENT, DONE, AsJson, Config, LogFormat, LogLevel, ProjectName
 from worker.cli.plan.output import PlanPrinter
 from worker.cli.plan.plan import plan as find_changes
 
@@ -24,12 +24,13 @@ def plan(
             "--limit", metavar="N", min=0, help="Show at most N changes; count all of them."
         ),
     ] = None,
+    project: ProjectName = None,
     config: Config = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> int:
     """Show what a sweep would change, user by user; write nothing."""
-    settings = read_settings(config, log_format, log_level, quietly=True)
+    settings = read_settings(config, log_format, log_level, project, quietly=True)
     settings.require_stack()
     printer = PlanPrinter(partial(print, flush=True), as_objects, values, limit)
     with stopped_by_signals() as signals, started_database(settings) as url:

@@ -1,0 +1,93 @@
+"""The command `fleet status`."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli import output
+from worker.cli.context import read_settings
+from worker.cli.fleet.context import opened_control, required
+from worker.cli.options import DONE, UNHEALTHY, AsJson, Config, LogFormat, LogLevel
+from worker.fleet.control import as_json
+
+# A terminal shows no more at once; JSON has all.
+SHOWN = 40
+UNWELL = {"needs a person", "failing", "held", "late"}
+HEADER = ("name", "state", "fresh", "swept", "users", "visited by", "waits for a person")
+
+
+def status(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this project alone.")
+    ] = None,
+    *,
+    as_objects: AsJson = False,
+    config: Config = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+) -> int:
+    """Show how fresh each project is, and what waits for a person; exit with 8 if any does."""
+    settings = read_settings(config, log_format, log_level)
+    with opened_control(settings) as control:
+        if name is not None:
+            required(control, name)
+        rows = control.status(name)
+    if as_objects:
+        for row in rows:
+            print(as_json(row))
+    elif name is not None:
+        print("\n".join(facts(rows[0])))
+    else:
+        print("\n".join(table(rows)))
+    return UNHEALTHY if any(row["state"] in UNWELL for row in rows) else DONE
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lay out the worst projects, and count all of them by state."""
+    if not rows:
+        return ["The fleet has no projects."]
+    counts = Counter(row["state"] for row in rows)
+    summary = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    cycles = {row["api_host"]: row["cycle_seconds"] for row in rows}
+    lines = [output.as_psql(HEADER, [_cells(row) for row in rows[:SHOWN]])]
+    if len(rows) > SHOWN:
+        lines.append(f"… and {len(rows) - SHOWN:,} that are better off")
+    hosts = [f"{host}: each project every {max(1.0, c):.1f} s" for host, c in cycles.items()]
+    return [*lines, "", *hosts, f"{len(rows):,} projects: {summary}"]
+
+
+def facts(row: Mapping[str, Any]) -> list[str]:
+    """Say all that is known of one project, a line each."""
+    told = {
+        "project": row["name"],
+        "state": row["state"],
+        "fresh": f"sign-ups until {_ago(row['fresh_seconds'])} are rows",
+        "swept": f"the whole list was read {_ago(row['swept_seconds'])}",
+        "budget": f"{row['api_host']} allows a visit every {row['cycle_seconds']:.1f} s",
+        "users": "unknown" if row["users"] is None else f"{row['users']:,}",
+        "deletions": f"{row['held']:,} held, {row['candidates']:,} candidates",
+        "quarantine": f"{row['quarantined']:,}",
+        "visited by": row["visitor"] or "nobody at this moment",
+        "failures": f"{row['failures']:,}",
+        "last error": row["error"],
+        "to do": row["waits_for_a_person"],
+    }
+    return [f"{name:<11} {text}" for name, text in told.items() if text is not None]
+
+
+def _cells(row: Mapping[str, Any]) -> Sequence[object]:
+    return (
+        row["name"],
+        row["state"],
+        _ago(row["fresh_seconds"]),
+        _ago(row["swept_seconds"]),
+        row["users"],
+        row["visitor"],
+        row["waits_for_a_person"] or row["error"],
+    )
+
+
+def _ago(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:,.1f} s ago"

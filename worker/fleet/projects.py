@@ -1,0 +1,211 @@
+"""One project of the fleet, and the settings that its row, its references and the defaults make."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from psycopg.conninfo import conninfo_to_dict
+
+from worker.errors import Misconfigured
+from worker.settings.names import Setting
+from worker.settings.settings import EMBEDDED, Settings, known_settings, validated
+from worker.settings.sources import Given, unknown
+from worker.settings.values import SERVER_KEY_PREFIX
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+REFERENCE = re.compile(r"(env|file):([A-Za-z0-9_][A-Za-z0-9_.-]*)")
+
+# What a project's own settings may be about. The rest of the settings is of the worker.
+SECTIONS = ("stack", "database", "schedule", "deletions")
+# These are columns of their own, or of no use to a visit.
+APART = {
+    ("stack", "api_url"),
+    ("stack", "project_id"),
+    ("stack", "secret_server_key"),
+    ("stack", "retry_minutes"),
+    ("database", "url"),
+    ("database", "schema"),
+    ("database", "embedded_dir"),
+    ("database", "retry_minutes"),
+}
+
+# Who visits many projects looks at each more rarely, and takes over sooner what a dead worker held.
+FLEET_DEFAULTS: Mapping[Setting, Any] = {
+    ("database", "quiet"): True,
+    ("database", "lease_seconds"): 20,
+    ("schedule", "activity_seconds"): 0,
+}
+
+# Stand where a reference is not resolved: for checking all the rest.
+_ANY_KEY = f"{SERVER_KEY_PREFIX}unresolved"
+_ANY_URL = "postgresql://unresolved/unresolved"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A row of `users_sync_fleet.project`; `settings` are by section and name."""
+
+    name: str
+    api_url: str
+    project_id: str
+    secret_ref: str
+    database_ref: str
+    schema: str
+    webhook_ref: str | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    enabled: bool = True
+    revision: int = 1
+
+    @property
+    def api_host(self) -> str:
+        """Name the API host, whose budget all of its projects share."""
+        return urlsplit(self.api_url).netloc.lower()
+
+    @property
+    def looks_for_hints(self) -> bool:
+        """Whether each visit looks for hints in the database, though it could sleep."""
+        return self.settings.get("database", {}).get("quiet") is False
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Where references lead: `env:NAME` to a variable, `file:NAME` to a file in `folder`."""
+
+    folder: Path
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    def read(self, reference: str, project: str) -> str:
+        """Return the secret. Raises Misconfigured, which names the reference and nothing of it."""
+        kind, _, name = checked_reference(reference, project).partition(":")
+        text = self._file(name, project) if kind == "file" else self.environ.get(name, "")
+        if not text.strip():
+            where = f"the file {self.folder / name}" if kind == "file" else f"the variable {name}"
+            raise Misconfigured(f"{project}: {reference}: {where} is not there, or is empty")
+        return text.strip()
+
+    def _file(self, name: str, project: str) -> str:
+        path = self.folder / name
+        try:
+            return path.read_text("utf-8-sig")
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise Misconfigured(f"{project}: the file {path} cannot be read: {why}") from None
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a project. Raises Misconfigured if it cannot be one."""
+    if not NAME.fullmatch(name):
+        raise Misconfigured(
+            "a project's name should be 1 to 63 of a-z, 0-9, dot, dash and underscore, and begin"
+            " with a letter or digit"
+        )
+    return name
+
+
+def checked_reference(reference: str, project: str) -> str:
+    """Return a reference. Raises Misconfigured, quoting nothing: it may be the secret itself."""
+    found = REFERENCE.fullmatch(reference)
+    if found is None or found[2].startswith(SERVER_KEY_PREFIX):
+        raise Misconfigured(
+            f"{project}: a secret is given by reference: env:NAME for a variable of the workers, or"
+            " file:NAME for a file in fleet.secrets_dir"
+        )
+    return reference
+
+
+def resolved(project: Project, secrets: Secrets) -> Settings:
+    """Return the settings of a project with its secrets.
+
+    Raises Misconfigured with one line that names the project and quotes no value.
+    """
+    return _settings(
+        project,
+        secrets.read(project.secret_ref, project.name),
+        secrets.read(project.database_ref, project.name),
+    )
+
+
+def webhook_secrets(project: Project, secrets: Secrets) -> list[str]:
+    """Return the signing secrets of a project's webhook; none where it has no webhook.
+
+    Raises Misconfigured.
+    """
+    if project.webhook_ref is None:
+        return []
+    text = secrets.read(project.webhook_ref, project.name)
+    given = _referred(text, project.webhook_ref, project)
+    found = validated({("webhook", "secrets"): given})
+    return [secret.get_secret_value() for secret in found.webhook.secrets]
+
+
+def checked(project: Project) -> Project:
+    """Return a project whose row is right, as far as that can be told without its secrets.
+
+    Raises Misconfigured.
+    """
+    checked_name(project.name)
+    for reference in (project.secret_ref, project.database_ref, project.webhook_ref):
+        if reference is not None:
+            checked_reference(reference, project.name)
+    settings = _settings(project, _ANY_KEY, _ANY_URL)
+    stack = settings.require_stack()
+    return Project(
+        project.name,
+        stack.api_url,
+        stack.project_id,
+        project.secret_ref,
+        project.database_ref,
+        project.schema,
+        project.webhook_ref,
+        project.settings,
+    )
+
+
+def _settings(project: Project, key: str, url: str) -> Settings:
+    place = (project.name,)
+    columns: dict[Setting, Given] = {
+        ("stack", "api_url"): Given(project.api_url, "project", place),
+        ("stack", "project_id"): Given(project.project_id, "project", place),
+        ("stack", "secret_server_key"): _referred(key, project.secret_ref, project),
+        ("database", "url"): _referred(url, project.database_ref, project),
+        ("database", "schema"): Given(project.schema, "project", place),
+    }
+    defaults = {setting: Given(value, "fleet") for setting, value in FLEET_DEFAULTS.items()}
+    settings = validated({**defaults, **dict(_own_settings(project)), **columns})
+    if url == EMBEDDED:
+        raise Misconfigured(f"{project.name}: {project.database_ref} should be postgresql://…")
+    # A visit leaves the database alone between two writes, whatever the project says of hints.
+    quiet = settings.database.model_copy(update={"quiet": True})
+    visiting = settings.model_copy(update={"database": quiet})
+    visiting.remember(settings.require_stack().names, ())
+    return visiting
+
+
+def _referred(secret: str, reference: str, project: Project) -> Given:
+    return Given(secret, "reference", (f"{reference} of {project.name}",))
+
+
+def _own_settings(project: Project) -> Iterator[tuple[Setting, Given]]:
+    known = [each for each in known_settings() if each[0] in SECTIONS and each not in APART]
+    dotted = [".".join(each) for each in known]
+    what = f"unknown setting of the project {project.name}:"
+    for section, values in project.settings.items():
+        if not isinstance(values, Mapping):
+            raise unknown(what, section, dotted)
+        for name, value in values.items():
+            if (section, name) not in known:
+                raise unknown(what, f"{section}.{name}", dotted)
+            yield (section, name), Given(value, "project", (project.name,))
+
+
+def host_of(url: str) -> str:
+    """Name the server of a database URL, whose visits are limited together."""
+    parts = conninfo_to_dict(url)
+    host = parts.get("hostaddr") or parts.get("host") or "localhost"
+    return f"{host}:{parts.get('port') or 5432}".lower()

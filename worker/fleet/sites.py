@@ -1,0 +1,93 @@
+"""The projects in the memory of a worker, within a budget: those used longest ago go first."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event, Lock
+
+import httpx
+
+from worker.fleet.budget import Budget
+from worker.fleet.projects import Project, Secrets, resolved
+from worker.fleet.site import Site
+from worker.service.metrics import Metrics
+from worker.stack_auth.client import shared_transport
+from worker.wiring import access
+
+
+@dataclass(slots=True)
+class Sites:
+    """Safe to be called from any thread. `most_bytes` is for all mirrors together.
+
+    `visits` is how many there may be at once, and so how many connections to an API host.
+    """
+
+    secrets: Secrets
+    budget: Budget
+    metrics: Metrics
+    most_bytes: int
+    visits: int
+    ending: Event
+    on_wait: Callable[[float], None] = lambda _seconds: None
+    _sites: OrderedDict[str, Site] = field(default_factory=OrderedDict)
+    _transports: dict[str, httpx.BaseTransport] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    @property
+    def bytes(self) -> int:
+        """About how much memory all of them take."""
+        with self._lock:
+            return sum(site.bytes for site in self._sites.values())
+
+    def known(self, name: str) -> Site | None:
+        """Return a project that is in memory; it counts as used just now."""
+        with self._lock:
+            if name in self._sites:
+                self._sites.move_to_end(name)
+            return self._sites.get(name)
+
+    def make(self, project: Project) -> Site:
+        """Take a project into memory, in place of what was there. Raises Misconfigured."""
+        settings = resolved(project, self.secrets)
+        budget = self.budget.of(project.api_host)
+        site = Site(
+            project,
+            settings,
+            self.metrics,
+            lambda purpose, stop: self.on_wait(budget.take_turn(purpose, stop)),
+            ending=self.ending,
+        )
+        with self._lock:
+            if project.api_url not in self._transports:
+                self._transports[project.api_url] = shared_transport(access(settings), self.visits)
+            site.transport = self._transports[project.api_url]
+            self._sites[project.name] = site
+        return site
+
+    def drop(self, name: str) -> None:
+        """Forget a project; there is nothing to close between two visits."""
+        with self._lock:
+            self._sites.pop(name, None)
+
+    def keep_within(self) -> int:
+        """Forget projects, those used longest ago first, until the rest fits; returns how many."""
+        with self._lock:
+            total = sum(site.bytes for site in self._sites.values())
+            gone = 0
+            for name, site in list(self._sites.items())[:-1]:
+                if total <= self.most_bytes:
+                    break
+                if not site.visiting.locked():
+                    total -= site.bytes
+                    gone += 1
+                    del self._sites[name]
+            return gone
+
+    def close(self) -> None:
+        """Close the connections to all APIs."""
+        with self._lock:
+            for transport in self._transports.values():
+                transport.close()
