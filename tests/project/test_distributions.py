@@ -94,7 +94,7 @@ def test_metadata_says_who_and_what(metadata: Message) -> None:
     assert metadata["Author"] == project["authors"][0]["name"]
     assert metadata["Keywords"].split(",") == sorted(project["keywords"])
     assert metadata.get_all("Classifier") == sorted(project["classifiers"])
-    extras = {"embedded", "otel", "test", "dev"}
+    extras = {"embedded", "fleet", "otel", "test", "dev"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 

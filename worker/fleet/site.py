@@ -199,7 +199,7 @@ class Site:
             self._standby = min(STANDBY_SECONDS, remaining + LEAST_STANDBY_SECONDS)
             raise LeaseLost(f"another worker is at work on {lease.target}")
         bind_project(store, fetcher)
-        self.cache.load(store)
+        self.cache.start(store)
         telemetry = Telemetry(self.health, self.metrics, self.cache, self.clock)
         self._leader = Leader(
             self.settings,
