@@ -18,6 +18,7 @@ from tests.bench import (
     hints,
     initial_load,
     manners,
+    start,
     unchanged,
 )
 from tests.bench.figures import Conditions, Figure, described, show, write_docs, write_json
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
     "freshness": freshness.run,
     "manners": manners.run,
     "hints": hints.run,
+    "start": start.run,
     "fleet": fleet.run,
 }
 

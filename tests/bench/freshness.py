@@ -26,7 +26,7 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
     figures = []
     with started_api(USERS, REAL_SERVER) as api:
         for name, variables in SCHEDULES.items():
-            with databases.fresh() as url, running(api, url, **variables) as worker:
+            with databases.fresh() as url, running(api, url, variables) as worker:
                 worker.wait_for_sweeps(1)
                 delays = sorted(_delays(api, url, sign_ups))
             figures += [

@@ -67,7 +67,7 @@ def _grow(databases: Databases, users: int, later_sweeps: int) -> Grown:
     with (
         started_api(users, of_many=True) as api,
         databases.fresh() as url,
-        running(api, url, **EAGER) as worker,
+        running(api, url, EAGER) as worker,
     ):
         # By the first of the later ones it has settled: each form of a record is known.
         begun = len(worker.wait_for_sweeps(2))

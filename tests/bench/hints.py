@@ -38,7 +38,7 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
             "USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "86400",
         }
         for name, more in (("between sweeps", {}), ("during a sweep", EAGER)):
-            with running(api, url, **{**variables, **more}) as worker:
+            with running(api, url, {**variables, **more}) as worker:
                 api.call("spend", FREE)
                 worker.wait_for_sweeps(1)
                 api.call("spend", REAL_SERVER)

@@ -28,7 +28,7 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
             # The first load is not what is measured.
             api.call("spend", REAL_POLLS)
             variables = {f"{SCHEDULE}{key}": value for key, value in schedule.items()}
-            with databases.fresh() as url, running(api, url, **variables) as worker:
+            with databases.fresh() as url, running(api, url, variables) as worker:
                 worker.wait_for_sweeps(1)
                 figures += _shares(api, worker, name, costs)
     return figures

@@ -32,6 +32,9 @@ from worker.wiring import access, deletion_policy, open_store, opened_database, 
 # Sweeps one after another: what is measured is the work, not the pause.
 EAGER = {"USERS_SYNC_SCHEDULE__SWEEP_SECONDS": "0.1", "USERS_SYNC_SCHEDULE__SWEEP_SHARE": "1"}
 
+JSON = ("--log-format", "json")
+NOTHING: Mapping[str, str] = {}
+
 # A million users on a slow machine.
 MOST_SECONDS = 1_800.0
 
@@ -195,7 +198,9 @@ class Process:
 
 
 @contextmanager
-def running(api: RemoteApi, url: str, **variables: str) -> Iterator[Process]:
+def running(
+    api: RemoteApi, url: str, variables: Mapping[str, str] = NOTHING, *, once: bool = False
+) -> Iterator[Process]:
     # Nothing else is inherited: how this machine's own workers are set up is none of its business.
     inherited = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
     environ = {
@@ -212,7 +217,7 @@ def running(api: RemoteApi, url: str, **variables: str) -> Iterator[Process]:
         path = Path(folder) / "log"
         with path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "run", "--log-format", "json"],
+                [sys.executable, "-m", "worker", *(["--once"] if once else []), *JSON],
                 env=environ,
                 cwd=folder,
                 stdout=log,
