@@ -213,7 +213,6 @@ def test_help_lists_the_commands(empty_shell: Shell) -> None:
     assert (ended.code, ended.stderr) == (0, "")
     for name in ("--once", "run", "init", "check", "demo", "deletions"):
         assert f"  {name} " in ended.stdout
-    assert "  probe " not in ended.stdout
 
 
 @pytest.mark.parametrize("arguments", [(), ("run",)])
@@ -223,13 +222,6 @@ def test_long_running_worker_cannot_begin_without_a_project(
     ended = empty_shell.run(*arguments)
     assert (ended.code, ended.stdout) == (2, "")
     assert "set the variable STACK_PROJECT_ID" in complaint(ended)
-
-
-def test_probe_tells_whether_a_worker_is_alive(empty_shell: Shell) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = str(silent.getsockname()[1])
-    assert empty_shell.having(USERS_SYNC_HTTP__PORT=port).run("probe").code == 1
-    assert empty_shell.having(USERS_SYNC_HTTP__PORT="0").run("probe").code == 0
 
 
 # Exit codes 3 to 6

@@ -123,10 +123,10 @@ def test_user_to_whom_rows_must_refer_stays_and_the_others_go(
     assert purged.kept == [(left[1], "rows still refer to it: bills_payer_id_fkey")]
 
 
+@pytest.mark.usefixtures("short_lock_waits")
 def test_row_that_an_application_keeps_locked_is_passed_by(
-    quick_world: World, left: list[str], open_session: OpenSession
+    quick_world: World, session: Session, left: list[str]
 ) -> None:
-    session = open_session(lease_seconds=3)
     with psycopg.connect(quick_world.url) as other:
         other.execute("select from neon_auth.users_sync where id = %s for update", (left[3],))
         purged = purge(session)

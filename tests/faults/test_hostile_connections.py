@@ -16,9 +16,8 @@ from worker.model import Page
 from worker.stack_auth.body import MAX_BODY_BYTES
 from worker.stack_auth.client import Access, StackApi
 
-TIMEOUT_SECONDS = 0.3
 # A machine may be slow, but nothing here is to hang.
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 MOST_MEMORY = 2 * MAX_BODY_BYTES
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -91,6 +90,16 @@ REFUSED: dict[str, Behaviour] = {
 }
 
 
+# What only the time-out ends; all others end by themselves, on however slow a machine.
+ENDED_BY_TIME = {
+    "a byte now and then",
+    "answers before the answer without end",
+    "chunks of one byte without end",
+    "extensions of chunks without end",
+}
+TIMEOUT_SECONDS = 0.3
+
+
 def behaviour(case: str) -> Behaviour:
     """Make the bombs only when they are needed: that takes a second."""
     match case:
@@ -113,7 +122,7 @@ def test_hostile_connection_is_left_in_time_and_in_little_memory(case: str) -> N
         tracemalloc.start()
         try:
             began = time.monotonic()
-            answer = ask(server)
+            answer = ask(server, TIMEOUT_SECONDS if case in ENDED_BY_TIME else PATIENCE_SECONDS)
             seconds = time.monotonic() - began
             most = tracemalloc.get_traced_memory()[1]
         finally:
@@ -122,7 +131,7 @@ def test_hostile_connection_is_left_in_time_and_in_little_memory(case: str) -> N
     assert isinstance(answer, Misconfigured) == (case == "a redirect to itself")
     assert seconds < PATIENCE_SECONDS
     assert most < MOST_MEMORY
-    assert len(server.requests) == 1
+    assert len(server.requests) <= 1  # time may be up before it is sent
 
 
 @pytest.mark.fault(
@@ -131,13 +140,13 @@ def test_hostile_connection_is_left_in_time_and_in_little_memory(case: str) -> N
 @pytest.mark.parametrize("case", PASSES)
 def test_odd_connection_brings_the_answer(case: str) -> None:
     with serving(PASSES[case]) as server:
-        answer = ask(server)
+        answer = ask(server, PATIENCE_SECONDS)
     assert isinstance(answer, Page)
     assert len(answer.users) == 0
 
 
-def ask(server: FaultyServer) -> Page | UsersSyncError:
-    access = Access(server.url, "p1", "ssk_very_secret", timeout_seconds=TIMEOUT_SECONDS)
+def ask(server: FaultyServer, timeout_seconds: float) -> Page | UsersSyncError:
+    access = Access(server.url, "p1", "ssk_very_secret", timeout_seconds=timeout_seconds)
     with StackApi(access, clock=Clock(), stop=Event()) as api:
         try:
             return api.fetch_page(None, 2)

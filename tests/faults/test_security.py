@@ -20,8 +20,8 @@ from tests.faults.test_hostile_answers import repeated
 from tests.faults.test_leaks import free_port
 from tests.support.processes import Site, command, opened_site
 from tests.support.waiting import until
+from worker.cli.healthcheck import trouble
 from worker.net import is_loopback
-from worker.service.endpoints import probe
 from worker.settings.settings import StackSettings
 from worker.stack_auth.transport import choose_proxy
 
@@ -164,7 +164,7 @@ def test_worker_writes_no_file(site: Site, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
     ) as worker:
         try:
-            until("it swept", lambda: probe("127.0.0.1", int(port)) and has_swept(site))
+            until("it swept", lambda: trouble("127.0.0.1", int(port)) is None and has_swept(site))
         finally:
             worker.terminate()
         stdout, stderr = worker.communicate()

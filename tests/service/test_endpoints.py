@@ -2,15 +2,15 @@
 
 import socket
 from collections.abc import Iterator
-from threading import Thread
 
 import httpx
 import pytest
 
 from tests.support.worker_samples import Ticks, sample_sweep, sample_vitals
+from worker.cli.healthcheck import trouble
 from worker.errors import Misconfigured
 from worker.http_server import HttpServer, WsgiServer
-from worker.service.endpoints import make_app, probe, web_server
+from worker.service.endpoints import make_app, web_server
 from worker.service.health import LONGEST_STEP_SECONDS, Health
 from worker.service.metrics import Metrics
 
@@ -147,7 +147,7 @@ def test_server_closes_under_open_connections(health: Health, metrics: Metrics) 
         assert send(server, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == b"HTTP/1.1 200 OK"
     with idle:
         assert idle.recv(1) == b""
-    assert not probe(LOOPBACK, server.port)
+    assert trouble(LOOPBACK, server.port)
 
 
 def test_server_closes_although_something_else_wakes_its_thread_first(
@@ -168,9 +168,9 @@ def test_server_closes_although_something_else_wakes_its_thread_first(
 
 def test_port_can_be_had_again_at_once(health: Health, metrics: Metrics) -> None:
     with web_server(LOOPBACK, 0, health, metrics) as first:
-        assert probe(LOOPBACK, first.port)
+        assert trouble(LOOPBACK, first.port) is None
     with web_server(LOOPBACK, first.port, health, metrics) as second:
-        assert (second.port, probe(LOOPBACK, second.port)) == (first.port, True)
+        assert (second.port, trouble(LOOPBACK, second.port)) == (first.port, None)
 
 
 def test_taken_port_is_a_setting_to_change(health: Health, metrics: Metrics) -> None:
@@ -193,48 +193,7 @@ def test_address_of_another_machine_is_a_setting_to_change(
     assert str(error.value).startswith(f"http.host: cannot listen on {host}: set http.host")
 
 
-@pytest.mark.parametrize(
-    ("host", "asked"),
-    [("0.0.0.0", ["0.0.0.0", "127.0.0.1"]), ("::", ["::", "::1", "127.0.0.1"]), ("::1", ["::1"])],
-)
-def test_probe_finds_the_server_wherever_it_listens(
-    health: Health, metrics: Metrics, host: str, asked: list[str]
-) -> None:
-    if ":" in host and not has_ipv6():
-        pytest.skip("this machine has no IPv6")
-    with web_server(host, 0, health, metrics) as server:
-        assert [probe(address, server.port) for address in asked] == [True] * len(asked)
-
-
-def test_probe_fails_when_the_main_loop_stands_still(server: HttpServer, ticks: Ticks) -> None:
-    ticks.seconds = 31
-    assert not probe(LOOPBACK, server.port)
-
-
-def test_probe_fails_on_what_is_no_http() -> None:
-    with socket.create_server((LOOPBACK, 0)) as listening:
-        thread = Thread(target=answer_nonsense, args=[listening])
-        thread.start()
-        assert not probe(LOOPBACK, listening.getsockname()[1])
-        thread.join()
-
-
 def test_app_answers_without_a_server(health: Health, metrics: Metrics) -> None:
     transport = httpx.WSGITransport(make_app(health, metrics))
     with httpx.Client(transport=transport, base_url="http://worker") as client:
         assert say(client, "/healthz") == (200, "ok\n")
-
-
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
-
-
-def answer_nonsense(listening: socket.socket) -> None:
-    conn, _ = listening.accept()
-    with conn:
-        conn.recv(1000)
-        conn.sendall(b"SSH-2.0-nonsense\r\n")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.processes import Running, Shell, Site, kept_waiting, opened_site
 from tests.support.waiting import until
+from worker.cli.healthcheck import trouble
 
 LEASE_SECONDS = 3
 LIVE = "select id from neon_auth.users_sync where deleted_at is null"
@@ -97,7 +98,7 @@ def test_standby_writes_soon_after_the_holder_was_killed(site: Site, shell: Shel
     until("the other stands by", lambda: logged(standby, "worker.entered"))
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as ready:
         assert ready.read() == b"ready\n"
-    assert shell.having(USERS_SYNC_HTTP__PORT=port).run("probe").code == 0
+    assert trouble("127.0.0.1", int(port)) is None
     holder.signal(signal.SIGKILL)
     killed = time.monotonic()
     created = site.project.create()

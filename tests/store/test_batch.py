@@ -15,8 +15,8 @@ from worker.store.lease import Lease
 from worker.store.quarantine import Quarantine
 from worker.store.transaction import Statement
 
-# A time-out on locks is a quarter of the lease at most: nobody wants to wait for longer here.
-SHORT = 0.6
+pytestmark = pytest.mark.usefixtures("short_lock_waits")
+
 SWEEP = 3
 
 QUARANTINED = """
@@ -68,10 +68,6 @@ def extra(target: Target) -> Statement:
 
 def apply(target: Target, users: Sequence[User], **options: Any) -> BatchResult:
     return batch(target, **options).apply(Users.of(users), [extra(target)])
-
-
-def apply_soon(target: Target, users: Sequence[User]) -> BatchResult:
-    return batch(target, target.held_lease(seconds=SHORT)).apply(Users.of(users), [extra(target)])
 
 
 def letters(applied: BatchResult) -> dict[str, str]:
@@ -311,7 +307,7 @@ def test_row_that_an_application_keeps_locked_is_stale_and_the_rest_is_stored(
     users = people(*range(6), display_name="New")
     with generated.conn.transaction():
         generated.query("select from users_sync where id = %s for update", users[4].id)
-        applied = apply_soon(generated, users)
+        applied = apply(generated, users)
     assert [letters(applied)[user.id] for user in users] == list("uuuusu")
     assert generated.query("select count(*) from users_sync where name = 'New'") == [(5,)]
     assert (quarantined(generated), len(logged(generated))) == ([], 1)
@@ -321,7 +317,7 @@ def test_last_user_may_be_the_locked_one(generated: Target) -> None:
     generated.apply(people(1))
     with generated.conn.transaction():
         generated.query("select from users_sync for update")
-        applied = apply_soon(generated, people(1, display_name="New"))
+        applied = apply(generated, people(1, display_name="New"))
     assert in_order(applied) == "s"
     assert logged(generated) == ["1"]
 
@@ -332,7 +328,7 @@ def test_locks_on_rows_far_apart_are_not_taken_for_one_on_the_table(generated: T
     locked = [users[n].id for n in (0, 2, 4)]
     with generated.conn.transaction():
         generated.query("select from users_sync where id = any(%s) for update", locked)
-        applied = apply_soon(generated, users)
+        applied = apply(generated, users)
     assert [letters(applied)[user.id] for user in users] == list("sususu")
 
 
@@ -342,7 +338,7 @@ def test_neighbours_that_an_application_keeps_locked_hold_up_nobody(generated: T
     locked = [user.id for user in users[10:35]]
     with generated.conn.transaction():
         generated.query("select from users_sync where id = any(%s) for share", locked)
-        applied = apply_soon(generated, users)
+        applied = apply(generated, users)
     found = letters(applied)
     assert {user_id for user_id in found if found[user_id] == "s"} == set(locked)
     assert len(found) == 41
@@ -354,7 +350,7 @@ def test_all_of_them_may_be_locked(generated: Target) -> None:
     generated.apply(people(*range(5)))
     with generated.conn.transaction():
         generated.query("select from users_sync for update")
-        applied = apply_soon(generated, people(*range(5), display_name="New"))
+        applied = apply(generated, people(*range(5), display_name="New"))
     assert in_order(applied) == "sssss"
     assert len(logged(generated)) == 1
 
@@ -363,7 +359,7 @@ def test_lock_on_the_table_is_an_outage(generated: Target) -> None:
     """It is tried again as long as any, and no user is taken for the culprit."""
     generated.apply(people(*range(4)))
     database = generated.database()
-    lease = generated.held_lease(database, seconds=SHORT)
+    lease = generated.held_lease(database)
     users = people(*range(4), display_name="New")
     with generated.conn.transaction():
         generated.query("alter table users_sync add column plan text")

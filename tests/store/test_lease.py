@@ -21,9 +21,6 @@ from worker.model import Users
 from worker.store.lease import Lease, LeaseRequest, LeaseStatus
 from worker.store.transaction import Statement
 
-# A time-out on locks is a quarter of the lease at most: nobody wants to wait for longer here.
-SHORT = 0.8
-
 LIMITS = """
 select current_setting('statement_timeout'), current_setting('lock_timeout'),
        current_setting('idle_in_transaction_session_timeout')
@@ -381,10 +378,11 @@ def test_time_limits_are_those_of_the_transaction_alone(generated: Target) -> No
     assert before == database.call(lambda conn: conn.execute(LIMITS).fetchone())
 
 
+@pytest.mark.usefixtures("short_lock_waits")
 def test_locked_lease_row_is_waited_for_no_longer_than_a_retry(generated: Target) -> None:
     """It says nothing of the users, so they must not be halved as if one of them were locked."""
     monotonic = Monotonic()
-    lease = generated.held_lease(generated.database(monotonic=monotonic), seconds=SHORT)
+    lease = generated.held_lease(generated.database(monotonic=monotonic))
     monotonic.seconds += 60
     statement = wanted(generated)
     # Once it has run out, whoever is in the way is ended.
@@ -402,8 +400,9 @@ def test_locked_lease_row_is_waited_for_no_longer_than_a_retry(generated: Target
     assert (generated.ids(), writes(generated)) == (set(), 0)
 
 
+@pytest.mark.usefixtures("short_lock_waits")
 def test_locked_lease_row_is_tried_again(generated: Target, background: ThreadPoolExecutor) -> None:
-    lease = generated.held_lease(generated.database(retry_seconds=30), seconds=SHORT)
+    lease = generated.held_lease(generated.database(retry_seconds=30))
     statement = wanted(generated)
     with generated.conn.transaction():
         generated.query("select from users_sync_worker.lease for update")
@@ -413,8 +412,9 @@ def test_locked_lease_row_is_tried_again(generated: Target, background: ThreadPo
     assert writes(generated) == 1
 
 
+@pytest.mark.usefixtures("short_lock_waits")
 def test_row_that_an_application_locks_is_blocked(generated: Target) -> None:
-    lease = generated.held_lease(seconds=SHORT)
+    lease = generated.held_lease()
     generated.apply([person(1)])
     statement = generated.table().apply(Users.of(people(1, display_name="New")), generated.now())
     with generated.conn.transaction():
@@ -425,7 +425,7 @@ def test_row_that_an_application_locks_is_blocked(generated: Target) -> None:
 
 
 def test_statement_that_takes_half_a_lease_is_blocked(generated: Target) -> None:
-    lease = generated.held_lease(seconds=SHORT)
+    lease = generated.held_lease(seconds=4)
     with pytest.raises(Blocked, match="statement timeout"):
         lease.commit([Statement(sql.SQL("select pg_sleep(10)"))], 1)
     assert writes(generated) == 0

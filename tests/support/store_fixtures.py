@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from tests.support.store_target import PLAIN_COLUMNS, Target
 from worker.sandbox.postgres import create_database, drop_database
+from worker.store import transaction
 from worker.store.migrate import creation_sql
 from worker.store.table_shape import Shape
 
@@ -54,6 +55,15 @@ def looking(store_url: str) -> Iterator[psycopg.Connection]:
     """Return the connection by which all targets are looked at: a new one takes its time."""
     with psycopg.connect(store_url, autocommit=True) as conn:
         yield conn
+
+
+@pytest.fixture
+def short_lock_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a locked row no longer than a test likes; no other limit gets shorter by it.
+
+    A short lease would do so as well, but then a slow machine could not keep the other ones.
+    """
+    monkeypatch.setattr(transaction, "LOCK_TIMEOUT_SECONDS", 0.15)
 
 
 @pytest.fixture

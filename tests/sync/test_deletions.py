@@ -462,6 +462,7 @@ def test_a_row_that_changed_after_the_proof_is_not_deleted(quick_world: World) -
     assert settled(quick_world.sweep()) == {"deleted": 1}
 
 
+@pytest.mark.usefixtures("short_lock_waits")
 def test_a_row_that_an_application_keeps_locked_is_deleted_later(quick_world: World) -> None:
     ids = sign_up(quick_world.project, *range(8))
     quick_world.sweep()
@@ -469,7 +470,7 @@ def test_a_row_that_an_application_keeps_locked_is_deleted_later(quick_world: Wo
 
     with quick_world.conn.transaction():
         quick_world.query("select from {users_sync} where id = %s for update", ids[4])
-        report = quick_world.sweep(lease_seconds=3)
+        report = quick_world.sweep()
 
     assert (report.outcome, settled(report)) == ("complete", {"deleted": 1})
     assert settled(quick_world.sweep()) == {"deleted": 1}

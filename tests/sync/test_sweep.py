@@ -309,6 +309,7 @@ def test_an_application_that_refers_to_unchanged_users_never_waits(world: World)
     assert {ids[12]} == {row[0] for row in before ^ world.versions()}
 
 
+@pytest.mark.usefixtures("short_lock_waits")
 def test_a_row_that_an_application_keeps_locked_is_left_for_the_next_sweep(world: World) -> None:
     locked, free = sign_up(world.project, 1, 2)
     world.sweep()
@@ -317,7 +318,7 @@ def test_a_row_that_an_application_keeps_locked_is_left_for_the_next_sweep(world
 
     with psycopg.connect(world.url) as application:
         application.execute("select from neon_auth.users_sync where id = %s for update", (locked,))
-        report = world.sweep(lease_seconds=3)
+        report = world.sweep()
 
     assert (report.outcome, changes(report)) == ("complete", {"updated": 1, "stale": 1})
     assert changes(world.sweep()) == {"updated": 1}

@@ -43,6 +43,13 @@ EXIT_CODES: dict[type[UsersSyncError], int] = {
     LeaseLost: 5,
 }
 
+# The image is built without it.
+SANDBOX = "worker.sandbox"
+NO_SANDBOX = (
+    "the demo and the embedded Postgres are not in the container image: run this where"
+    " `pip install 'users-sync[embedded]'` was run"
+)
+
 # Where each command is, and its line in the list of commands. A module is imported when its command
 # is used: most of them need the database, the API client or the scheduler. `probe` is hidden: it is
 # for the image's health check.
@@ -65,7 +72,6 @@ COMMANDS = {
     "purge": ("purge:purge", "Remove rows that were soft-deleted long ago."),
     "fleet": ("fleet.command:app", "Sync many projects with several workers."),
     "demo": ("demo:demo", "Run a demo on this machine: a Postgres, a fake API, and two sweeps."),
-    "probe": ("probe:probe", None),
 }
 
 
@@ -84,7 +90,7 @@ class LazyCommands(MutableMapping[str, Any]):
         if isinstance(found, typer.Typer):
             return typer.main.get_command(found)
         alone = typer.Typer(rich_markup_mode=None, add_completion=False)
-        alone.command(name, hidden=COMMANDS[name][1] is None)(found)
+        alone.command(name)(found)
         return typer.main.get_command(alone)
 
     def __setitem__(self, name: str, command: Any) -> None:
@@ -103,7 +109,7 @@ class Program(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items() if text])
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 app = typer.Typer(
@@ -135,6 +141,8 @@ def _outcome() -> tuple[int, str | None]:
     except typer.Abort:
         return 130, None
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == SANDBOX:
+            return USAGE, NO_SANDBOX
         log.exception("worker.failed")
         return BUG, f"a bug, please report it: {type(error).__name__}"
     return code or DONE, None

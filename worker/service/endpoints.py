@@ -1,10 +1,8 @@
 """Health, readiness, metrics and the status page over HTTP, all answered from memory."""
 
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from worker.http_server import HttpServer, waitress_options
@@ -29,11 +27,6 @@ HEADERS = (
 
 # A client sends nothing but a short GET.
 WAITRESS = waitress_options(threads=4, most_body_bytes=1024)
-
-# Docker's and Kubernetes' own patience with a health check is of that order.
-PROBE_SECONDS = 3
-# What one cannot connect to, and what stands for this machine instead.
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  asked for, not bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +71,6 @@ def answering(paths: Mapping[str, Callable[[], Answer]]) -> WSGIApplication:
         return [] if method == "HEAD" else [body]
 
     return app
-
-
-def probe(host: str, port: int) -> bool:
-    """Whether the worker that listens there is alive: for health checks without shell or curl."""
-    connection = HTTPConnection(WILDCARDS.get(host, host), port, timeout=PROBE_SECONDS)
-    with suppress(OSError, HTTPException), closing(connection):
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == HTTPStatus.OK
-    return False
 
 
 def _answer(method: str, path: Callable[[], Answer] | None) -> Answer:
