@@ -524,7 +524,7 @@ def test_suspects_that_were_not_asked_about_are_counted_and_are_the_first_of_the
     for _ in range(4):
         quick_world.api.requests.clear()
         report = quick_world.sweep(**options)
-        told.append((quick_world.asked(), report.counts["unasked"], settled(report)))
+        told.append((sorted(quick_world.asked()), report.counts["unasked"], settled(report)))
 
     assert told == [
         (ids[:4], 6, {"hidden": 4}),
@@ -568,7 +568,8 @@ def test_proven_deletions_that_wait_are_not_in_the_way_of_suspects_not_asked_abo
 
     report = quick_world.sweep(**options, max_count=3)
 
-    assert (waiting, quick_world.asked()[0]) == (4, ids[8])
+    assert waiting == 4
+    assert ids[8] in quick_world.asked()  # a few at a time, in any order
     assert (report.counts["hidden"], report.counts["unasked"]) == (1, 1)
 
 
