@@ -11,6 +11,7 @@ from worker.sandbox.api import Request
 from worker.sync import walk
 from worker.sync.state import SweepState
 
+PAGES_DOWN = 5
 SAVED_AT = "select last_id from users_sync_worker.checkpoint"
 
 
@@ -33,7 +34,7 @@ def directions(world: World) -> list[str]:
 def test_long_list_is_walked_from_its_middle(known: World) -> None:
     report = known.sweep()
     ids = sorted(known.project.ids())
-    assert directions(known) == ["down"] * 5 + ["up"] * 5
+    assert directions(known) == ["down"] * PAGES_DOWN + ["up"] * 5
     assert known.cursors()[0] == ids[21]
     assert (report.counts["users"], report.unchanged, report.outcome) == (40, 40, "complete")
 
@@ -94,15 +95,39 @@ def test_nobody_is_lost_whatever_happens_between_two_pages(known: World, seed: i
     assert report.counts["users"] == len(project.ids())
 
 
+@pytest.mark.parametrize("page", range(2, PAGES_DOWN + 1))
+@pytest.mark.parametrize("both", [False, True])
+def test_list_whose_cursor_goes_on_the_way_down_is_read_to_its_start(
+    known: World, page: int, *, both: bool
+) -> None:
+    """It answers a clean end, or skips users, and neither is believed."""
+    first = min(known.project.ids())
+    known.project.edit(first, display_name="Changed")
+
+    def delete(request: Request) -> None:
+        cursor = request.query.get("cursor")
+        if len(directions(known)) == page and cursor in known.project.ids():
+            ids = sorted(known.project.ids())
+            at = ids.index(cursor)
+            for user_id in [ids[at], *([ids[at - 1]] if both else [])]:
+                known.project.delete(user_id)
+
+    known.api.on_request(delete)
+    report = known.sweep()
+    assert (report.outcome, report.counts["updated"]) == ("complete", 1)
+    known.sweep()
+    assert known.rows() == known.wanted()
+
+
 def test_neighbours_of_the_middle_may_go(known: World) -> None:
     """Without the pair of the first page the way back leads up through the mirror."""
     ids = sorted(known.project.ids())
     for user_id in ids[17:24]:
         known.project.delete(user_id)
-    for _ in range(2):
-        known.sweep()
+    assert known.sweep().counts["users"] == len(project_ids := known.project.ids())
+    known.sweep()
     assert known.rows() == known.wanted()
-    assert known.live() == set(known.project.ids())
+    assert known.live() == set(project_ids)
 
 
 @pytest.mark.parametrize("stops_after", range(1, 11))
@@ -124,6 +149,7 @@ def test_walk_that_was_stopped_anywhere_loses_nobody(known: World, stops_after: 
     saved = known.query(SAVED_AT)
     assert all(row[0] >= ids[19] for row in saved)
     assert saved or not goes_up
+    assert not saved or stops_after >= PAGES_DOWN - 1
     known.sweep()
     known.sweep()
     assert known.rows() == known.wanted()
