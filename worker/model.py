@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol, Self, TypeGuard, overload
 
-from worker.ids import ID_BYTES, pack_all, unpack_all, unpack_id
+from worker.ids import HIGHEST_ID, ID_BYTES, id_before, pack_all, unpack_all, unpack_id
 
 # A fingerprint tells two versions of one user apart, not users from each other: 64 bits are plenty.
 FINGERPRINT_BYTES = 8
@@ -30,6 +30,13 @@ NO_MILLIS = -(2**63)
 
 Key = tuple[int, str]
 """A user's place in the list: (signed_up_at_millis, id), compared in that order."""
+
+
+def key_before(key: Key) -> Key:
+    """Give the nearest key below this one, whether or not a user can have it."""
+    millis, user_id = key
+    below = id_before(user_id)
+    return (millis - 1, HIGHEST_ID) if below is None else (millis, below)
 
 
 class Proof(NamedTuple):

@@ -18,6 +18,7 @@ from tests.bench import (
     hints,
     initial_load,
     manners,
+    server_work,
     start,
     unchanged,
 )
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
     "manners": manners.run,
     "hints": hints.run,
     "start": start.run,
+    "server-work": server_work.run,
     "fleet": fleet.run,
 }
 

@@ -62,6 +62,11 @@ class Served:
         self.api.worked.clear()
         return sweeps, polls
 
+    def rows_read(self) -> int:
+        """Give how many rows the server read for pages since the last time."""
+        read, self.api.rows_read = self.api.rows_read, 0
+        return read
+
     def edit_share(self, share: float, name: str) -> int:
         """Give another name to every nth user."""
         ids = self.project.ids()
@@ -125,6 +130,7 @@ class SlowApi(FakeStackApi):
         self.costs = costs
         # By whether the newest users came first, as polls ask.
         self.worked: defaultdict[bool, float] = defaultdict(float)
+        self.rows_read = 0
         self._queue = Lock()
         self._ready: dict[Asked, Ready] = {}
         self._ready_bytes = 0
@@ -136,6 +142,7 @@ class SlowApi(FakeStackApi):
             began = time.perf_counter()
             users, body = self._written(asked)
             behind, newest_first = self.project.behind(asked), asked.newest_first
+            self.rows_read += behind or users
             seconds = self.costs.page(users, behind, newest_first=newest_first)
             self.worked[newest_first] += seconds
             time.sleep(max(0.0, began + seconds - time.perf_counter()))

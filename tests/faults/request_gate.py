@@ -162,8 +162,8 @@ class WatchedFetcher(Fetcher):
         there = Counter(waiting.pool for waiting in self.gate.waiting)
         return all(there[pool] == min(WIDTH[pool], self._asked[pool]) for pool in WIDTH)
 
-    def submit_page(self, request: Request) -> Future[Page]:
-        return self._counted("page", super().submit_page(request))
+    def submit_page(self, request: Request, *, newest_first: bool = False) -> Future[Page]:
+        return self._counted("page", super().submit_page(request, newest_first=newest_first))
 
     def submit_newest(self, request: Request, limit: int) -> Future[Page]:
         return self._counted("newest", super().submit_newest(request, limit))

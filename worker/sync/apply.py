@@ -162,15 +162,20 @@ class PageApplier:
 
     def _count(self, page: Page, span: Span | None) -> None:
         """Count each user of a walk once: not the overlap of the chain, nor what is read again."""
-        state = self.state
-        before = state.furthest if span else None
-        met = page.users.count_upto(before)
+        state, users = self.state, page.users
+        new = len(users)
+        if span is not None:
+            low, high = _numbers(users, span)
+            met = _numbers(users, Span(state.lowest, state.furthest)) if state.furthest else (0, 0)
+            new = max(0, high - low) - max(0, min(high, met[1]) - max(low, met[0]))
+            end = span.upto or last_key(page.places)
+            if end and (state.furthest is None or end > state.furthest):
+                state.furthest = end
+            if state.lowest is not None:
+                state.lowest = min(state.lowest, span.after) if span.after else None
         state.counts["pages"] += 1
         odd = {unreadable_record(each).record for each in page.unreadable}
-        state.counts["users"] += len(page.users) - met + len(odd - state.quarantined_seen)
-        end = last_key(page.places) if span else None
-        if end and (before is None or end > before):
-            state.furthest = end
+        state.counts["users"] += new + len(odd - state.quarantined_seen)
 
     def _record(self, page: Page, rejected: Sequence[BadRecord], delta: Delta) -> list[Extra]:
         """Give the statements for unreadable records, suspects seen again, and new suspects."""
@@ -203,3 +208,8 @@ class PageApplier:
             state.suspects[user_id] = Suspect("candidate", state.number, page.observed_at)
         state.missing.update((user_id, (millis, user_id)) for millis, user_id in delta.missing)
         return new
+
+
+def _numbers(users: Users, span: Span) -> tuple[int, int]:
+    """Give the number of the first user within the span, and of the first one behind it."""
+    return users.count_upto(span.after), users.count_upto(span.upto) if span.upto else len(users)

@@ -91,9 +91,10 @@ class Fetcher:
     def stop(self) -> Event:
         return self._retry.stop
 
-    def submit_page(self, request: Request) -> Future[Page]:
+    def submit_page(self, request: Request, *, newest_first: bool = False) -> Future[Page]:
         """Begin to fetch a page, with retries."""
-        return self._pages.submit(self._retry.call, lambda: self._fetch_page(request))
+        fetch = partial(self._fetch, self.page_size, request, "sweep", newest_first=newest_first)
+        return self._pages.submit(self._retry.call, fetch)
 
     def submit_newest(self, request: Request, limit: int) -> Future[Page]:
         """Begin to fetch up to `limit` users, newest first, with retries.
@@ -101,7 +102,8 @@ class Fetcher:
         Without a cursor this is cheap for the server.
         """
         size = PageSize(limit, self.page_size.cap)
-        return self._newest.submit(self._retry.call, lambda: self._fetch_newest(request, size))
+        fetch = partial(self._fetch, size, request, "poll", newest_first=True)
+        return self._newest.submit(self._retry.call, fetch)
 
     def submit_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
@@ -161,12 +163,6 @@ class Fetcher:
         for pool in (self._pages, self._newest, self._users, self._hinted):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch_page(self, request: Request) -> Page:
-        return self._fetch(self.page_size, request, "sweep")
-
-    def _fetch_newest(self, request: Request, size: PageSize) -> Page:
-        return self._fetch(size, request, "poll")
-
     def _fetch_user(self, user_id: str) -> Single:
         return self._in_turn("sweep", lambda: self._api.fetch_user(user_id))
 
@@ -175,13 +171,20 @@ class Fetcher:
         self._take_turn(purpose)
         return self.api_time.measured(purpose, ask)
 
-    def _fetch(self, size: PageSize, request: Request, purpose: Purpose) -> Page:
+    def _fetch(
+        self, size: PageSize, request: Request, purpose: Purpose, *, newest_first: bool
+    ) -> Page:
         """Fetch as many users as the server takes and bears; what it says of that is learnt."""
         while True:
             limit = size.limit_for(request.widen)
             try:
                 page = self._in_turn(
-                    purpose, partial(self._fetch_once, request.cursor, limit, purpose)
+                    purpose,
+                    lambda: self._api.fetch_page(
+                        request.cursor,
+                        limit,  # noqa: B023  it is called at once
+                        newest_first=newest_first,
+                    ),
                 )
             except LimitRefused as refused:
                 size.learn_cap(refused, limit)
@@ -194,9 +197,6 @@ class Fetcher:
             else:
                 size.succeeded()
                 return page
-
-    def _fetch_once(self, cursor: str | None, limit: int, purpose: Purpose) -> Page:
-        return self._api.fetch_page(cursor, limit, newest_first=purpose == "poll")
 
 
 class _SameContext(ThreadPoolExecutor):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from worker.ids import pack, unpack_id
+from worker.ids import LOWEST_ID, pack, unpack_id
 from worker.model import NO_MILLIS, NO_USERS, UNKNOWN_FINGERPRINT, Chunk, Key, User, Users
 from worker.sync.mirror_columns import Columns, index
 
@@ -91,14 +91,10 @@ class Mirror:
         """
         low, high = self._bounds(span)
         before = users.count_upto(span.after)
-        if (
-            len(users) - before == high - low
-            and before <= low
-            and self._rows.are(users, low - before)
-        ):
+        behind = users.count_upto(span.upto) if span.upto else len(users)
+        if behind - before == high - low and before <= low and self._rows.are(users, low - before):
             return Delta()
         left = {self._rows.packed_key(at): at for at in range(low, high)}
-        behind = users.count_upto(span.upto) if span.upto else len(users)
         changed = []
         for number in range(len(users)):
             if before <= number < behind:
@@ -195,6 +191,21 @@ class Mirror:
         while (at := self._rows.place(key) - step) > 0 and self._rows.millis[at - 1] != NO_MILLIS:
             yield self._rows.key(at - 1), self._rows.key(at)
             step *= 2
+
+    def pairs_after(self, key: Key) -> Iterator[tuple[Key, Key]]:
+        """Give pairs of neighbours above this key, each from above, the nearest first."""
+        at, step = self._rows.place(key, behind=True), 1
+        while at + step < len(self):
+            yield self._rows.key(at + step), self._rows.key(at + step - 1)
+            step *= 2
+
+    def middle(self, least: int) -> tuple[Key, Key] | None:
+        """Give the two neighbours in the middle, where at least so many users have signed up."""
+        first = self._rows.place((NO_MILLIS + 1, LOWEST_ID))
+        if len(self) - first < least:
+            return None
+        at = (first + len(self)) // 2
+        return self._rows.key(at - 1), self._rows.key(at)
 
     def keys(self) -> Iterable[Key]:
         """Give every key, in order."""

@@ -43,7 +43,9 @@ class SweepState:
     not_live: set[str] = field(default_factory=set)
     to_retry: dict[str, tuple[User, datetime]] = field(default_factory=dict)
     off_list: int = 0
+    # Users of this sweep are counted up to `furthest`, and from above `lowest` on.
     furthest: Key | None = None
+    lowest: Key | None = None
     waiting: int = 0
     generation: int = 0
     has_written: bool = False

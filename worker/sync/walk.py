@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 
 from worker.errors import UpdatesRefused
-from worker.model import Key, Page
+from worker.model import Key, Page, key_before
 from worker.sync.apply import PageApplier
 from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
@@ -22,6 +22,9 @@ log = structlog.stdlib.get_logger(__name__)
 # A page that changes nothing writes a checkpoint at most this often.
 CHECKPOINT_SECONDS = 30.0
 
+# A list of fewer pages is walked from its start: there is little to save.
+OUTWARDS_PAGES = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Requested:
@@ -31,14 +34,29 @@ class Requested:
     answer: Future[Page]
 
 
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What a page proves: the span, and up to where all is read from the start of the list on."""
+
+    span: Span
+    reached: Key | None
+
+
 @dataclass(slots=True)
 class Walk:
-    """One walk over the list. `on_page` is called after each page, for a progress display."""
+    """One walk over the list. `on_page` is called after each page, for a progress display.
+
+    For a page the server reads every row behind its cursor. So a walk through a long list goes
+    outwards, from the middle of what is known: down to the start, then up to the end. That is half
+    of the rows. A walk that goes on from a checkpoint goes up.
+    """
 
     fetcher: Fetcher
     applier: PageApplier
     on_page: Callable[[SweepState], None]
     chain: Chain = field(init=False)
+    # Where the way up begins; None on it.
+    _middle: Key | None = field(init=False)
     _reached: Key | None = field(init=False)
     _checkpoint_at: float = field(init=False)
     _under_way: list[Requested] = field(default_factory=list)
@@ -47,8 +65,19 @@ class Walk:
     def __post_init__(self) -> None:
         self._reached = self.state.resume_at
         with self.state.cache.lock:
-            self.chain = Chain(self.state.mirror.pairs_before, self.state.resume_at)
+            self._begin()
         self._checkpoint_at = self._monotonic()
+
+    def _begin(self) -> None:
+        state, mirror = self.state, self.state.mirror
+        least = OUTWARDS_PAGES * self.fetcher.page_size.limit
+        middle = None if state.resume_at else mirror.middle(least)
+        if middle is None:
+            self._middle, self.chain = None, Chain(mirror.pairs_before, state.resume_at)
+            return
+        self._middle, above = middle
+        state.lowest = state.furthest = self._middle
+        self.chain = Chain(mirror.pairs_after, above, newest_first=True)
 
     @property
     def state(self) -> SweepState:
@@ -76,11 +105,11 @@ class Walk:
         with traced("page") as note:
             page = self.fetcher.await_answer(requested.answer)
             self.state.count_api_time(self.fetcher.api_time.of("sweep"))
-            span = self._prove(page)
-            note(users=len(page.users), proven=span is not None)
+            proven = self._prove(page)
+            note(users=len(page.users), proven=proven is not None)
             ahead = None if self.chain.ended else self._request()
-            if span is not None:
-                self._take(page, span)
+            if proven is not None:
+                self._take(page, proven)
             self._forget(requested)
             return ahead
 
@@ -93,7 +122,10 @@ class Walk:
     def _request(self) -> Requested:
         """Request the next page; from now on its answer may be older than others."""
         at = self.state.cache.asked(self.applier.store.database.clock.now())
-        requested = Requested(at, self.fetcher.submit_page(self.chain.request))
+        requested = Requested(
+            at,
+            self.fetcher.submit_page(self.chain.request, newest_first=self._middle is not None),
+        )
         self._under_way.append(requested)
         return requested
 
@@ -103,18 +135,25 @@ class Walk:
             self.state.cache.answered(each.at)
             self._under_way.remove(each)
 
-    def _prove(self, page: Page) -> Span | None:
-        """Give the part of the list that the page proves, or None if it proves nothing."""
+    def _prove(self, page: Page) -> Proven | None:
+        """Say what the page proves, None if nothing; at the start of the list turn round."""
         with self.state.cache.lock:
             span = self.chain.take(page)
-        if span is None:
-            pair = self.chain.request.pair
-            log.info("walk.recovered", behind=pair and pair.last.id)
-        return span
+            if span is None:
+                pair = self.chain.request.pair
+                log.info("walk.recovered", behind=pair and pair.last.id)
+                return None
+            middle = self._middle
+            if middle is None:
+                return Proven(span, self.chain.request.after)
+            if not self.chain.ended:
+                return Proven(_downwards(span, middle, ended=False), None)
+            self._middle, self.chain = None, Chain(self.state.mirror.pairs_before, middle)
+            return Proven(_downwards(span, middle, ended=True), middle)
 
-    def _take(self, page: Page, span: Span) -> None:
+    def _take(self, page: Page, proven: Proven) -> None:
         """Apply a page. Where the table takes no updates, later pages may still have new users."""
-        reached = self.chain.request.after
+        span, reached = proven.span, proven.reached
         checkpoint = []
         if reached is not None and self._refusal is None:
             checkpoint = [partial(self.applier.checkpoint, reached)]
@@ -130,3 +169,14 @@ class Walk:
 
     def _monotonic(self) -> float:
         return self.applier.store.database.clock.monotonic()
+
+
+def _downwards(span: Span, middle: Key, *, ended: bool) -> Span:
+    """Turn what a page proves on the way down: from its last user up to below the one before it.
+
+    Above the middle a page proves nothing: that is read on the way up.
+    """
+    high = middle if span.after is None else min(middle, key_before(span.after))
+    if ended:
+        return Span(None, high)
+    return Span(high if span.upto is None else key_before(span.upto), high)
