@@ -25,6 +25,7 @@ from worker.settings.names import WELL_KNOWN
 from worker.settings.settings import Settings
 from worker.settings.sources import variables
 from worker.store.sweeps import COUNTS
+from worker.sync.walk import OUTWARDS_PAGES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -102,7 +103,13 @@ def freshness_table() -> str:
     schedule = Settings().schedule
     rows = []
     for users in SIZES:
-        sweep = sweep_seconds(users, Settings().stack.page_size)
+        page_size = Settings().stack.page_size
+        outwards = users >= OUTWARDS_PAGES * page_size
+        sweep = (
+            2 * sweep_seconds(users // 2, page_size, from_cursor=True)
+            if outwards
+            else sweep_seconds(users, page_size)
+        )
         pause = max(schedule.sweep_seconds, sweep * (1 / schedule.sweep_share - 1))
         rows.append((f"{users:,}", *map(duration, (sweep, pause, sweep + pause))))
     header = (
@@ -122,9 +129,10 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.1f} s"
 
 
-def sweep_seconds(users: int, page_size: int) -> float:
-    """Add up what pages cost; the first one has no cursor."""
-    rows = sum(users - start for start in range(page_size, users, page_size))
+def sweep_seconds(users: int, page_size: int, *, from_cursor: bool = False) -> float:
+    """Add up what pages cost; only on a walk from the middle the first one has a cursor, too."""
+    first = 0 if from_cursor else page_size
+    rows = sum(users - start for start in range(first, users, page_size))
     return users * USER_SECONDS + rows * ROW_SECONDS
 
 
