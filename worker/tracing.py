@@ -1,4 +1,4 @@
-"""Stretches of work, told to whoever traces them: to nobody, unless `tracing` names a tracer.
+"""Stretches of work, told to a tracer, if `tracing` names one.
 
 As the log is, the tracer is the process's own: nothing that is traced has to be handed one.
 """
@@ -19,7 +19,7 @@ Tracer = Callable[[str], AbstractContextManager[Note]]
 
 
 def _unheard(**what: str | float) -> None:
-    """Take a note that nobody reads."""
+    """Drop a note."""
 
 
 _NOBODY: AbstractContextManager[Note] = nullcontext(_unheard)

@@ -54,7 +54,7 @@ def read_settings(
 
 
 def _settings_of(project: str, settings: Settings) -> Settings:
-    from worker.cli.fleet.context import settings_of  # noqa: PLC0415  an extra
+    from worker.fleet.lookup import settings_of  # noqa: PLC0415  an extra
 
     with stopped_by_signals() as signals:
         found = settings_of(project, settings, signals.stop)

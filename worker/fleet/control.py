@@ -24,7 +24,7 @@ T = TypeVar("T")
 # Advisory locks share one space of numbers; this one was drawn at random.
 _INIT_LOCK = 3_914_457_206_118_255
 
-# Nobody waits longer for the control database: a visit goes on without it, and ends.
+# The control database is not waited for any longer: a visit goes on without it, and ends.
 CALL_SECONDS = 5.0
 RETRY_MINUTES = 0.05
 

@@ -61,7 +61,7 @@ async def serve(app: App, queues: list[str], visits: int) -> None:
         queues=queues,
         concurrency=visits,
         fetch_job_polling_interval=POLL_SECONDS,
-        # Nobody asks for a visit to be aborted.
+        # A visit is never aborted on request.
         abort_job_polling_interval=3600.0,
         shutdown_graceful_timeout=GRACEFUL_SECONDS,
         listen_notify=False,

@@ -86,7 +86,7 @@ class Site:
     health: Health = field(init=False)
     requests: int = 0
     hints_left: bool = False
-    # It failed in a way after which all of it is better made anew.
+    # It failed in a way after which it must be made again as a whole.
     broken: bool = False
     _answers: int = 0
     _standby: float = LEAST_STANDBY_SECONDS

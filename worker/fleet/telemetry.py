@@ -1,4 +1,4 @@
-"""What a worker of the fleet knows of itself and of the fleet, for endpoints that ask nobody."""
+"""What a worker of the fleet knows of itself and of the others, for the endpoints."""
 
 import time
 from collections.abc import Callable, Iterable

@@ -29,7 +29,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 # A project that was changed is looked at again after this time.
 REMEMBERED_SECONDS = 10.0
-# Whoever makes up names must not fill the memory.
+# Made-up names must not fill the memory.
 MOST_REMEMBERED = 10_000
 
 

@@ -185,7 +185,7 @@ def _webhook_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
 
 
 def _ping_url(secret: SecretStr) -> SecretStr:
-    """Refuse what cannot be called, without quoting it: whoever knows the URL can call it, too."""
+    """Refuse what cannot be called, without quoting it: the URL may hold a secret."""
     url = secret.get_secret_value()
     try:
         parts = urlsplit(url)

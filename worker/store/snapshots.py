@@ -2,8 +2,8 @@
 
 A snapshot is never believed without proof. Its seal, which takes the project's secret key, shows
 that it is whole and ours. What table it was made of, on which server, and for which comparison is
-sealed with it. And it speaks only of rows that nobody wrote since its horizon: a census of the rows
-finds all others.
+sealed with it. And it says nothing of rows that were written since its horizon: a census of
+the rows finds those.
 """
 
 import json

@@ -9,12 +9,13 @@ from worker.cli import output
 from worker.cli.check.command import print_findings
 from worker.cli.context import read_settings, stopped_by_signals
 from worker.cli.fleet.add import add
-from worker.cli.fleet.context import opened_control, settings_of
+from worker.cli.fleet.context import opened_control
 from worker.cli.fleet.status import status
 from worker.cli.fleet.work import work
 from worker.cli.options import DONE, AsJson, Config, LogFormat, LogLevel
 from worker.errors import Misconfigured
 from worker.fleet.control import Control, as_json
+from worker.fleet.lookup import settings_of
 from worker.fleet.projects import Project, checked_name
 
 app = typer.Typer(

@@ -8,9 +8,10 @@ import typer
 
 from worker.cli import output
 from worker.cli.context import read_settings
-from worker.cli.fleet.context import opened_control, required
+from worker.cli.fleet.context import opened_control
 from worker.cli.options import DONE, UNHEALTHY, AsJson, Config, LogFormat, LogLevel
 from worker.fleet.control import as_json
+from worker.fleet.lookup import required
 
 # A terminal shows no more at once; JSON has all.
 SHOWN = 40
@@ -69,7 +70,7 @@ def facts(row: Mapping[str, Any]) -> list[str]:
         "users": "unknown" if row["users"] is None else f"{row['users']:,}",
         "deletions": f"{row['held']:,} held, {row['candidates']:,} candidates",
         "quarantine": f"{row['quarantined']:,}",
-        "visited by": row["visitor"] or "nobody at this moment",
+        "visited by": row["visitor"] or "no worker at this moment",
         "failures": f"{row['failures']:,}",
         "last error": row["error"],
         "to do": row["waits_for_a_person"],

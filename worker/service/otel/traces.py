@@ -72,7 +72,7 @@ class _Spans(SpanExporter):
 
 
 def _unheard(**what: str | float) -> None:
-    """Take a note that nobody reads."""
+    """Drop a note."""
 
 
 def _note_error(span: Span, error: BaseException) -> None:

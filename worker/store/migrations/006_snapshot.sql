@@ -35,5 +35,5 @@ exception when insufficient_privilege then
 end
 $$;
 comment on function users_sync_worker.cluster() is
-    'Tells servers apart: transactions are counted anew on each, and on what was restored from an archive.';
+    'Tells servers apart: each counts transactions from its own start, and so does one restored from an archive.';
 grant execute on function users_sync_worker.cluster() to public;
