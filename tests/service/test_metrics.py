@@ -45,6 +45,7 @@ def have_everything_happen(health: Health, metrics: Metrics) -> None:
     health.set_page_size(5000)
     metrics.count_request("200")
     metrics.count_retry("Stack Auth")
+    metrics.observe_call("Stack Auth", 0.2)
     metrics.count_webhook("204")
 
 
@@ -103,11 +104,14 @@ def test_requests_and_retries_are_counted(metrics: Metrics) -> None:
 def test_durations_fall_into_buckets(metrics: Metrics) -> None:
     metrics.observe_sweep(20)
     metrics.observe_poll(0.02)
+    metrics.observe_call("the database", 0.002)
     metrics.observe_freshness(0.6)
     metrics.observe_freshness(-0.1)  # the API's clock is ahead of ours
     seen = figures(metrics)
     assert seen["users_sync_sweep_seconds_sum"] == 20
     assert seen["users_sync_poll_seconds_bucket/0.025"] == 1
+    assert seen["users_sync_call_seconds_bucket/0.001/the database"] == 0
+    assert seen["users_sync_call_seconds_bucket/0.0025/the database"] == 1
     assert seen["users_sync_signup_to_row_seconds_bucket/0.1"] == 1
     assert seen["users_sync_signup_to_row_seconds_bucket/0.7"] == 2
 

@@ -47,8 +47,9 @@ class Outages:
             self._attempts[service] += 1
         self.began(service, error)
 
-    def succeeded(self, service: str) -> None:
-        """Take in a call that succeeded."""
+    def succeeded(self, service: str, seconds: float) -> None:
+        """Take in a call that succeeded, and how long the attempt took that did."""
+        self.metrics.observe_call(service, seconds)
         with self._lock:
             outage = self._attempts.pop(service, 0) >= LEAST_FAILURES_OF_OUTAGE
         self.ended(service)
