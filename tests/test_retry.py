@@ -85,8 +85,9 @@ def test_pause_beyond_the_patience_is_told(minutes: float, asked: float) -> None
 def test_outage_that_changes_is_told_once_in_other_words() -> None:
     class Watch:
         def failed(self, service: str, error: str) -> None: ...
-        def succeeded(self, service: str, seconds: float) -> None: ...
-        def answered(self, status: str) -> None: ...
+        def succeeded(self, service: str) -> None: ...
+        def answered(self, status: str, seconds: float) -> None: ...
+        def took(self, service: str, seconds: float) -> None: ...
         def moved(self) -> None: ...
         def stalled(self) -> bool:
             return False
@@ -97,29 +98,6 @@ def test_outage_that_changes_is_told_once_in_other_words() -> None:
         watched.call(failing(*errors))
     told = [line["error"] for line in logs if line["log_level"] == "warning"]
     assert told == ["no such tenant"]
-
-
-def test_time_of_a_call_is_that_of_the_attempt_that_succeeded() -> None:
-    class Watch:
-        took: list[tuple[str, float]]
-
-        def __init__(self) -> None:
-            self.took = []
-
-        def failed(self, service: str, error: str) -> None: ...
-        def succeeded(self, service: str, seconds: float) -> None:
-            self.took.append((service, seconds))
-
-        def answered(self, status: str) -> None: ...
-        def moved(self) -> None: ...
-        def stalled(self) -> bool:
-            return False
-
-    watch, now = Watch(), iter([10.0, 40.0, 40.25])
-    watched = Retry("the database", math.inf, Pauses(), SourceUnavailable, watch)
-    watched.monotonic = lambda: next(now)
-    watched.call(failing(Transient("refused")))
-    assert watch.took == [("the database", 0.25)]
 
 
 def test_single_attempt_tells_its_error_alone() -> None:

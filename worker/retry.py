@@ -1,6 +1,5 @@
 """Tries again what failed in passing: with growing, jittered pauses that a stop ends at once."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from threading import Event
@@ -27,9 +26,11 @@ class Watch(Protocol):
 
     def failed(self, service: str, error: str) -> None: ...
 
-    def succeeded(self, service: str, seconds: float) -> None: ...
+    def succeeded(self, service: str) -> None: ...
 
-    def answered(self, status: str) -> None: ...
+    def answered(self, status: str, seconds: float) -> None: ...
+
+    def took(self, service: str, seconds: float) -> None: ...
 
     def moved(self) -> None: ...
 
@@ -56,7 +57,6 @@ class Retry:
         self.stop = stop
         self.exhausted = exhausted
         self.watch = watch
-        self.monotonic: Callable[[], float] = time.monotonic
 
     def call(self, attempt: Callable[[], T]) -> T:
         """Return what `attempt` returns, trying again for as long as it raises Transient.
@@ -74,19 +74,12 @@ class Retry:
         )
         # Not handed through tenacity, which would keep a page until the next garbage collection.
         results: list[T] = []
-        began = 0.0
-
-        def once() -> None:
-            nonlocal began
-            began = self.monotonic()
-            results.append(attempt())
-
         try:
-            retrying(once)
+            retrying(lambda: results.append(attempt()))
         except Transient as error:
             raise self.exhausted(self._given_up(error)) from error
         if self.watch is not None:
-            self.watch.succeeded(self.service, self.monotonic() - began)
+            self.watch.succeeded(self.service)
         return results.pop()
 
     def _given_up(self, error: Transient) -> str:

@@ -43,9 +43,8 @@ def have_everything_happen(health: Health, metrics: Metrics) -> None:
     health.poll_finished()
     health.set_deletions(held=7, candidates=1, oldest_candidate_since=1000.0)
     health.set_page_size(5000)
-    metrics.count_request("200")
+    metrics.count_request("200", 0.2)
     metrics.count_retry("Stack Auth")
-    metrics.observe_call("Stack Auth", 0.2)
     metrics.count_webhook("204")
 
 
@@ -93,11 +92,12 @@ def test_rows_are_counted_by_outcome(metrics: Metrics) -> None:
 
 def test_requests_and_retries_are_counted(metrics: Metrics) -> None:
     for status in ("200", "200", "timeout"):
-        metrics.count_request(status)
+        metrics.count_request(status, 0.2)
     metrics.count_retry("the database")
     seen = figures(metrics)
     assert seen["users_sync_api_requests_total/200"] == 2
     assert seen["users_sync_api_requests_total/timeout"] == 1
+    assert seen["users_sync_call_seconds_count/Stack Auth"] == 2  # no answer took no time
     assert seen["users_sync_retries_total/the database"] == 1
 
 

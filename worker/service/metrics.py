@@ -47,7 +47,7 @@ RETRIES = Metric(
 CALL_SECONDS = Metric(
     "users_sync_call_seconds",
     "histogram",
-    "Duration of calls that succeeded, by service.",
+    "Duration of requests that were answered, and of calls that succeeded, by service.",
     ("service",),
 )
 SWEEP_SECONDS = Metric(
@@ -180,9 +180,11 @@ class Metrics:
         for outcome in OUTCOMES:
             self._rows.labels(outcome).inc(counts.get(outcome, 0))
 
-    def count_request(self, status: str) -> None:
-        """Count a request: `200`, or what came instead, such as `timeout`."""
+    def count_request(self, status: str, seconds: float) -> None:
+        """Count a request: `200`, or what came instead, such as `timeout`; measure an answer."""
         self._requests.labels(status).inc()
+        if status.isdecimal():
+            self.observe_call("Stack Auth", seconds)
 
     def count_webhook(self, status: str) -> None:
         """Count a webhook by the status that it was answered with."""
@@ -196,7 +198,7 @@ class Metrics:
         self._retries.labels(service).inc()
 
     def observe_call(self, service: str, seconds: float) -> None:
-        """Take in how long a call took, without the attempts that failed before it."""
+        """Take in how long a call took; `service` is as in retries."""
         self._call_seconds.labels(service).observe(seconds)
 
     def observe_sweep(self, seconds: float) -> None:

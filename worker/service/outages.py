@@ -47,19 +47,22 @@ class Outages:
             self._attempts[service] += 1
         self.began(service, error)
 
-    def succeeded(self, service: str, seconds: float) -> None:
-        """Take in a call that succeeded, and how long the attempt took that did."""
-        self.metrics.observe_call(service, seconds)
+    def succeeded(self, service: str) -> None:
+        """Take in a call that succeeded."""
         with self._lock:
             outage = self._attempts.pop(service, 0) >= LEAST_FAILURES_OF_OUTAGE
         self.ended(service)
         if outage:
             self.recovered()
 
-    def answered(self, status: str) -> None:
-        """Take in how a request ended."""
+    def answered(self, status: str, seconds: float) -> None:
+        """Take in how a request ended, and when."""
         self.moved()
-        self.metrics.count_request(status)
+        self.metrics.count_request(status, seconds)
+
+    def took(self, service: str, seconds: float) -> None:
+        """Take in how long a call took that succeeded, without the attempts before it."""
+        self.metrics.observe_call(service, seconds)
 
     def moved(self) -> None:
         """Take in that a job got somewhere, be it to an error."""
