@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.support.pgbouncer import configuration
+from tests.support.ports import free_port
 from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_database
 
 pytest_plugins = [
@@ -91,7 +91,7 @@ def pgbouncer_url(database_url: str, tmp_path: Path) -> Iterator[str]:
         pytest.skip("PgBouncer is not installed")
     with psycopg.connect(database_url) as conn:
         target = conn.info
-        port = _free_port()
+        port = free_port()
         config = tmp_path / "pgbouncer.ini"
         config.write_text(_pgbouncer_config(target, port))
         url = f"postgresql://{quote(target.user)}@127.0.0.1:{port}/{quote(target.dbname)}"
@@ -116,12 +116,6 @@ def _make_fast(url: str) -> None:
         for setting in UNSAFE_AND_FAST:
             conn.execute(f"alter system set {setting}".encode())
         conn.execute("select pg_reload_conf()")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _pgbouncer_config(target: psycopg.ConnectionInfo, port: int) -> str:

@@ -20,7 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.faults.servers import free_port, running_server
+from tests.faults.servers import running_server
+from tests.support.ports import free_port
 from tests.support.processes import Site, opened_site
 from tests.support.waiting import until
 from worker.sandbox.postgres import create_database

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.request import urlopen
 
-from tests.faults.servers import free_port
+from tests.support.ports import free_port
 from tests.support.processes import command, opened_site
 from tests.support.waiting import until
 from worker.cli.healthcheck import trouble

@@ -1,7 +1,6 @@
 """Measures how soon a change is a row that the worker is told of, by the table or by a webhook."""
 
 import json
-import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from tests.bench.api import FREE, REAL_SERVER, RemoteApi, started_api
 from tests.bench.figures import Conditions, Figure
 from tests.bench.postgres import Databases
 from tests.bench.workers import EAGER, running
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE_SECONDS
 
 SECRET = "whsec_" + "YmVuY2htYXJr" * 2
@@ -31,7 +31,7 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
     users, changes = conditions.choose(20_000, 1_000_000), conditions.choose(20, 100)
     figures = []
     with started_api(users, FREE) as api, databases.fresh() as url:
-        port = _free_port()
+        port = free_port()
         variables = {
             "USERS_SYNC_WEBHOOK__SECRETS": SECRET,
             "USERS_SYNC_WEBHOOK__PORT": str(port),
@@ -107,9 +107,3 @@ def _delays(api: RemoteApi, conn: psycopg.Connection, tell: Tell | None, count: 
         delays.append(time.perf_counter() - began)
         time.sleep(chance.uniform(*PAUSE_SECONDS))
     return delays
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port

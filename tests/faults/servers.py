@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.waiting import until
 from worker.sandbox.pgserver import psutil_module
 
@@ -113,8 +113,3 @@ def embedded_programs() -> Path:
 
 def user() -> str | None:
     return "nobody" if os.geteuid() == 0 else None
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])

@@ -1,7 +1,6 @@
 """Whatever goes wrong, no secret, email or name is told: not at any level, not by any library."""
 
 import json
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ import pytest
 from tests.faults import canaries
 from tests.faults.canaries import EMAIL, KEY, NAME, PROXY, given_away
 from tests.support.faulty_server import send, serving
+from tests.support.ports import free_port
 from tests.support.processes import PATIENCE_SECONDS, Shell, Site, command, opened_site
 from tests.support.sweep_world import raw_record
 from tests.support.waiting import until
@@ -157,11 +157,6 @@ def test_worker_in_trouble_gives_nothing_away(site: Site, shell: Shell, tmp_path
 
 
 PATHS = ("/", "/metrics", "/readyz", "/healthz", "/none")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from random import Random
 import psycopg
 import pytest
 
-from tests.faults.servers import Server, free_port, running_server, user
+from tests.faults.servers import Server, running_server, user
 from tests.faults.watched import Watched, at_request, kill, logged, stopped_cleanly, watched
 from tests.support.pgbouncer import configuration
+from tests.support.ports import free_port
 from tests.support.waiting import until
 from worker.sandbox.postgres import create_database
 

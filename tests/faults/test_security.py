@@ -17,7 +17,7 @@ from psycopg import sql
 from pydantic import ValidationError
 
 from tests.faults.test_hostile_answers import repeated
-from tests.faults.test_leaks import free_port
+from tests.support.ports import free_port
 from tests.support.processes import Site, command, opened_site
 from tests.support.waiting import until
 from worker.cli.healthcheck import trouble

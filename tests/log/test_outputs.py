@@ -13,7 +13,8 @@ from typing import IO, Any
 import httpx
 import pytest
 
-from tests.service.test_service_process import live, unused_port
+from tests.service.test_service_process import live
+from tests.support.ports import free_port
 from tests.support.processes import PATIENCE_SECONDS, Site, command, opened_site
 from tests.support.waiting import until
 from worker.store.migrate import creation_sql
@@ -132,7 +133,7 @@ def test_error_ends_the_command_although_nobody_reads_it(site: Site) -> None:
 
 
 def test_lines_that_were_dropped_are_told_of_when_the_log_is_read_again(site: Site) -> None:
-    port = unused_port()
+    port = str(free_port())
     variables = {
         "USERS_SYNC_HTTP__PORT": port,
         "USERS_SYNC_LOG__LEVEL": "debug",

@@ -43,7 +43,7 @@ def have_everything_happen(health: Health, metrics: Metrics) -> None:
     health.poll_finished()
     health.set_deletions(held=7, candidates=1, oldest_candidate_since=1000.0)
     health.set_page_size(5000)
-    metrics.count_request("200")
+    metrics.count_request("200", 0.2)
     metrics.count_retry("Stack Auth")
     metrics.count_webhook("204")
 
@@ -92,22 +92,26 @@ def test_rows_are_counted_by_outcome(metrics: Metrics) -> None:
 
 def test_requests_and_retries_are_counted(metrics: Metrics) -> None:
     for status in ("200", "200", "timeout"):
-        metrics.count_request(status)
+        metrics.count_request(status, 0.2)
     metrics.count_retry("the database")
     seen = figures(metrics)
     assert seen["users_sync_api_requests_total/200"] == 2
     assert seen["users_sync_api_requests_total/timeout"] == 1
+    assert seen["users_sync_call_seconds_count/Stack Auth"] == 2  # no answer took no time
     assert seen["users_sync_retries_total/the database"] == 1
 
 
 def test_durations_fall_into_buckets(metrics: Metrics) -> None:
     metrics.observe_sweep(20)
     metrics.observe_poll(0.02)
+    metrics.observe_call("the database", 0.002)
     metrics.observe_freshness(0.6)
     metrics.observe_freshness(-0.1)  # the API's clock is ahead of ours
     seen = figures(metrics)
     assert seen["users_sync_sweep_seconds_sum"] == 20
     assert seen["users_sync_poll_seconds_bucket/0.025"] == 1
+    assert seen["users_sync_call_seconds_bucket/0.001/the database"] == 0
+    assert seen["users_sync_call_seconds_bucket/0.0025/the database"] == 1
     assert seen["users_sync_signup_to_row_seconds_bucket/0.1"] == 1
     assert seen["users_sync_signup_to_row_seconds_bucket/0.7"] == 2
 

@@ -250,8 +250,8 @@ def test_metrics_that_are_sent_are_those_of_the_endpoint(
     health.set_page_size(5000)
     metrics = Metrics(health.snapshot)
     metrics.count_rows({"users": 30, "inserted": 5, "deleted": 2})
-    metrics.count_request("200")
-    metrics.count_request("timeout")
+    metrics.count_request("200", 0.2)
+    metrics.count_request("timeout", 0.2)
     metrics.count_retry("Stack Auth")
     metrics.count_webhook("204")
     for seconds in (0.05, 0.3, 0.3, 7200):

@@ -1,7 +1,6 @@
 """The long-running worker as a user starts it: stopped and killed in the middle of its work."""
 
 import signal
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.processes import Running, Shell, Site, kept_waiting, opened_site
 from tests.support.waiting import until
 from worker.cli.healthcheck import trouble
@@ -41,11 +41,6 @@ def live(site: Site) -> set[str]:
     with suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return {row[0] for row in site.rows(LIVE)}
     return set()
-
-
-def unused_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return str(taken.getsockname()[1])
 
 
 def logged(running: Running, event: str) -> bool:
@@ -93,7 +88,7 @@ def test_standby_writes_soon_after_the_holder_was_killed(site: Site, shell: Shel
     site.project.populate(30)
     holder = shell.start()
     until("the holder is at work", lambda: live(site) == set(site.project.ids()))
-    port = unused_port()
+    port = str(free_port())
     standby = shell.having(USERS_SYNC_HTTP__PORT=port).start()
     until("the other stands by", lambda: logged(standby, "worker.entered"))
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as ready:

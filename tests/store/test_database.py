@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.conftest import remove_data
 from tests.support.store_target import IGNORED, PROJECT, Target, people, person
+from tests.support.sweep_world import Nobody
 from tests.support.waiting import until
 from worker.clock import Clock
 from worker.errors import (
@@ -321,6 +322,31 @@ def test_work_is_tried_again_until_it_passes(empty_target: Target) -> None:
 
     database.call(work)
     assert len(set(pids)) == 2
+
+
+def test_time_is_told_of_each_call_that_succeeds_and_of_no_attempt_that_fails(
+    empty_target: Target,
+) -> None:
+    told: list[tuple[str, float]] = []
+
+    class Watch(Nobody):
+        def took(self, service: str, seconds: float) -> None:
+            told.append((service, seconds))
+
+    retry = Retry("the database", 1, Event(), DatabaseUnavailable, Watch())
+    database = Database(empty_target.url, Clock(), retry)
+    failures = iter([Transient("in passing"), None])
+
+    def work(conn: Connection) -> None:
+        if (failure := next(failures)) is not None:
+            raise failure
+        conn.execute("select pg_sleep(0.05)")
+
+    database.call(work)
+    [(service, seconds)] = told
+    assert service == "the database"
+    assert 0.05 <= seconds < PATIENCE_SECONDS
+    database.close()
 
 
 def test_stop_ends_the_wait_for_a_connection() -> None:

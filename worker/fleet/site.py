@@ -240,8 +240,8 @@ class Site:
         self.take_turn(purpose, self.stop)
         self.requests += 1
 
-    def _answered(self, status: str) -> None:
-        self.metrics.count_request(status)
+    def _answered(self, status: str, seconds: float) -> None:
+        self.metrics.count_request(status, seconds)
         self._answers += status.isdigit()
 
     def _rest(self) -> None:

@@ -44,6 +44,12 @@ REQUESTS = Metric(
 RETRIES = Metric(
     "users_sync_retries_total", "counter", "Attempts that were repeated, by service.", ("service",)
 )
+CALL_SECONDS = Metric(
+    "users_sync_call_seconds",
+    "histogram",
+    "Duration of requests that were answered, and of calls that succeeded, by service.",
+    ("service",),
+)
 SWEEP_SECONDS = Metric(
     "users_sync_sweep_seconds", "histogram", "Duration of sweeps over the whole list."
 )
@@ -86,7 +92,7 @@ LOG_LINES_DROPPED = Metric(
 )
 
 COUNTERS = (USERS_SEEN, ROWS, REQUESTS, RETRIES, WEBHOOKS, LOG_LINES_DROPPED)
-HISTOGRAMS = (SWEEP_SECONDS, POLL_SECONDS, FRESHNESS, HINTED)
+HISTOGRAMS = (CALL_SECONDS, SWEEP_SECONDS, POLL_SECONDS, FRESHNESS, HINTED)
 GAUGES: tuple[tuple[Metric, Callable[[Snapshot], float | None]], ...] = (
     (SINCE_SWEEP, lambda seen: seen.seconds_since_sweep),
     (SINCE_POLL, lambda seen: seen.seconds_since_poll),
@@ -109,6 +115,8 @@ OUTCOMES = (
     "quarantined",
 )
 
+# From a statement on a database next door to a page of many users from a busy API.
+CALL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 # From a small project's single page to the hour that millions of users take.
 SWEEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 POLL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -151,6 +159,7 @@ class Metrics:
         self._rows = self._counter(ROWS)
         self._requests = self._counter(REQUESTS)
         self._retries = self._counter(RETRIES)
+        self._call_seconds = self._histogram(CALL_SECONDS, CALL_BUCKETS)
         self._sweep_seconds = self._histogram(SWEEP_SECONDS, SWEEP_BUCKETS)
         self._poll_seconds = self._histogram(POLL_SECONDS, POLL_BUCKETS)
         self._freshness = self._histogram(FRESHNESS, FRESHNESS_BUCKETS)
@@ -171,9 +180,11 @@ class Metrics:
         for outcome in OUTCOMES:
             self._rows.labels(outcome).inc(counts.get(outcome, 0))
 
-    def count_request(self, status: str) -> None:
-        """Count a request: `200`, or what came instead, such as `timeout`."""
+    def count_request(self, status: str, seconds: float) -> None:
+        """Count a request: `200`, or what came instead, such as `timeout`; measure an answer."""
         self._requests.labels(status).inc()
+        if status.isdecimal():
+            self.observe_call("Stack Auth", seconds)
 
     def count_webhook(self, status: str) -> None:
         """Count a webhook by the status that it was answered with."""
@@ -185,6 +196,10 @@ class Metrics:
 
     def count_retry(self, service: str) -> None:
         self._retries.labels(service).inc()
+
+    def observe_call(self, service: str, seconds: float) -> None:
+        """Take in how long a call took; `service` is as in retries."""
+        self._call_seconds.labels(service).observe(seconds)
 
     def observe_sweep(self, seconds: float) -> None:
         self._sweep_seconds.observe(seconds)
@@ -208,4 +223,6 @@ class Metrics:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
 
     def _histogram(self, metric: Metric, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(metric.name, metric.help, registry=self._registry, buckets=buckets)
+        return Histogram(
+            metric.name, metric.help, metric.labels, registry=self._registry, buckets=buckets
+        )

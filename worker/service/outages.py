@@ -55,10 +55,14 @@ class Outages:
         if outage:
             self.recovered()
 
-    def answered(self, status: str) -> None:
-        """Take in how a request ended."""
+    def answered(self, status: str, seconds: float) -> None:
+        """Take in how a request ended, and when."""
         self.moved()
-        self.metrics.count_request(status)
+        self.metrics.count_request(status, seconds)
+
+    def took(self, service: str, seconds: float) -> None:
+        """Take in how long a call took that succeeded, without the attempts before it."""
+        self.metrics.observe_call(service, seconds)
 
     def moved(self) -> None:
         """Take in that a job got somewhere, be it to an error."""

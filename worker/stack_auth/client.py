@@ -2,6 +2,7 @@
 
 import re
 import ssl
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -68,8 +69,8 @@ class StackApi:
     ) -> None:
         url = _read_url(access)
         proxy = choose_proxy(url, getproxies() if proxies is None else proxies)
-        # Told how each request ended: its HTTP status, `timeout` or `error`.
-        self.on_answer: Callable[[str], None] = lambda _status: None
+        # Told how each request ended, its HTTP status, `timeout` or `error`; and its seconds.
+        self.on_answer: Callable[[str, float], None] = lambda _status, _seconds: None
         self._access = access
         self._host = url.netloc.decode()  # without a password, should the URL have one
         self._way = self._host + _through(proxy, url)
@@ -168,7 +169,7 @@ class StackApi:
         """Send one request: GET, or POST with a body. Raises Transient, Misconfigured, Stopped."""
         if self._stop.is_set():
             raise Stopped("asked to stop")
-        observed_at = self._clock.now()
+        observed_at, began = self._clock.now(), time.monotonic()
         try:
             with (
                 request_deadline(self._access.timeout_seconds, self._stop),
@@ -178,11 +179,12 @@ class StackApi:
             ):
                 text = read_body(answer, self._host)
         except httpx.RequestError as error:
-            self.on_answer("timeout" if isinstance(error, httpx.TimeoutException) else "error")
+            ended = "timeout" if isinstance(error, httpx.TimeoutException) else "error"
+            self.on_answer(ended, time.monotonic() - began)
             # A protocol error quotes the bytes it stumbled over.
             cause = None if isinstance(error, httpx.ProtocolError) else error
             raise self._unanswered(error) from cause
-        self.on_answer(str(answer.status_code))
+        self.on_answer(str(answer.status_code), time.monotonic() - began)
         return Answer(answer.status_code, answer.headers, text, observed_at)
 
     def _read(

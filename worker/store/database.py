@@ -1,6 +1,7 @@
 """One connection: opened when it is needed, replaced when it broke; its errors mapped once."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -114,13 +115,17 @@ class Database:
     def _attempt(self, work: Callable[[Connection], T], seconds: float) -> T:
         with errors_mapped():
             try:
-                return work(self._connected(seconds))
+                conn, began = self._connected(seconds), time.monotonic()
+                result = work(conn)
             except UsersSyncError:
                 raise
             except BaseException as error:
                 if not _leaves_connection_whole(error, self._connection):
                     self.close()
                 raise
+        if self.retry.watch is not None:
+            self.retry.watch.took(self.retry.service, time.monotonic() - began)
+        return result
 
     def _connected(self, seconds: float) -> Connection:
         if self._connection is not None and not self._connection.closed:
