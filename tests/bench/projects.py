@@ -71,8 +71,9 @@ class Long(Listed):
         if start is None or asked.limit is None:
             return [], None
         if asked.newest_first:
-            places = range(start, max(-1, start - asked.limit), -1)
-            return [self._entry(place) for place in places], None
+            end = start - asked.limit
+            following = self._keys[end][1] if end >= 0 else None
+            return [self._entry(at) for at in range(start, max(-1, end), -1)], following
         end = start + asked.limit
         following = self._keys[end][1] if end < len(self._keys) else None
         return [self._entry(at) for at in range(start, min(end, len(self)))], following

@@ -152,8 +152,9 @@ def local(world: World, moment: datetime) -> str:
 
 
 def test_sweep_that_fails_again_under_its_number_has_failed_twice(quick_world: World) -> None:
-    sign_up(quick_world.project, *range(12))
+    first, *_ = sign_up(quick_world.project, *range(12))
     quick_world.sweep()
+    quick_world.project.edit(first, display_name="Changed")  # so that there is a checkpoint
     for _ in range(2):
         quick_world.api.on_request(lambda r: server_error() if r.query.get("cursor") else None)
         with pytest.raises(SourceUnavailable):

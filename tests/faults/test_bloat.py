@@ -25,9 +25,9 @@ EAGER = {
 # Nobody comes to tidy up.
 NO_VACUUM = "alter table {} set (autovacuum_enabled = off)"
 USERS_SYNC = "neon_auth.users_sync"
-SWEEP, LEASE, CHECKPOINT, DELETION, MIGRATION = (
-    f"users_sync_worker.{name}"
-    for name in ("sweep", "lease", "checkpoint", "deletion", "migration")
+NAMES = ("sweep", "lease", "checkpoint", "deletion", "migration", "snapshot", "snapshot_chunk")
+SWEEP, LEASE, CHECKPOINT, DELETION, MIGRATION, SNAPSHOT, SNAPSHOT_CHUNK = (
+    f"users_sync_worker.{name}" for name in NAMES
 )
 # Of one row or few, again and again: Postgres makes room for the new ones within a page or two.
 ONE_ROW = (LEASE, CHECKPOINT, DELETION)
@@ -90,7 +90,10 @@ def test_unchanged_sweep_costs_its_own_row_and_no_more(world: Watched, tries: in
     assert sum(rows[CHECKPOINT]) <= 6
     # The fence once a sweep, and the renewals each second.
     assert rows[LEASE][1] <= 2 * swept + 20
-    assert rows.keys() - {MIGRATION} == {USERS_SYNC, SWEEP, CHECKPOINT, LEASE}
+    # Saved once, after the first sweep, and never again.
+    assert rows[SNAPSHOT] == rows[SNAPSHOT_CHUNK] == (1, 0, 0)
+    own = {SWEEP, CHECKPOINT, LEASE, SNAPSHOT, SNAPSHOT_CHUNK}
+    assert rows.keys() - {MIGRATION} == {USERS_SYNC} | own
     assert size(world, USERS_SYNC) == before
     assert size(world, SWEEP)[0] <= 1 + swept // FEWEST_SWEEPS_A_PAGE
     assert max(size(world, table)[0] for table in ONE_ROW) <= MOST_PAGES_OF_ONE_ROW

@@ -76,12 +76,12 @@ def test_json_is_one_event_per_line(stream: io.StringIO) -> None:
 
 def test_what_a_library_says_is_an_event_of_one_name(stream: io.StringIO) -> None:
     configure_logging("info", "json", stream)
-    logging.getLogger("psycopg.pool").warning("error connecting in %r", "pool-1")
+    logging.getLogger("psycopg.pools").warning("error connecting in %r", "pool-1")
     logging.getLogger("library").warning("sweep.finished")
     log.warning("own")
     foreign, mimic, own = records(stream)
     assert foreign["message"] == "error connecting in 'pool-1'"
-    assert foreign["logger"] == "psycopg.pool"
+    assert foreign["logger"] == "psycopg.pools"
     assert (mimic["event"], mimic["message"]) == ("library.logged", "sweep.finished")
     assert set(foreign) == {*own, "message"}
 
