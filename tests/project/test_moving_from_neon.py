@@ -20,8 +20,9 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.faults.servers import Server, embedded_programs, free_port, running_server
+from tests.faults.servers import Server, embedded_programs, running_server
 from tests.support.places import ROOT
+from tests.support.ports import free_port
 from tests.support.processes import Ended, Shell
 from tests.support.waiting import until
 from worker.sandbox.api import FakeStackApi, Project, serve
