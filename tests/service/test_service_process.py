@@ -18,6 +18,21 @@ from worker.cli.healthcheck import trouble
 LEASE_SECONDS = 3
 LIVE = "select id from neon_auth.users_sync where deleted_at is null"
 HOLDER = "select holder from users_sync_worker.lease"
+SEAL = "select seal from users_sync_worker.snapshot"
+NAME = "select name from neon_auth.users_sync where id = '{}'"
+SLOW_SAVING = """
+create function slow() returns trigger language plpgsql as $$
+begin
+    perform pg_sleep(1);
+    return new;
+end
+$$;
+create trigger slow before update on users_sync_worker.snapshot
+for each row execute function slow()
+"""
+SLEEPS = (
+    "select 1 from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'"
+)
 SWEEPS = "select outcome from users_sync_worker.sweep order by number"
 
 
@@ -70,6 +85,28 @@ def test_sigterm_in_the_middle_of_a_sweep_exits_0_and_the_next_start_resumes(
     walked = [r for r in site.pages_asked()[before:] if r.query["desc"] == "false"]
     assert walked[0].query.get("cursor") is not None
     assert ("complete",) in site.rows(SWEEPS)
+
+
+def test_run_that_is_killed_while_it_saves_leaves_the_snapshot_of_before(
+    site: Site, shell: Shell
+) -> None:
+    site.project.populate(30)
+    assert shell.run("--once").code == 0
+    before, changed = site.rows(SEAL), site.project.ids()[5]
+    site.project.edit(changed, display_name="Changed")
+    with psycopg.connect(site.database_url, autocommit=True) as conn:
+        psycopg.Cursor(conn).execute(SLOW_SAVING)
+        killed = shell.start("--once")
+        until("it saves", lambda: conn.execute(SLEEPS).fetchone() is not None)
+        killed.signal(signal.SIGKILL)
+        killed.end()
+        until("its session is over", lambda: conn.execute(SLEEPS).fetchone() is None)
+        conn.execute("drop trigger slow on users_sync_worker.snapshot")
+    assert site.rows(SEAL) == before
+    ended = shell.run("--once")
+    assert ended.code == 0
+    assert "snapshot.loaded" in ended.stdout
+    assert site.rows(NAME.format(changed)) == [("Changed",)]
 
 
 @pytest.mark.parametrize("zone", ["GMT-3", "EST5EDT,M3.2.0,M11.1.0", '"UTC"', "No/Where"])
