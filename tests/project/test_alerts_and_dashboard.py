@@ -176,6 +176,13 @@ def test_panels_have_places_of_their_own() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
 
 
+def test_picture_shows_every_panel_and_is_small() -> None:
+    picture = ROOT / "docs" / "panels.svg"
+    text = picture.read_text("utf-8")
+    assert [p["title"] for p in DASHBOARD["panels"] if f">{p['title']}" not in text] == []
+    assert picture.stat().st_size < 200_000
+
+
 # What promtool says
 
 NEVER = "vector(0) > 0"
