@@ -103,7 +103,7 @@ class Mirror:
                 at = self._rows.find(users.key(number))
             if at is None or self._rows.fingerprint(at) != users.fingerprint(number):
                 changed.append(number)
-        delta = Delta(users.only(changed))
+        delta = Delta(users if len(changed) == len(users) else users.only(changed))
         return self._with_rows_left(delta, users, left, present) if left else delta
 
     @staticmethod
