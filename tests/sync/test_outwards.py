@@ -1,17 +1,24 @@
 """A walk through a long list: from the middle of what is known down to its start, then up."""
 
+from collections import Counter
+from itertools import groupby
 from random import Random
 from threading import Event
 
 import pytest
 
 from tests.support.sweep_world import World, sign_up
+from tests.support.users_apis import every_server
 from worker.errors import Stopped
 from worker.sandbox.api import Request
 from worker.sync import walk
 from worker.sync.state import SweepState
 
+pytestmark = every_server
+
 PAGES_DOWN = 5
+# A page of five begins behind the cursor's user in today's list, and with that user in April's.
+PAGES_EACH_WAY = {"today": (5, 5), "april": (7, 7), "changing": (6, 6)}
 SAVED_AT = "select last_id from users_sync_worker.checkpoint"
 
 
@@ -34,7 +41,9 @@ def directions(world: World) -> list[str]:
 def test_long_list_is_walked_from_its_middle(known: World) -> None:
     report = known.sweep()
     ids = sorted(known.project.ids())
-    assert directions(known) == ["down"] * PAGES_DOWN + ["up"] * 5
+    pages = PAGES_EACH_WAY[known.users_api]
+    assert Counter(directions(known)) == {"down": pages[0], "up": pages[1]}
+    assert [way for way, _ in groupby(directions(known))] == ["down", "up"]
     assert known.cursors()[0] == ids[21]
     assert (report.counts["users"], report.unchanged, report.outcome) == (40, 40, "complete")
 
