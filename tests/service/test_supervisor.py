@@ -105,6 +105,19 @@ def test_audit_finds_what_somebody_did_to_the_table(world: ServiceWorld) -> None
 # Stopping
 
 
+def test_stop_saves_what_was_learnt_since_the_snapshot(world: ServiceWorld) -> None:
+    seal = "select seal from users_sync_worker.snapshot"
+    world.project.populate(30)
+    worker = world.at_work(sweep_seconds=0.2)
+    until("the mirror is saved", lambda: world.query(seal))
+    before = world.query(seal)
+    world.project.create()
+    until("the user is there", lambda: world.live() == set(world.project.ids()))
+    assert world.query(seal) == before
+    worker.stop()
+    assert world.query(seal) != before
+
+
 def test_stop_gives_the_lease_back_and_saves_how_far_it_was(world: ServiceWorld) -> None:
     world.project.populate(50)
     behind, go_on = Event(), Event()
