@@ -15,7 +15,7 @@ import msgspec
 from worker.ids import are_user_ids, pack_all
 from worker.model import MAX_MILLIS, MIN_MILLIS, KeyPlaces, Page, Single, User, Users
 from worker.stack_auth.careful_reader import MAX_RECORDS, storable
-from worker.stack_auth.fingerprint import fingerprint_of_fields
+from worker.stack_auth.fingerprint import read_columns
 
 
 class _Pagination(msgspec.Struct):
@@ -28,7 +28,6 @@ class _Answer(msgspec.Struct):
 
 
 _answer = msgspec.json.Decoder(_Answer)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_page(
@@ -41,8 +40,8 @@ def read_page(
     """
     try:
         answer = _answer.decode(body)
-        ids, millis, fingerprints = _columns(answer.items, ignored_fields)
-    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
+        ids, millis, fingerprints = read_columns(answer.items, ignored_fields)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     if not _are_users(ids, millis):
         return None
@@ -72,8 +71,8 @@ def read_unordered(
     """
     try:
         records = _answer.decode(body).items
-        ids, millis, fingerprints = _columns(records, ignored_fields)
-    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
+        ids, millis, fingerprints = read_columns(records, ignored_fields)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     if records and not _are_users(ids, millis):
         return None
@@ -99,30 +98,14 @@ def read_user(
     The fingerprint is the one that the user has on a page.
     """
     try:
-        ids, millis, fingerprints = _columns([msgspec.Raw(bytes(body).strip())], ignored_fields)
-    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
+        ids, millis, fingerprints = read_columns([msgspec.Raw(bytes(body).strip())], ignored_fields)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     if not _are_users(ids, millis):
         return None
     found = User(ids[0], millis[0], fingerprints[0], bytes(body).strip())
     users, unreadable, cleaned = storable(Users.of([found]), ignored_fields)
     return Single((*users, *unreadable)[0], observed_at, bool(cleaned))
-
-
-def _columns(
-    records: Sequence[msgspec.Raw], ignored_fields: Collection[str]
-) -> tuple[list[str], list[int], list[bytes]]:
-    """Give id, sign-up and fingerprint of each record. Raises what msgspec does, and ValueError."""
-    ids, millis, fingerprints = [], [], []
-    # One after another: the fields of all of them are too many for the processor's caches.
-    for record in records:
-        fields = _fields.decode(record)
-        ids.append(bytes(fields["id"]).decode("ascii")[1:-1])
-        millis.append(int(bytes(fields["signed_up_at_millis"])))
-        for name in ignored_fields:
-            fields.pop(name, None)
-        fingerprints.append(fingerprint_of_fields(fields))
-    return ids, millis, fingerprints
 
 
 def _users(
