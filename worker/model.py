@@ -132,6 +132,8 @@ class Users(Sequence[User]):
 
     def only(self, numbers: Sequence[int]) -> Self:
         """Give those of the users that have these numbers, which ascend."""
+        if numbers and numbers[-1] - numbers[0] == len(numbers) - 1:
+            return self._between(numbers[0], numbers[-1] + 1)
         return type(self)(
             array("q", [self.millis[n] for n in numbers]),
             b"".join([self.packed_id(n) for n in numbers]),

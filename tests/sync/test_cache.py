@@ -1,5 +1,6 @@
 """Which of two answers is the newer one, in whatever order they are accepted."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,14 +20,14 @@ def at(seconds: int) -> datetime:
     return BEGAN + timedelta(seconds=seconds)
 
 
-def user(user_id: str) -> User:
-    return User(user_id, 1, b"x" * 8, b"{}")
+def users(ids: Iterable[str]) -> Users:
+    return Users.of(User(user_id, 1, b"x" * 8, b"{}") for user_id in ids)
 
 
 def everybody() -> Delta:
     """Give a delta that finds something about everybody, in each of its ways."""
     keys = [(1, user_id) for user_id in IDS]
-    return Delta(Users.of(user(user_id) for user_id in IDS), keys, list(keys))
+    return Delta(users(IDS), keys, list(keys))
 
 
 def decided(cache: Cache, seconds: int) -> set[str]:
@@ -54,7 +55,7 @@ def test_older_answer_says_nothing_of_what_a_later_one_decided(
     for seconds, ids, _ in sorted(answers, key=lambda answer: answer[2]):
         later = [shown for moment, shown in accepted if moment > seconds]
         assert decided(cache, seconds) == set[str]().union(*later)
-        cache.accepted(ids, at(seconds))
+        cache.accepted(users(ids), at(seconds))
         cache.answered(at(seconds))
         accepted.append((seconds, ids))
     assert cache.remembered == 0
@@ -67,7 +68,7 @@ def test_nothing_is_remembered_when_nothing_is_under_way(
     cache = Cache()
     for seconds, ids, _ in answers:
         cache.asked(at(seconds))
-        cache.accepted(ids, at(seconds))
+        cache.accepted(users(ids), at(seconds))
         cache.answered(at(seconds))
         assert cache.remembered == 0
 
@@ -75,7 +76,7 @@ def test_nothing_is_remembered_when_nothing_is_under_way(
 def test_answers_one_after_another_need_no_memory() -> None:
     cache = Cache()
     cache.asked(at(5))
-    cache.accepted(IDS, at(5))
+    cache.accepted(users(IDS), at(5))
     assert cache.remembered == 0
     assert decided(cache, 5) == set()
 
@@ -84,8 +85,8 @@ def test_only_what_the_oldest_answer_could_contradict_is_kept() -> None:
     cache = Cache()
     for seconds in (1, 5, 9):
         cache.asked(at(seconds))
-    cache.accepted(IDS[:1], at(5))
-    cache.accepted(IDS[1:2], at(9))
+    cache.accepted(users(IDS[:1]), at(5))
+    cache.accepted(users(IDS[1:2]), at(9))
     cache.answered(at(1))
     assert (cache.remembered, decided(cache, 6)) == (1, {IDS[1]})
     cache.answered(at(9))

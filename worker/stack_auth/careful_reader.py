@@ -111,10 +111,15 @@ def storable(users: Users, ignored_fields: Collection[str]) -> Storable:
     records = [bytes(record) for record in users.records]
     plain = _is_plain(b"".join(records))
     odd = [
-        n for n, each in enumerate(records) if _may_be_deep(each) or not (plain or _is_plain(each))
+        n
+        for n, each in enumerate(records)
+        # A level costs a bracket; some of them may be in strings.
+        if each.count(b"{") + each.count(b"[") > MAX_NESTING
+        or not _is_text(each)
+        or not (plain or _is_plain(each))
     ]
     if not odd:
-        return Storable(users)
+        return Storable(replace(users, records=records))
     unreadable, put_aside, cleaned = [], set(), []
     for number in odd:
         item, careful = _load(records[number])
@@ -131,20 +136,19 @@ def storable(users: Users, ignored_fields: Collection[str]) -> Storable:
     return Storable(kept, unreadable, cleaned)
 
 
-def _may_be_deep(record: bytes) -> bool:
-    # A level costs a bracket; some of them may be in strings.
-    return record.count(b"{") + record.count(b"[") > MAX_NESTING
+def _is_text(record: bytes) -> bool:
+    try:
+        record.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_plain(records: bytes) -> bool:
-    """Whether JSON can be stored as it came: jsonb has no room for NUL, and text must be UTF-8.
+    """Whether jsonb has room for all characters and integers of JSON that is UTF-8.
 
-    An integer may be too long even for jsonb. The fast reader refuses all else that is odd.
+    It has none for NUL. The fast reader refuses all else that is odd.
     """
-    try:
-        records.decode()
-    except UnicodeDecodeError:
-        return False
     return b"\\u0000" not in records and not _has_long_number(records)
 
 

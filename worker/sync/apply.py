@@ -119,7 +119,8 @@ class PageApplier:
         state.count(applied.results)
         state.has_written = True
         cache, mirror = state.cache, state.mirror
-        cache.accepted((i for users, _ in applied.results for i in users.ids), observed_at)
+        for told, _ in applied.results:
+            cache.accepted(told, observed_at)
         if state.quarantined:
             cache.stored({i for users in applied.by(*STORED) for i in users.ids})
         mirror.remove(applied.moved)

@@ -1,15 +1,17 @@
 """What the worker remembers between sweeps and polls, and which of two answers is the newer one."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain
 from threading import RLock
 from typing import TypeVar
 
 import structlog
 
 from worker.errors import Blocked, MirrorOutdated
+from worker.ids import ID_BYTES, unpack_all
 from worker.model import Users
 from worker.store import Store
 from worker.store.census import Census
@@ -51,7 +53,8 @@ class Cache:
     on_replaced: Callable[[], None] = lambda: None
     lock: RLock = field(default_factory=RLock)
     _under_way: list[datetime] = field(default_factory=list)
-    _accepted_at: dict[str, datetime] = field(default_factory=dict)
+    # When an answer was asked for, and the packed ids of those of whom it was accepted.
+    _accepted: list[tuple[datetime, bytes]] = field(default_factory=list)
     # How often the table was replaced, as far as the mirror knows.
     _replaced: int = 0
     # Live rows whose ids are not Stack Auth's.
@@ -126,7 +129,7 @@ class Cache:
         known = store.read(store.quarantine.load)
         self.quarantined = {record: each.digest for record, each in known.items()}
         self.refusals.load([record for record, each in known.items() if not each.permanent])
-        self._accepted_at.clear()
+        self._accepted.clear()
         self.generation += 1
 
     def reload(self, store: Store, outdated: int) -> None:
@@ -215,19 +218,12 @@ class Cache:
             if asked_at in self._under_way:
                 self._under_way.remove(asked_at)
             oldest = min(self._under_way, default=None)
-            if oldest is None:
-                self._accepted_at.clear()
-            elif self._accepted_at:
-                kept = {i: at for i, at in self._accepted_at.items() if at > oldest}
-                self._accepted_at = kept
+            self._accepted = [each for each in self._accepted if oldest and each[0] > oldest]
 
-    def accepted(self, ids: Iterable[str], observed_at: datetime) -> None:
-        """Remember what this answer said of these ids while an older answer is under way."""
+    def accepted(self, users: Users, observed_at: datetime) -> None:
+        """Remember what this answer said of these users while an older answer is under way."""
         if any(asked_at < observed_at for asked_at in self._under_way):
-            for user_id in ids:
-                known = self._accepted_at.get(user_id)
-                if known is None or known < observed_at:
-                    self._accepted_at[user_id] = observed_at
+            self._accepted.append((observed_at, users.packed))
 
     def stored(self, ids: AbstractSet[str]) -> None:
         """Note that these users are refused no longer; a sweep takes them out of quarantine."""
@@ -237,14 +233,15 @@ class Cache:
 
     @property
     def remembered(self) -> int:
-        """Of how many ids it is remembered when they were accepted."""
-        return len(self._accepted_at)
+        """Of how many users it is remembered when they were accepted."""
+        return sum(len(packed) for _, packed in self._accepted) // ID_BYTES
 
     def still_news(self, delta: Delta, observed_at: datetime) -> Delta:
         """Leave out the ids of which a later answer was accepted: this one says nothing of them."""
-        if not self._accepted_at:
+        later = [unpack_all(packed) for at, packed in self._accepted if at > observed_at]
+        if not later:
             return delta
-        outdated = {i for i, at in self._accepted_at.items() if at > observed_at}
+        outdated = set(chain.from_iterable(later))
         return Delta(
             delta.changed.without(outdated),
             [key for key in delta.missing if key[1] not in outdated],

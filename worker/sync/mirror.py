@@ -95,15 +95,13 @@ class Mirror:
         if behind - before == high - low and before <= low and self._rows.are(users, low - before):
             return Delta()
         left = {self._rows.packed_key(at): at for at in range(low, high)}
-        changed = []
-        for number in range(len(users)):
-            if before <= number < behind:
-                at = left.pop((users.millis[number], users.packed_id(number)), None)
-            else:  # a user of the chain, met before
-                at = self._rows.find(users.key(number))
-            if at is None or self._rows.fingerprint(at) != users.fingerprint(number):
-                changed.append(number)
-        delta = Delta(users if len(changed) == len(users) else users.only(changed))
+        places = [
+            left.pop((users.millis[number], users.packed_id(number)), None)
+            if before <= number < behind
+            else self._rows.find(users.key(number))  # a user of the chain, met before
+            for number in range(len(users))
+        ]
+        delta = Delta(self._differing(users, places))
         return self._with_rows_left(delta, users, left, present) if left else delta
 
     @staticmethod
@@ -124,7 +122,12 @@ class Mirror:
 
     def differing(self, users: Users) -> Users:
         """Give those of these users, from anywhere in the list, whose rows are not as they are."""
-        places = [self._rows.find(users.key(number)) for number in range(len(users))]
+        return self._differing(
+            users, [self._rows.find(users.key(number)) for number in range(len(users))]
+        )
+
+    def _differing(self, users: Users, places: Sequence[int | None]) -> Users:
+        """Give those of these users whose rows, at these places, are not as they are."""
         return users.only(
             [
                 number
