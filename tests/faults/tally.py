@@ -6,6 +6,9 @@ A test says what it breaks, and what must hold in spite of it:
 
 One that takes `attempt` is run as often as that, with the numbers from 0; one that repeats itself
 asks for `tries`. A run that passed prints a table; `--faults-table FILE` writes it into that file.
+
+What breaks beside the users API is tried on both kinds of its server with `--thorough`, and else on
+today's: `pytestmark = pytest.mark.beside_api`.
 """
 
 import re
@@ -15,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.support.users_apis import BOTH_SERVERS
 
 BLOCK = re.compile(r"(?<=<!-- measured: faults -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -50,6 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(what, held, quick=1, thorough=1): breaks something")
+    config.addinivalue_line("markers", "beside_api: breaks something that is not the users API")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -57,6 +63,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         fault = Fault.of(metafunc.definition)
         assert fault, f"{metafunc.definition.name} does not say what fault it tries"
         metafunc.parametrize("attempt", range(fault.tries(metafunc.config)))
+    if metafunc.definition.get_closest_marker("beside_api"):
+        servers = BOTH_SERVERS if metafunc.config.getoption("--thorough") else BOTH_SERVERS[:1]
+        metafunc.parametrize("users_api", servers, indirect=True)
 
 
 @pytest.fixture

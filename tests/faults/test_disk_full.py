@@ -13,11 +13,10 @@ import pytest
 
 from tests.faults.servers import Server, running_server, user
 from tests.faults.watched import Watched, logged, stopped_cleanly, watched
-from tests.support.users_apis import both_servers
 from tests.support.waiting import until
 from worker.sandbox.postgres import create_database
 
-pytestmark = both_servers
+pytestmark = pytest.mark.beside_api
 
 MOVE = "alter table neon_auth.users_sync set tablespace small"
 # Some hundred users with their index, and a few versions of each.

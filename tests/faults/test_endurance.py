@@ -10,11 +10,10 @@ import pytest
 
 from tests.faults.watched import Watched, stopped_cleanly, watched
 from tests.support.processes import PATIENCE_SECONDS, Running
-from tests.support.users_apis import both_servers
 from tests.support.waiting import until
 from worker.sync.fetcher import THREADS
 
-pytestmark = both_servers
+pytestmark = pytest.mark.beside_api
 
 USERS = 300
 EDITS, DELETIONS = 3, 1

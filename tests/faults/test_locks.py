@@ -9,10 +9,9 @@ import pytest
 
 from tests.faults.watched import Watched, logged, stopped_cleanly, watched
 from tests.support.processes import Running
-from tests.support.users_apis import both_servers
 from tests.support.waiting import until
 
-pytestmark = both_servers
+pytestmark = pytest.mark.beside_api
 
 # Of the columns nothing changes, and of the row only its version.
 WRITE = "update neon_auth.users_sync set updated_at = updated_at where id = any(%s)"

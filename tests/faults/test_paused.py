@@ -11,11 +11,10 @@ import psycopg
 import pytest
 
 from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
-from tests.support.users_apis import both_servers
 from tests.support.waiting import until
 from worker.store.transaction import push
 
-pytestmark = both_servers
+pytestmark = pytest.mark.beside_api
 
 # As a writer does that still holds the lease: it is renewed, and runs out when that is undone.
 TAKEN = """

@@ -10,11 +10,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from tests.faults.servers import Server, running_server
 from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
-from tests.support.users_apis import both_servers
 from tests.support.waiting import until
 from worker.sandbox.postgres import create_database
 
-pytestmark = both_servers
+pytestmark = pytest.mark.beside_api
 
 WAYS: dict[str, Callable[[Server, str], None]] = {
     "crash": lambda server, _: server.stop(signal.SIGKILL),

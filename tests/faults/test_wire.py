@@ -18,7 +18,7 @@ from tests.faults.wire import Wire, wire_to
 from tests.support.users_apis import both_servers
 from tests.support.waiting import until
 
-pytestmark = both_servers
+beside_api = pytest.mark.beside_api
 
 # How many bytes a sweep with some changes sends to the server, and gets from it, at the least.
 BYTES = {"database": (30_000, 600), "api": (3_000, 100_000)}
@@ -91,6 +91,7 @@ def wire_of(world: World, side: str) -> Wire:
     return world.database if side == "database" else world.stack_auth
 
 
+@both_servers
 @pytest.mark.fault(
     "the connection to one side is cut or reset after some bytes, in either direction",
     held="the worker outlives it, the table equals the project, no living user is marked deleted",
@@ -113,6 +114,7 @@ def test_a_worker_outlives_connections_that_are_cut(world: World, side: str, tri
     stopped_cleanly(worker)
 
 
+@both_servers
 @pytest.mark.fault(
     "the connection to one side stays open, but nothing comes through any more",
     held="noticed within the time limits, outlived, and the table equals the project afterwards",
@@ -134,6 +136,7 @@ def test_a_worker_notices_a_connection_that_fell_silent(world: World, attempt: i
     stopped_cleanly(worker)
 
 
+@beside_api
 @pytest.mark.fault(
     "SIGTERM while the connection to one side is silent",
     held="it ends within five seconds: a long-running worker with 0, `--once` with 143",
@@ -153,6 +156,7 @@ def test_a_stop_ends_a_worker_whose_connection_fell_silent(world: World, attempt
     wire.silent.clear()
 
 
+@beside_api
 @pytest.mark.fault(
     "SIGTERM while the database's host accepts a connection and never says a word",
     held="it ends at once: a long-running worker with 0, `--once` with 143",
@@ -177,6 +181,7 @@ def test_a_stop_ends_a_worker_that_is_connecting(world: World, attempt: int) -> 
     assert time.monotonic() - began < 6
 
 
+@beside_api
 @pytest.mark.fault(
     "SIGTERM while each connection to the database falls silent as soon as it is open",
     held="it ends within five seconds: a long-running worker with 0, `--once` with 143",
@@ -197,6 +202,7 @@ def test_a_stop_ends_a_worker_whose_connections_fall_silent_at_once(
     assert time.monotonic() - began < 6
 
 
+@beside_api
 @pytest.mark.fault(
     "SIGTERM at work, when each connection to the database falls silent at the next statement",
     held="it ends within five seconds: a long-running worker with 0",
@@ -218,6 +224,7 @@ def test_a_stop_at_work_shares_its_deadline_among_all_connections(
     assert time.monotonic() - began < 6
 
 
+@beside_api
 @pytest.mark.fault(
     "a question to the database is lost on a connection that stays open on both sides",
     held="given up within a lease and asked again; the table equals the project afterwards",
@@ -235,6 +242,7 @@ def test_a_worker_asks_again_what_the_database_never_answers(world: World, attem
     stopped_cleanly(worker)
 
 
+@beside_api
 @pytest.mark.fault(
     "a worker is lost, without a word to the server, while it creates the tables or reads the keys",
     held="its transaction is ended by the server within seconds, and the next worker goes on",

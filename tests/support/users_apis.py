@@ -4,14 +4,15 @@ import pytest
 
 from worker.sandbox.api import APRIL, TODAY, FakeStackApi, Kind, Project
 
-USERS_APIS = ("today", "april", "changing")
+BOTH_SERVERS = ("today", "april")
+USERS_APIS = (*BOTH_SERVERS, "changing")
 
 # The kind of a server that changes is another one after so many requests.
 REQUESTS_OF_A_KIND = 3
 
 # Marks tests that run on several of them; their fixtures ask for `users_api`.
 every_server = pytest.mark.parametrize("users_api", USERS_APIS, indirect=True)
-both_servers = pytest.mark.parametrize("users_api", USERS_APIS[:2], indirect=True)
+both_servers = pytest.mark.parametrize("users_api", BOTH_SERVERS, indirect=True)
 
 
 class ChangingApi(FakeStackApi):
