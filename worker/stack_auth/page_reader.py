@@ -48,8 +48,10 @@ def read_page(
     ascending = _ascend(millis, ids)
     if not ascending and not _ascend(millis[::-1], ids[::-1]):
         return None
-    columns = (millis, ids, fingerprints, answer.items)
-    users = _users(*(columns if ascending else (column[::-1] for column in columns)))
+    if not ascending:
+        for column in (millis, ids, fingerprints, answer.items):
+            column.reverse()
+    users = Users(array("q", millis), pack_all(ids), b"".join(fingerprints), answer.items)
     count = len(users)
     return Page(
         users=users,
@@ -106,12 +108,6 @@ def read_user(
     found = User(ids[0], millis[0], fingerprints[0], bytes(body).strip())
     users, unreadable, cleaned = storable(Users.of([found]), ignored_fields)
     return Single((*users, *unreadable)[0], observed_at, bool(cleaned))
-
-
-def _users(
-    millis: list[int], ids: list[str], fingerprints: list[bytes], records: list[msgspec.Raw]
-) -> Users:
-    return Users(array("q", millis), pack_all(ids), b"".join(fingerprints), records)
 
 
 def _are_users(ids: Sequence[str], millis: Sequence[int]) -> bool:

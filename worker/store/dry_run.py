@@ -164,7 +164,12 @@ class DryRunLease(Lease):
         closing: Closing | None = None,
     ) -> list[Row | None]:
         """Ask the questions among these statements; raises DataRefused or Blocked as a write."""
-        rows = [self._ask(each) if isinstance(each, Question) else None for each in statements]
+        rows = [
+            each.answered(self._asking.call(partial(self._ask, each)))
+            if isinstance(each, Question)
+            else None
+            for each in statements
+        ]
         if closing is not None:
             closing(rows)  # which may object to what it is told
         return rows
@@ -178,10 +183,7 @@ class DryRunLease(Lease):
     def release(self) -> None:
         pass
 
-    def _ask(self, question: Question) -> Row:
-        return question.answered(self._asking.call(lambda conn: self._run_question(conn, question)))
-
-    def _run_question(self, conn: Connection, question: Question) -> Row:
+    def _ask(self, question: Question, conn: Connection) -> Row:
         with transaction(conn):
             conn.execute(_READ_ONLY)
             conn.execute(LIMITS, limits(self.seconds))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Self
 
 from psycopg import sql
@@ -127,7 +128,7 @@ class Table:
         the millis they had before.
         """
         params = {
-            "records": Jsonb(users, dumps=_json),
+            "records": Jsonb(users, dumps=attrgetter("json")),
             "ignored": list(self.ignored_fields),
             "observed_at": observed_at,
             "grace_seconds": self.grace_seconds,
@@ -187,10 +188,6 @@ class Table:
             columns=_listed(columns),
             values=_listed(columns.values()),
         )
-
-
-def _json(users: Users) -> bytes:
-    return users.json
 
 
 def quoted(schema: str) -> sql.SQL:

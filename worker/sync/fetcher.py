@@ -107,7 +107,10 @@ class Fetcher:
 
     def submit_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
-        return self._users.submit(self._retry.call, lambda: self._fetch_user(user_id))
+        return self._users.submit(
+            self._retry.call,
+            lambda: self._in_turn("sweep", lambda: self._api.fetch_user(user_id)),
+        )
 
     def submit_hinted(self, user_id: str) -> Future[Single]:
         """Begin to fetch a user who was hinted at, with retries."""
@@ -162,9 +165,6 @@ class Fetcher:
         """Ask for nothing more; a request in flight ends when the stop is set."""
         for pool in (self._pages, self._newest, self._users, self._hinted):
             pool.shutdown(wait=False, cancel_futures=True)
-
-    def _fetch_user(self, user_id: str) -> Single:
-        return self._in_turn("sweep", lambda: self._api.fetch_user(user_id))
 
     def _in_turn(self, purpose: Purpose, ask: Callable[[], Answered]) -> Answered:
         """Ask when it is our turn: waiting for that is no work of the API's."""
