@@ -19,8 +19,9 @@ FROM base AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY worker worker
-# Of the libraries' own scripts and tests none is needed.
-RUN pip install --no-cache-dir --no-compile --prefix=/installed . \
+# With what a fleet and OpenTelemetry need, which is loaded by those alone who use it. Of the
+# libraries' own scripts and tests none is needed.
+RUN pip install --no-cache-dir --no-compile --prefix=/installed '.[fleet,otel]' \
     && find /installed/bin -type f ! -name users-sync -delete \
     && find /installed -type d -name tests -prune -exec rm -r {} +
 # Neither the base image nor a read-only container has or keeps bytecode: without it each start would
