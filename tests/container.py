@@ -53,7 +53,8 @@ print(*(round(1000 * min(each)) for each in zip(*least)))
 """
 # Modules of a worker at work that Python had to compile for want of bytecode.
 COMPILED = """
-import os, sys
+import os, sys, users_sync
+sys.path.insert(0, users_sync.__path__[0])
 import worker.cli.main, worker.cli.run, worker.service.supervisor
 import worker.fleet.work, worker.service.otel.exporting
 files = [file for each in list(sys.modules.values()) if (file := getattr(each, "__cached__", None))]
