@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 
-# The image of the worker, which works until it is stopped; with --once, one sweep and it exits.
+# The image of the worker, which works until it is stopped; with --once, one sweep and it exits; with
+# fleet work, it is one of the workers of a fleet.
 #
 #   docker run --read-only --env-file .env -p 127.0.0.1:8080:8080 IMAGE
 #   docker run --rm --read-only --env-file .env IMAGE --once
