@@ -21,7 +21,8 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY worker worker
 # With what a fleet and OpenTelemetry need, which is loaded by those alone who use it. Of the
-# libraries' own scripts and tests none is needed.
+# libraries' own scripts and tests none is needed. (This folder is no package of an index.)
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir --no-compile --prefix=/installed '.[fleet,otel]' \
     && find /installed/bin -type f ! -name users-sync -delete \
     && find /installed -type d -name tests -prune -exec rm -r {} +
