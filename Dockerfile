@@ -27,7 +27,7 @@ RUN pip install --no-cache-dir --no-compile --prefix=/installed '.[fleet,otel]' 
     && find /installed/bin -type f ! -name users-sync -delete \
     && find /installed -type d -name tests -prune -exec rm -r {} +
 # Neither the base image nor a read-only container has or keeps bytecode: without it each start would
-# compile some four hundred modules. The standard library's is taken along without the sources.
+# compile many hundreds of modules. The standard library's is taken along without the sources.
 RUN compile="python -m compileall -q -f --invalidation-mode unchecked-hash" \
     && library=$(python -c 'import os; print(os.path.dirname(os.__file__))') \
     && $compile -s /installed -p /usr/local -x '/pygments/(formatters|lexers|styles)/[a-z]' /installed \
