@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 
-# The image of the worker, which works until it is stopped; with --once, one sweep and it exits.
+# The image of the worker, which works until it is stopped; with --once, one sweep and it exits; with
+# fleet work, it is one of the workers of a fleet.
 #
 #   docker run --read-only --env-file .env -p 127.0.0.1:8080:8080 IMAGE
 #   docker run --rm --read-only --env-file .env IMAGE --once
@@ -19,12 +20,14 @@ FROM base AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY worker worker
-# Of the libraries' own scripts and tests none is needed.
-RUN pip install --no-cache-dir --no-compile --prefix=/installed . \
+# With what a fleet and OpenTelemetry need, which is loaded by those alone who use it. Of the
+# libraries' own scripts and tests none is needed. (This folder is no package of an index.)
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir --no-compile --prefix=/installed '.[fleet,otel]' \
     && find /installed/bin -type f ! -name users-sync -delete \
     && find /installed -type d -name tests -prune -exec rm -r {} +
 # Neither the base image nor a read-only container has or keeps bytecode: without it each start would
-# compile some four hundred modules. The standard library's is taken along without the sources.
+# compile many hundreds of modules. The standard library's is taken along without the sources.
 RUN compile="python -m compileall -q -f --invalidation-mode unchecked-hash" \
     && library=$(python -c 'import os; print(os.path.dirname(os.__file__))') \
     && $compile -s /installed -p /usr/local -x '/pygments/(formatters|lexers|styles)/[a-z]' /installed \

@@ -28,7 +28,7 @@ from worker.sandbox.postgres import create_database
 
 RUNC = shutil.which("runc") or "runc"
 USERS = 2_000
-SECRETS = ("STACK_SECRET_SERVER_KEY", "DATABASE_URL")
+SECRETS = ("STACK_SECRET_SERVER_KEY", "DATABASE_URL", "FLEET_DATABASE_URL")
 PATIENCE_SECONDS = 60
 ROWS = "select count(*) from neon_auth.users_sync"
 
@@ -53,8 +53,10 @@ print(*(round(1000 * min(each)) for each in zip(*least)))
 """
 # Modules of a worker at work that Python had to compile for want of bytecode.
 COMPILED = """
-import os, sys
+import os, sys, users_sync
+sys.path.insert(0, users_sync.__path__[0])
 import worker.cli.main, worker.cli.run, worker.service.supervisor
+import worker.fleet.work, worker.service.otel.exporting
 files = [file for each in list(sys.modules.values()) if (file := getattr(each, "__cached__", None))]
 print([file for file in files if not os.path.exists(file)], "of", len(files))
 """
@@ -143,14 +145,16 @@ def main() -> None:
         opened_site(create_database(server.url), Path(folder)) as site,
     ):
         container = Container(Path(folder), root, config)
-        variables = written_secrets(container, site)
+        given = {**site.shell.variables, "FLEET_DATABASE_URL": create_database(server.url)}
+        variables = written_secrets(container, given)
         sweep_once(container, site, variables)
         summary = work_and_stop(container, site, variables)
+        visit_as_a_fleet(container, site, variables)
         refuse_the_demo(container, variables)
     say(f"passed; {summary}")
 
 
-def written_secrets(container: Container, site: Site) -> dict[str, str]:
+def written_secrets(container: Container, given: dict[str, str]) -> dict[str, str]:
     """Write the secrets to files that only the container's user can read; return the rest."""
     folder = container.folder / "secrets"
     folder.mkdir()
@@ -158,11 +162,11 @@ def written_secrets(container: Container, site: Site) -> dict[str, str]:
     user, group = map(int, container.config["User"].split(":"))
     for name in SECRETS:
         path = folder / name
-        path.write_text(site.shell.variables[name] + "\n")
+        path.write_text(given[name] + "\n")
         path.chmod(0o400)
         os.chown(path, user, group)
     port = {"USERS_SYNC_HTTP__PORT": str(free_port())}
-    return port | {key: value for key, value in site.shell.variables.items() if key not in SECRETS}
+    return port | {key: value for key, value in given.items() if key not in SECRETS}
 
 
 def work_and_stop(container: Container, site: Site, variables: dict[str, str]) -> str:
@@ -211,10 +215,33 @@ def check_from_inside() -> None:
 
 
 def sweep_once(container: Container, site: Site, variables: dict[str, str]) -> None:
+    """Sweep, and have OpenTelemetry send to a collector that is not there."""
     site.project.populate(USERS)
-    container.write(variables, ["--once"])
+    collector = f"http://127.0.0.1:{free_port()}"
+    otel = {"USERS_SYNC_OTEL__ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector}
+    container.write(variables | otel, ["--once"])
     code, printed = container.run("users-sync-once")
     assert (code, site.rows(ROWS)) == (0, [(USERS,)]), printed
+    assert '"telemetry.failed"' in printed, printed
+
+
+def visit_as_a_fleet(container: Container, site: Site, variables: dict[str, str]) -> None:
+    """Have a worker of a fleet visit the same project until a sign-up has its row, and stop it."""
+    add = ["add", "acme", "--project-id", site.project.project_id]
+    add += ["--api-url", site.shell.variables["STACK_API_URL"]]
+    add += ["--secret", "file:STACK_SECRET_SERVER_KEY", "--database", "file:DATABASE_URL"]
+    for arguments in (["init"], add):
+        container.write(variables, ["fleet", *arguments])
+        code, printed = container.run(f"users-sync-fleet-{arguments[0]}")
+        assert code == 0, printed
+    container.write(variables, ["fleet", "work"])
+    with container.started("users-sync-fleet") as process:
+        site.project.create()
+        until("the new user has a row", lambda: site.rows(ROWS) == [(USERS + 2,)])
+        runc("kill", "users-sync-fleet", "TERM")
+        stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, stderr) == (0, ""), (process.returncode, stdout, stderr)
+    say("a worker of a fleet visited the project")
 
 
 def refuse_the_demo(container: Container, variables: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.faults.watched import Watched, at_request, logged, stopped_cleanly, watched
 from tests.faults.wire import Wire, wire_to
+from tests.support.processes import Ended, Running
 from tests.support.users_apis import both_servers
 from tests.support.waiting import until
 
@@ -33,6 +34,11 @@ LEFT_OPEN = """
 select from pg_stat_activity
 where datname = current_database() and state = 'idle in transaction'
 """
+
+
+# Five are promised; the others are for a machine that has much else to do. Waits after a stop that
+# shared no deadline took up to twelve, and a job is left behind after seven.
+LONGEST_STOP_SECONDS = 10
 
 
 @dataclass(kw_only=True)
@@ -136,6 +142,15 @@ def test_a_worker_notices_a_connection_that_fell_silent(world: World, attempt: i
     stopped_cleanly(worker)
 
 
+def ended_soon(worker: Running) -> Ended:
+    """Wait until it has ended by itself, soon, and without leaving a job behind."""
+    began = time.monotonic()
+    ended = worker.end()
+    assert [line for line in ended.log if line["event"] == "jobs.abandoned"] == []
+    assert time.monotonic() - began < LONGEST_STOP_SECONDS
+    return ended
+
+
 @beside_api
 @pytest.mark.fault(
     "SIGTERM while the connection to one side is silent",
@@ -150,9 +165,7 @@ def test_a_stop_ends_a_worker_whose_connection_fell_silent(world: World, attempt
         worker = world.shell.start(*["--once"] * once)
         until("it fell silent", wire.silent.is_set)
     worker.signal(signal.SIGTERM)
-    began = time.monotonic()
-    assert worker.end().code == (143 if once else 0)
-    assert time.monotonic() - began < 6
+    assert ended_soon(worker).code == (143 if once else 0)
     wire.silent.clear()
 
 
@@ -175,10 +188,8 @@ def test_a_stop_ends_a_worker_that_is_connecting(world: World, attempt: int) -> 
         wire.break_all()
     until("it connects", lambda: wire.accepted > 0)
     worker.signal(signal.SIGTERM)
-    began = time.monotonic()
-    ended = worker.end()
+    ended = ended_soon(worker)
     assert (ended.code, ended.stderr) == (143 if once else 0, "")
-    assert time.monotonic() - began < 6
 
 
 @beside_api
@@ -196,10 +207,8 @@ def test_a_stop_ends_a_worker_whose_connections_fall_silent_at_once(
     worker = world.shell.start(*["--once"] * once)
     until("it is lost", world.database.lost.is_set)
     worker.signal(signal.SIGTERM)
-    began = time.monotonic()
-    ended = worker.end()
+    ended = ended_soon(worker)
     assert (ended.code, ended.stderr) == (143 if once else 0, "")
-    assert time.monotonic() - began < 6
 
 
 @beside_api
@@ -218,10 +227,8 @@ def test_a_stop_at_work_shares_its_deadline_among_all_connections(
     world.change(Random(attempt), edits=10)
     until("it is lost", world.database.lost.is_set)
     worker.signal(signal.SIGTERM)
-    began = time.monotonic()
-    ended = worker.end()
+    ended = ended_soon(worker)
     assert (ended.code, ended.stderr) == (0, "")
-    assert time.monotonic() - began < 6
 
 
 @beside_api

@@ -1,6 +1,7 @@
 """What a worker of the fleet tells over HTTP, and the webhooks that it receives."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -13,7 +14,7 @@ from standardwebhooks.webhooks import Webhook
 from tests.support.fleet_world import FleetWorld, Member
 from tests.support.waiting import until
 from worker.fleet.control import Overview
-from worker.fleet.page import render
+from worker.fleet.page import TONES, render
 from worker.fleet.telemetry import FLEET_METRICS, FleetTelemetry
 from worker.fleet.work import FleetWorker
 from worker.service.metrics import Metrics
@@ -93,8 +94,16 @@ def test_metrics_name_projects_up_to_a_bound(telemetry: FleetTelemetry) -> None:
     assert {each.name for each in FLEET_METRICS if f"# HELP {each.name}" not in text} <= {
         each.name for each in FLEET_METRICS if each.name.endswith("_total")
     }
+    telemetry.overview = Overview({"paused": 1}, [{**ROW, "state": "paused"}], ())
+    assert "fresh_seconds{" not in Metrics(None, telemetry).render()[0].decode()
     telemetry.overview = Overview({"held": 2}, [ROW, {**ROW, "name": "b"}], ())
     assert "fresh_seconds{" not in Metrics(None, telemetry).render()[0].decode()
+
+
+def test_every_state_is_counted_from_the_start(telemetry: FleetTelemetry) -> None:
+    text = Metrics(None, telemetry).render()[0].decode()
+    shown = re.findall(r'users_sync_fleet_projects\{state="(.*?)"\} (\d)', text)
+    assert dict(shown) == {**dict.fromkeys(TONES, "0"), "held": "1"}
 
 
 def test_worker_without_the_control_database_is_not_ready() -> None:

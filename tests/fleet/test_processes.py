@@ -27,15 +27,7 @@ update users_sync_fleet.roster set ran_at = 'epoch'
 
 @pytest.fixture
 def shell(fleet: FleetWorld, tmp_path: Path) -> Iterator[Shell]:
-    shell = Shell(
-        tmp_path,
-        {
-            "FLEET_DATABASE_URL": fleet.control_url,
-            "USERS_SYNC_FLEET__SECRETS_DIR": str(fleet.folder),
-            "USERS_SYNC_FLEET__REQUESTS_PER_SECOND": "200",
-            "USERS_SYNC_HTTP__PORT": "0",
-        },
-    )
+    shell = Shell(tmp_path, fleet.variables())
     yield shell
     for member in fleet.members.values():
         member.api.on_request(None)

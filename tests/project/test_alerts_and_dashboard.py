@@ -13,11 +13,13 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.support.fleet_world import opened_fleet
 from tests.support.places import ROOT
 from tests.support.ports import free_port
-from tests.support.processes import Site, opened_site
+from tests.support.processes import Shell, Site, opened_site
 from tests.support.promql import Shown, all_faults, faults, shown
 from tests.support.waiting import until
+from worker.fleet.telemetry import FLEET_METRICS
 from worker.sandbox.api import server_error
 from worker.sandbox.postgres import create_database, drop_database
 from worker.service.metrics import METRICS
@@ -31,11 +33,14 @@ RULES: list[dict[str, Any]] = [
 ]
 CASES: list[dict[str, Any]] = yaml.safe_load((OPS / "alerts_test.yaml").read_text("utf-8"))["tests"]
 
+# The panels of one target, and those of a fleet, which are in a row that can be folded away.
+OWN_PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+[ROW] = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+PANELS = [*OWN_PANELS, *ROW["panels"]]
+
 # As (expression, legend).
 ASKED_BY_PANELS = [
-    (target["expr"], target["legendFormat"])
-    for panel in DASHBOARD["panels"]
-    for target in panel["targets"]
+    (target["expr"], target["legendFormat"]) for panel in PANELS for target in panel["targets"]
 ]
 ASKED_BY_RULES = [(rule["expr"], "") for rule in RULES]
 ASKED_IN_CASES = [(series["series"], "") for case in CASES for series in case["input_series"]]
@@ -98,8 +103,27 @@ def at_work(
 
 
 @pytest.fixture(scope="module")
-def seen(at_work: tuple[Site, str]) -> Shown:
-    """Return what a worker shows that has met everything."""
+def seen_of_a_fleet(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    """Return what a worker of a fleet shows that has visited a project."""
+    folder, port = tmp_path_factory.mktemp("fleet"), free_port()
+    urls = [create_database(postgres_url) for _ in range(2)]
+    metrics = f"http://127.0.0.1:{port}/metrics"
+    with ExitStack() as ending:
+        for url in urls:
+            ending.callback(drop_database, postgres_url, str(conninfo_to_dict(url)["dbname"]))
+        fleet = ending.enter_context(opened_fleet(urls[0], urls[1:], folder))
+        fleet.add("acme", 3)
+        shell = Shell(folder, fleet.variables(port))
+        ending.callback(shell.close)
+        shell.start("fleet", "work")
+        everything = ("users_sync_fleet_fresh_seconds{", "users_sync_fleet_cycle_seconds{")
+        until("it visited", lambda: all(each in get(metrics) for each in everything))
+        yield shown(get(metrics))
+
+
+@pytest.fixture(scope="module")
+def seen(at_work: tuple[Site, str], seen_of_a_fleet: Shown) -> Shown:
+    """Return what a worker shows that has met everything, and one of a fleet."""
     _, metrics = at_work
     everything = (
         'users_sync_retries_total{service="Stack Auth"}',
@@ -109,14 +133,14 @@ def seen(at_work: tuple[Site, str]) -> Shown:
         "users_sync_webhooks_total{",
     )
     until("all is shown", lambda: all(each in get(metrics) for each in everything))
-    return shown(get(metrics))
+    return Shown({**seen_of_a_fleet.labels, **shown(get(metrics)).labels})
 
 
 def test_every_expression_asks_for_what_a_worker_shows(seen: Shown) -> None:
     assert all_faults(ALL, seen) == {}
 
 
-@pytest.mark.parametrize("name", [metric.name for metric in METRICS])
+@pytest.mark.parametrize("name", [metric.name for metric in (*METRICS, *FLEET_METRICS)])
 def test_metric_that_is_renamed_is_missed(seen: Shown, name: str) -> None:
     """So every metric is on the dashboard."""
     assert all_faults(ASKED_BY_PANELS, seen.without(name)) != {}
@@ -171,15 +195,16 @@ def test_every_alert_is_explained() -> None:
 
 
 def test_panels_have_places_of_their_own() -> None:
-    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
+    panels = [*PANELS, ROW]
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
     assert len(set(places)) == len(places)
-    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
+    assert len({panel["id"] for panel in panels}) == len(places)
 
 
-def test_picture_shows_every_panel_and_is_small() -> None:
+def test_picture_shows_every_panel_of_one_target_and_is_small() -> None:
     picture = ROOT / "docs" / "panels.svg"
     text = picture.read_text("utf-8")
-    assert [p["title"] for p in DASHBOARD["panels"] if f">{p['title']}" not in text] == []
+    assert [p["title"] for p in OWN_PANELS if f">{p['title']}" not in text] == []
     assert picture.stat().st_size < 200_000
 
 

@@ -14,6 +14,7 @@ from worker.settings.names import WELL_KNOWN
 OPS = ROOT / "ops"
 KUBERNETES = sorted((OPS / "kubernetes").glob("*.yaml"))
 DEPLOYMENT, CRON, COMPOSE = "kubernetes/deployment.yaml", "kubernetes/cronjob.yaml", "compose.yaml"
+FLEET = "kubernetes/fleet.yaml"
 
 ABSENT = object()
 POD = "0.spec.template.spec"
@@ -76,6 +77,13 @@ MISTAKES: list[Mistake] = [
     (DEPLOYMENT, "1.spec.maxUnavailable", 2, "one may be away"),
     (DEPLOYMENT, "1.spec.unhealthyPodEvictionPolicy", ABSENT, "unhealthyPodEvictionPolicy"),
     (DEPLOYMENT, "1.kind", "Service", "nothing is known of a Service"),
+    (FLEET, f"{POD}.containers.0.args", ["fleet", "works"], "does not take fleet works"),
+    (FLEET, f"{POD}.containers.0.args", ["fleet", "init"], "again and again"),
+    (FLEET, f"{POD}.containers.0.resources.limits.memory", "512Mi", "nearly all the memory"),
+    (FLEET, f"{POD}.initContainers.0.args", ["fleet", "inti"], "does not take fleet inti"),
+    (FLEET, f"{POD}.initContainers.0.securityContext", ABSENT, "readOnlyRootFilesystem is None"),
+    (FLEET, f"{POD}.initContainers.0.volumeMounts", [], "nothing is mounted"),
+    (FLEET, "1.spec.selector.matchLabels", {"app": "users-sync"}, "the budget is not that of"),
     (CRON, f"{JOB_POD}.containers.0.args", ABSENT, "never ends"),
     (CRON, f"{JOB_POD}.restartPolicy", "OnFailure", "restartPolicy is 'OnFailure'"),
     (CRON, "0.spec.concurrencyPolicy", "Allow", "concurrencyPolicy is 'Allow'"),
@@ -115,13 +123,13 @@ def changed(documents: list[dict[str, Any]], path: str, value: object) -> list[d
     return copy
 
 
-@pytest.mark.parametrize("file", [DEPLOYMENT, CRON, COMPOSE])
+@pytest.mark.parametrize("file", [DEPLOYMENT, FLEET, CRON, COMPOSE])
 def test_manifest_names_what_the_worker_knows(file: str) -> None:
     assert faults(file, read(file)) == []
 
 
 def test_every_manifest_is_looked_at() -> None:
-    assert [f"kubernetes/{path.name}" for path in KUBERNETES] == [CRON, DEPLOYMENT]
+    assert [f"kubernetes/{path.name}" for path in KUBERNETES] == [CRON, DEPLOYMENT, FLEET]
 
 
 @pytest.mark.parametrize(("file", "path", "value", "fault"), MISTAKES)
@@ -137,6 +145,14 @@ def test_secret_is_made_with_what_has_no_default(place: str) -> None:
     names = set(re.findall(r"--from-(?:literal|file)=([A-Z_]+)", command))
     required = (("stack", "project_id"), ("stack", "secret_server_key"), ("database", "url"))
     assert names == {WELL_KNOWN[setting][0] for setting in required}
+
+
+@pytest.mark.parametrize("place", ["ops/kubernetes/fleet.yaml", "docs/fleet.md"])
+def test_secret_of_the_fleet_is_made_with_its_control_database(place: str) -> None:
+    text = (ROOT / place).read_text("utf-8")
+    [command] = re.findall(r"kubectl create secret generic users-sync-fleet(.*\n.*)", text)
+    assert "--from-file=FLEET_DATABASE_URL" in command
+    assert WELL_KNOWN["fleet", "url"] == ("FLEET_DATABASE_URL",)
 
 
 def test_secret_files_of_compose_are_ignored_by_git() -> None:

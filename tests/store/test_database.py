@@ -153,7 +153,7 @@ STATEMENTS = {
     "set default_transaction_read_only = on; create table t ()": ("25006", DatabaseUnavailable),
     "create sequence s; select currval('s')": ("55000", DatabaseUnavailable),
     "select pg_terminate_backend(pg_backend_pid())": ("57P01", DatabaseUnavailable),
-    "create extension no_such_extension": ("0A000", Misconfigured),
+    "select count(*) from pg_class for update": ("0A000", Misconfigured),
     "create table no_such_schema.t ()": ("3F000", Misconfigured),
     "create database d template no_such_database": ("3D000", Misconfigured),
     "select * from no_such_table": ("42P01", Misconfigured),

@@ -97,6 +97,15 @@ class FleetWorld:
         sections = {"fleet": chosen, "http": {"port": 0}, "webhook": {"port": 0}}
         return Settings.model_validate(sections)
 
+    def variables(self, port: int = 0) -> dict[str, str]:
+        """Give the environment of a worker that is a process; it listens on this port, if any."""
+        return {
+            "FLEET_DATABASE_URL": self.control_url,
+            "USERS_SYNC_FLEET__SECRETS_DIR": str(self.folder),
+            "USERS_SYNC_FLEET__REQUESTS_PER_SECOND": str(FAST["requests_per_second"]),
+            "USERS_SYNC_HTTP__PORT": str(port),
+        }
+
     def add(self, name: str, users: int = 0, **own: Mapping[str, Any]) -> Member:
         """Add a project with so many users; options are sections of its own settings."""
         project = Project(str(uuid4()))

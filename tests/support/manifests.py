@@ -76,8 +76,8 @@ def faults_of_deployment(deployment: Manifest) -> Iterator[str]:
     for probe in PROBES:
         yield from faults_of_probe(container, probe)
     yield from faults_of_scrape(at(template, "metadata.annotations"))
-    if "--once" in container.get("args", []):
-        yield "a Deployment of --once starts it again and again"
+    if container.get("args", []) not in ([], ["fleet", "work"]):
+        yield "what ends by itself a Deployment starts again and again"
     if at(deployment, "spec.selector.matchLabels") != at(template, "metadata.labels"):
         yield "the Deployment does not select its own pods"
 
@@ -101,18 +101,22 @@ def faults_of_cron(cron: Manifest) -> Iterator[str]:
 
 def faults_of_pod(pod: Manifest) -> Iterator[str]:
     """Look at what pods of both kinds have in common."""
-    container = pod["containers"][0]
     yield from _differences(pod, LOCKED_POD)
-    yield from _differences(container, LOCKED_CONTAINER)
     user = at(pod, "securityContext.runAsUser")
     group = at(pod, "securityContext.runAsGroup")
     if f"{user}:{group}" != image()["USER"]:
         yield f"the image's user is {image()['USER']}, not {user}:{group}"
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        yield from faults_of_container(pod, container)
+
+
+def faults_of_container(pod: Manifest, container: Manifest) -> Iterator[str]:
+    yield from _differences(container, LOCKED_CONTAINER)
     yield from faults_of_image(container["image"])
     yield from faults_of_arguments(container.get("args", []))
     yield from faults_of_variables(each["name"] for each in container.get("env", []))
     yield from faults_of_secrets(pod, container)
-    yield from faults_of_memory(container["resources"])
+    yield from faults_of_memory(container["resources"], container.get("args", []))
 
 
 def faults_of_secrets(pod: Manifest, container: Manifest) -> Iterator[str]:
@@ -165,10 +169,12 @@ def faults_of_scrape(annotations: Manifest) -> Iterator[str]:
     )
 
 
-def faults_of_memory(resources: Manifest) -> Iterator[str]:
+def faults_of_memory(resources: Manifest, arguments: Sequence[str]) -> Iterator[str]:
     request, limit = (amount(at(resources, f"{each}.memory")) for each in ("requests", "limits"))
     if request > limit:
         yield "more memory is requested than allowed"
+    if [*arguments] == ["fleet", "work"] and limit < 1.5e6 * Settings().fleet.memory_mb:
+        yield "the mirrors of a fleet may take nearly all the memory that is allowed"
 
 
 def faults_of_compose(compose: Manifest) -> Iterator[str]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from tests.support.sweep_world import World, numbered, sign_up
+from tests.support.waiting import until
 from worker import wiring
 from worker.model import User, Users
 from worker.store.snapshots import Origin, Snapshots
@@ -72,6 +73,16 @@ def ignored(logs: Logs) -> str:
 
 def writes(world: World) -> int:
     return int(world.query(WRITES)[0][0])
+
+
+def wait_for_older_transactions(world: World) -> None:
+    """Wait until what is open anywhere on the server, as of other tests, began later than now.
+
+    What was written while an older one was open is looked at once more.
+    """
+    [(now,)] = world.query("select pg_current_xact_id()::text")
+    ended = "select pg_snapshot_xmin(pg_current_snapshot()) > %s::xid8"
+    until("older transactions have ended", lambda: world.query(ended, now) == [(True,)])
 
 
 def is_right(world: World) -> bool:
@@ -194,6 +205,7 @@ def test_rows_that_others_wrote_are_put_right(saved: World, act: str, users: int
 def test_only_rows_that_others_wrote_are_compared(saved: World, logs: Logs) -> None:
     victim = sorted(saved.project.ids())[5]
     saved.query("update {users_sync} set raw_json = raw_json where id = %s", victim)
+    wait_for_older_transactions(saved)
     before = writes(saved)
     saved.sweep()
     assert "snapshot.loaded" in events(logs)

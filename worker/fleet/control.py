@@ -105,13 +105,21 @@ STATUS_COLUMNS = (
     "schema",
     "enabled",
 )
+# What the view says of a project, the worst first.
+STATES = (
+    "needs a person",
+    "failing",
+    "held",
+    "late",
+    "new",
+    "standing by",
+    "fresh",
+    "paused",
+)
 _STATUS = """
 select * from users_sync_fleet.status
 where %(name)s::text is null or name = %(name)s
-order by array_position(
-    array['needs a person', 'failing', 'held', 'late', 'new', 'standing by', 'fresh', 'paused'],
-    state
-), fresh_seconds desc nulls first, name
+order by array_position(%(states)s, state), fresh_seconds desc nulls first, name
 limit %(most)s
 """
 _COUNTS = "select state, count(*) from users_sync_fleet.status group by state"
@@ -269,7 +277,7 @@ class Control:
 
     def status(self, name: str | None = None, most: int | None = None) -> list[dict[str, Any]]:
         """Return the view `status`, the worst first: of one project, or of at most so many."""
-        params = {"name": name, "most": most}
+        params = {"name": name, "most": most, "states": list(STATES)}
         rows = self._call(lambda conn: conn.execute(_STATUS, params).fetchall(), 30.0)
         return [dict(zip(STATUS_COLUMNS, row, strict=True)) for row in rows]
 

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from worker.fleet.control import Overview
+from worker.fleet.control import STATES, Overview
 from worker.fleet.site import Outcome
 from worker.service.metrics import Metric
 
@@ -35,7 +35,8 @@ CYCLE = Metric(
 FRESH = Metric(
     "users_sync_fleet_fresh_seconds",
     "gauge",
-    "Age of the last visit that ended well; absent with more projects than fleet.metrics_projects.",
+    "Age of the last visit that ended well; absent for a paused project, and for all with more"
+    " projects than fleet.metrics_projects.",
     ("project",),
 )
 IN_MEMORY = Metric(
@@ -147,10 +148,11 @@ class FleetTelemetry(Collector):
         yield from self._visit_seconds.collect()
         yield from self._budget_wait.collect()
         seen = self.overview
-        yield _gauge(PROJECTS, {state: float(n) for state, n in seen.counts.items()})
+        yield _gauge(PROJECTS, {state: float(seen.counts.get(state, 0)) for state in STATES})
         yield _gauge(CYCLE, {host: cycle for host, _, cycle in seen.hosts})
         if sum(seen.counts.values()) <= self.metrics_projects:
-            fresh = {row["name"]: row["fresh_seconds"] for row in seen.worst}
+            visited = (row for row in seen.worst if row["state"] != "paused")
+            fresh = {row["name"]: row["fresh_seconds"] for row in visited}
             yield _gauge(FRESH, {name: age for name, age in fresh.items() if age is not None})
         yield _gauge(IN_MEMORY, self.in_memory)
         yield _gauge(MIRROR_BYTES, self.mirror_bytes)
