@@ -60,7 +60,7 @@ def test_project_that_fails_backs_off_alone(fleet: FleetWorld) -> None:
         until("the others go on", lambda: well.in_step)
         waits = {row["name"]: row["waits_for_a_person"] for row in fleet.control.status()}
         assert waits["held"] == "15 deletions are held"
-        assert "stack.secret_server_key (file:revoked.key of revoked)" in waits["revoked"]
+        assert "secret_ref file:revoked.key of revoked" in waits["revoked"]
         errors = {row["name"]: row["error"] for row in fleet.control.status()}
         assert "127.0.0.1" in errors["away"]
         # What was wrong is put right, and nobody has to restart anything.

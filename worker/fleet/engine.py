@@ -21,10 +21,10 @@ TASK = "visit"
 # Nothing tells of a job that falls due, so this is how late a visit can be; a notification for each
 # deferred job would wake every worker for nothing, and does not pass a pooler.
 POLL_SECONDS = 0.5
-HEARTBEAT_SECONDS = 2.0
-# A worker is dead that fell silent for four heartbeats. One that was only slow loses nothing but
+HEARTBEAT_SECONDS = 1.0
+# A worker is dead that fell silent for five heartbeats. One that was only slow loses nothing but
 # its jobs' rows: the lease keeps it from harm, and the engine registers it again.
-SILENCE_SECONDS = 8.0
+SILENCE_SECONDS = 5.0
 # A process ends within five seconds of a signal.
 GRACEFUL_SECONDS = 2.5
 CANCEL_SECONDS = 0.5

@@ -108,7 +108,8 @@ class Site:
         )
         retry = Retry("the database", RETRY_MINUTES, self.stop, DatabaseUnavailable)
         url = settings.require_database().get_secret_value()
-        self._database = Database(url, self.clock, retry, settings.database.lease_seconds)
+        seconds = settings.database.lease_seconds
+        self._database = Database(url, self.clock, retry, seconds, names=settings.names)
 
     @property
     def database_host(self) -> str:
@@ -280,7 +281,6 @@ class Site:
         # A person may have changed what the references lead to.
         self.broken = fatal or not isinstance(error, UsersSyncError)
         pause = FIRST_PAUSE_SECONDS * 2 ** min(failures, MOST_DOUBLINGS)
-        text = told(error).replace("database.url (DATABASE_URL)", self.project.database_ref)
         tell = log.debug if failures else log.warning
-        tell("visit.failed", error=text)
-        return Outcome("failed", min(pause, LONGEST_PAUSE_SECONDS), text, fatal)
+        tell("visit.failed", error=told(error))
+        return Outcome("failed", min(pause, LONGEST_PAUSE_SECONDS), told(error), fatal)

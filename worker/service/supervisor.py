@@ -129,7 +129,7 @@ class Supervisor:
         """Receive webhooks, whether this worker leads or stands by."""
         settings, webhook = self.settings, self.settings.webhook
         retry = Retry("the database", 0, self.stop, DatabaseUnavailable)
-        database = Database(self.url, self.clock, retry, DATABASE_SECONDS)
+        database = Database(self.url, self.clock, retry, DATABASE_SECONDS, names=settings.names)
         opened.callback(database.close)
         quiet = settings.database.quiet
         writer = HintWriter(database, Hints(settings.database.schema_name), quiet=quiet)
