@@ -127,6 +127,25 @@ def test_long_first_load_is_cut_into_visits_and_others_come_between(fleet: Fleet
     assert worker.telemetry.ended["cut"] >= 2
 
 
+def test_proofs_of_deletions_that_take_longer_than_a_visit_come_to_their_end(
+    fleet: FleetWorld,
+) -> None:
+    a = fleet.add("a", 300)
+    with fleet.at_work(visit_seconds=1) as worker:
+        until("a is fresh", lambda: fleet.states() == {"a": "fresh"})
+
+        def slowly(request: Request) -> Reply | None:
+            if request.path.startswith("/api/v1/users/"):
+                time.sleep(0.1)
+            return None
+
+        a.api.on_request(slowly)
+        for user_id in a.project.ids()[:20]:
+            a.project.delete(user_id)
+        until("a is in step", lambda: a.in_step)
+        assert worker.telemetry.ended.get("cut", 0) == 0
+
+
 def test_mirrors_used_longest_ago_go_when_memory_is_short(fleet: FleetWorld) -> None:
     members = [fleet.add(f"p{number}", 1) for number in range(4)]
     with fleet.at_work() as worker:

@@ -89,6 +89,7 @@ class Site:
     # It failed in a way after which it must be made again as a whole.
     broken: bool = False
     _answers: int = 0
+    _users_asked: int = 0
     _standby: float = LEAST_STANDBY_SECONDS
     _database: Database = field(init=False)
     _fetcher: Fetcher | None = None
@@ -119,6 +120,15 @@ class Site:
     def bytes(self) -> int:
         """About how much memory it takes."""
         return SITE_BYTES + USER_BYTES * len(self.cache.mirror)
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether the next visit goes on where this one is stopped.
+
+        Proofs are worth nothing by halves: they would have to be asked for again, visit after
+        visit. There are at most `deletions.max_count` of them.
+        """
+        return self._fetcher is None or self._fetcher.users_asked == self._users_asked
 
     def visit(self, *, hinted: bool, failures: int) -> Outcome:
         """Visit the project once, until done or `stop` is set; never raises.
@@ -167,8 +177,10 @@ class Site:
     def _work(self, leader: Leader, *, hinted: bool) -> float:
         """Follow hints, look at the newest users, and sweep if that is due."""
         schedule = self.settings.schedule
+        self._users_asked = leader.fetcher.users_asked
         if hinted:
             leader.hints()
+            self._users_asked = leader.fetcher.users_asked
         due = leader.cut or leader.pace.pause <= 0
         pause = schedule.poll_seconds
         # A sweep over one page is a poll as well.
