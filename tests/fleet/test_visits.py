@@ -5,7 +5,7 @@ from threading import Event, Thread
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.fleet_world import FleetWorld
 from tests.support.waiting import until
@@ -198,11 +198,14 @@ def test_project_of_a_single_worker_is_written_by_one_of_them(fleet: FleetWorld)
         thread.join(20)
 
 
-def test_fleet_behind_pgbouncer(fleet: FleetWorld, pgbouncer_url: str) -> None:
+def test_fleet_and_its_projects_behind_pgbouncer(fleet: FleetWorld, pgbouncer_url: str) -> None:
+    name = conninfo_to_dict(fleet.target_urls[0])["dbname"]
+    fleet.target_urls[0] = make_conninfo(pgbouncer_url, dbname=name)
     a = fleet.add("a", 3)
     with fleet.at_work(url=pgbouncer_url):
         until("a is in step", lambda: a.in_step)
         a.project.create()
+        a.project.delete(a.project.ids()[0])
         until("a is in step again", lambda: a.in_step)
 
 

@@ -26,6 +26,8 @@ KEPT_RATE = 0.95
 # Less than half of that is the worker's, the rest the network's and the server's: who misses a
 # moment by more lets it go, and claims another one.
 LATE_SECONDS = 0.02
+# Without the control database a request is not held up by asking it: another one soon is.
+ALONE_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class HostBudget:
     _joining: Lock = field(default_factory=Lock)
     _claiming: dict[bool, Lock] = field(default_factory=lambda: {True: Lock(), False: Lock()})
     _alone_at: float = 0.0
+    _alone_until: float = float("-inf")
     # The control database's clock less ours.
     _ahead: float = 0.0
 
@@ -96,10 +99,15 @@ class HostBudget:
 
     def _claim(self, batch: _Batch, most_ahead: float) -> None:
         rate, asked_at = self.rate * KEPT_RATE, self.monotonic()
+        if asked_at < self._alone_until:
+            self._claim_alone(batch)
+            return
         try:
             claim = self.control.claim(self.host, batch.size, rate, most_ahead)
         except UsersSyncError as error:
-            self._claim_alone(batch, error)
+            log.debug("budget.alone", host=self.host, error=str(error))
+            self._alone_until = self.monotonic() + ALONE_SECONDS
+            self._claim_alone(batch)
         else:
             batch.first_at, batch.apart = self._here(claim, asked_at), 1 / rate
             batch.granted = claim.granted
@@ -116,9 +124,8 @@ class HostBudget:
             self._ahead = least
         return claim.first_at - self._ahead
 
-    def _claim_alone(self, batch: _Batch, error: UsersSyncError) -> None:
+    def _claim_alone(self, batch: _Batch) -> None:
         """Go on at this worker's own part of the rate: what has begun comes to its end."""
-        log.debug("budget.alone", host=self.host, error=str(error))
         part = self.rate * self.share()
         # Whole requests: the fractions of all workers would add up to more.
         batch.apart = 1 / (KEPT_RATE * (math.floor(part) or part))
