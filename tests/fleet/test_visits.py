@@ -59,7 +59,7 @@ def test_project_that_fails_backs_off_alone(fleet: FleetWorld) -> None:
         well.project.create()
         until("the others go on", lambda: well.in_step)
         waits = {row["name"]: row["waits_for_a_person"] for row in fleet.control.status()}
-        assert waits["held"] == "15 deletions are held"
+        assert waits["held"] == "held deletions: 15 (users-sync deletions --project held)"
         assert "secret_ref file:revoked.key of revoked" in waits["revoked"]
         errors = {row["name"]: row["error"] for row in fleet.control.status()}
         assert "127.0.0.1" in errors["away"]
@@ -95,6 +95,29 @@ def test_projects_are_added_changed_paused_and_removed_at_work(fleet: FleetWorld
         fleet.control.remove(["a", "b"])
         until("no visit waits", lambda: jobs(fleet) == 0, look_seconds=0.1)
     assert fleet.control.status() == []
+
+
+def test_project_is_visited_at_once_when_it_was_added_put_right_or_resumed(
+    fleet: FleetWorld,
+) -> None:
+    a = fleet.add("a", 2)
+    (fleet.folder / "a.key").write_text("ssk_revoked")
+    with fleet.at_work() as worker:
+        # Nobody looks for missing visits, and whoever fails waits for long.
+        fleet.query("update users_sync_fleet.roster set ran_at = 'infinity'")
+        until("a is visited", lambda: fleet.states()["a"] == "needs a person")
+        fleet.query("update procrastinate_jobs set scheduled_at = now() + interval '1 hour'")
+        (fleet.folder / "a.key").write_text(a.project.secret_server_key)
+        fleet.control.add(fleet.row("a"), replace=True)
+        until("a is in step", lambda: a.in_step)
+        fleet.control.enable(["a"], enabled=False)
+        until("no visit waits", lambda: jobs(fleet) == 0, look_seconds=0.1)
+        a.project.create()
+        fleet.control.enable(["a"], enabled=True)
+        until("a is in step again", lambda: a.in_step)
+        b = fleet.add("b", 2)
+        until("b is in step", lambda: b.in_step)
+        assert worker.telemetry.workers == 1
 
 
 def jobs(fleet: FleetWorld) -> int:

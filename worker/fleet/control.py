@@ -50,18 +50,20 @@ with added as (
     on conflict (name) do nothing
     returning name
 )
-insert into users_sync_fleet.visit (name) select name from added returning name
+insert into users_sync_fleet.visit (name) select name from added
+returning name, users_sync_fleet.soon(name)
 """
 _REPLACE = """
 update users_sync_fleet.project set
     api_url = %(api_url)s, api_host = %(api_host)s, project_id = %(project_id)s,
     secret_ref = %(secret_ref)s, database_ref = %(database_ref)s, schema = %(schema)s,
     webhook_ref = %(webhook_ref)s, settings = %(settings)s, revision = revision + 1
-where name = %(name)s returning name
+where name = %(name)s
+returning name, case when enabled then users_sync_fleet.soon(name) end
 """
 _ENABLE = """
 update users_sync_fleet.project set enabled = %s, revision = revision + 1
-where name = any(%s) returning name
+where name = any(%s) returning name, case when enabled then users_sync_fleet.soon(name) end
 """
 _REMOVE = "delete from users_sync_fleet.project where name = any(%s) returning name"
 

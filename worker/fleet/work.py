@@ -181,8 +181,9 @@ class FleetWorker:
         alive = Alive(self.name, socket.gethostname(), telemetry.in_memory, telemetry.mirror_bytes)
         self._visitor.tick = self._control.tick(alive, self.roster_seconds, SILENCE_SECONDS)
         if self._ticks % TICKS_TO_OVERVIEW == 0:
-            telemetry.overview = self._control.overview(SHOWN_PROJECTS)
+            telemetry.see(self._control.overview(SHOWN_PROJECTS))
         self._ticks += 1
+        telemetry.workers = self._visitor.tick.workers
         telemetry.control_answered()
 
     def _look_after(self) -> None:

@@ -16,7 +16,7 @@ from worker.fleet.lookup import required
 # A terminal shows no more at once; JSON has all.
 SHOWN = 40
 UNWELL = {"needs a person", "failing", "held", "late"}
-HEADER = ("name", "state", "fresh", "swept", "users", "visited by", "waits for a person")
+HEADER = ("name", "state", "fresh", "swept", "users", "visited by", "what is wrong")
 
 
 def status(
@@ -55,7 +55,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [output.as_psql(HEADER, [_cells(row) for row in rows[:SHOWN]])]
     if len(rows) > SHOWN:
         lines.append(f"… and {len(rows) - SHOWN:,} that are better off")
-    hosts = [f"{host}: each project every {max(1.0, c):.1f} s" for host, c in cycles.items()]
+    hosts = [f"{host}: each project every {_every(cycle)}" for host, cycle in cycles.items()]
     return [*lines, "", *hosts, f"{len(rows):,} projects: {summary}"]
 
 
@@ -64,9 +64,9 @@ def facts(row: Mapping[str, Any]) -> list[str]:
     told = {
         "project": row["name"],
         "state": row["state"],
-        "fresh": f"sign-ups until {_ago(row['fresh_seconds'])} are rows",
-        "swept": f"the whole list was read {_ago(row['swept_seconds'])}",
-        "budget": f"{row['api_host']} allows a visit every {row['cycle_seconds']:.1f} s",
+        "fresh": _since("sign-ups are rows until", row["fresh_seconds"]),
+        "swept": _since("the whole list was read", row["swept_seconds"]),
+        "budget": f"{row['api_host']} allows a visit every {_every(row['cycle_seconds'])}",
         "users": "unknown" if row["users"] is None else f"{row['users']:,}",
         "deletions": f"{row['held']:,} held, {row['candidates']:,} candidates",
         "quarantine": f"{row['quarantined']:,}",
@@ -88,6 +88,14 @@ def _cells(row: Mapping[str, Any]) -> Sequence[object]:
         row["visitor"],
         row["waits_for_a_person"] or row["error"],
     )
+
+
+def _every(cycle_seconds: float) -> str:
+    return f"{max(1.0, cycle_seconds):.1f} s"
+
+
+def _since(what: str, seconds: float | None) -> str:
+    return "never yet" if seconds is None else f"{what} {_ago(seconds)}"
 
 
 def _ago(seconds: float | None) -> str:

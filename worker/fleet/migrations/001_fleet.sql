@@ -88,6 +88,14 @@ $$;
 comment on function users_sync_fleet.defer is
     'Defer the next visit of a project, unless one waits already.';
 
+create function users_sync_fleet.soon(wanted text) returns void language sql as $$
+    update procrastinate_jobs set scheduled_at = clock_timestamp()
+    where queueing_lock = wanted and status = 'todo' and scheduled_at > clock_timestamp();
+    select users_sync_fleet.defer(wanted, 'visits', clock_timestamp(), 0);
+$$;
+comment on function users_sync_fleet.soon is
+    'Have a project visited now that was added or changed, whatever pause it was in.';
+
 create function users_sync_fleet.begin_visit(
     wanted text, worker text, queue text, most_of_host int, most_of_database int
 ) returns table (state text, revision bigint, hinted boolean, failed int) language plpgsql as $$
@@ -343,8 +351,10 @@ select name,
     visitor, next_visit_at, users, held, candidates, quarantined, failures, failing_since, error,
     nullif(concat_ws('; ',
         case when fatal and failures > 0 then error end,
-        case when held > 0 then held || ' deletions are held' end,
-        case when quarantined > 0 then quarantined || ' records are in quarantine' end
+        case when held > 0 then
+            format('held deletions: %s (users-sync deletions --project %s)', held, name) end,
+        case when quarantined > 0 then
+            format('in quarantine: %s (users-sync quarantine --project %s)', quarantined, name) end
     ), '') as waits_for_a_person,
     api_host, schema, enabled
 from seen;
