@@ -22,7 +22,7 @@ from worker.errors import (
 )
 from worker.fleet.projects import Project, host_of
 from worker.retry import Retry
-from worker.service.health import Health
+from worker.service.health import Health, health_of
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.ownership import another_project, bind_project, give_back
@@ -100,13 +100,7 @@ class Site:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.health = Health(
-            target=settings.database.schema_name,
-            api_host=self.project.api_host,
-            sweep_seconds=settings.schedule.sweep_seconds,
-            sweep_share=settings.schedule.sweep_share,
-            kept_sweeps=1,
-        )
+        self.health = health_of(settings, kept_sweeps=1)
         retry = Retry("the database", RETRY_MINUTES, self.stop, DatabaseUnavailable)
         url = settings.require_database().get_secret_value()
         seconds = settings.database.lease_seconds
