@@ -7,7 +7,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Value, get_context
 from multiprocessing.sharedctypes import Synchronized
@@ -145,7 +145,8 @@ def _relay(
     while True:
         client, _ = listening.accept()
         if os.fork() == 0:
-            _carry(client, _server(parts), trips, seconds)
+            with suppress(ConnectionError):
+                _carry(client, _server(parts), trips, seconds)
             os._exit(0)
 
 

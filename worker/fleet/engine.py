@@ -14,6 +14,8 @@ from procrastinate import App, PsycopgConnector
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Status
 
+from worker.store.database import KEEPALIVES
+
 log = structlog.stdlib.get_logger(__name__)
 
 TASK = "visit"
@@ -39,7 +41,12 @@ def make_app(url: str, visit: Callable[[str], Awaitable[None]]) -> App:
     # It tells of every attempt to connect; that the database is away is told once.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     # No session state: transaction pooling takes it.
-    kwargs = {"autocommit": True, "prepare_threshold": None, "application_name": "users-sync-fleet"}
+    kwargs = {
+        "autocommit": True,
+        "prepare_threshold": None,
+        "application_name": "users-sync-fleet",
+        **KEEPALIVES,
+    }
     connector = PsycopgConnector(
         conninfo=url, kwargs=kwargs, min_size=1, max_size=CONNECTIONS, timeout=CONNECTION_SECONDS
     )

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any, TypeVar
@@ -55,14 +55,17 @@ _IN_CODE = re.compile(r"\bPL/|\bSQL\b", re.ASCII)
 # By these, in the source of Postgres, an author raises an error on purpose.
 _RAISERS = {"exec_stmt_raise", "PLy_elog_impl", "throw_tcl_error"}
 
-_PARAMETERS: dict[str, Any] = {
-    "application_name": "users-sync",
-    "client_encoding": "utf8",
-    # A peer that is gone without a word is noticed within half a minute.
+# A peer that is gone without a word is noticed within half a minute.
+KEEPALIVES: Mapping[str, int] = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
+}
+_PARAMETERS: dict[str, Any] = {
+    "application_name": "users-sync",
+    "client_encoding": "utf8",
+    **KEEPALIVES,
 }
 
 
