@@ -226,7 +226,11 @@ class Bench:
         return time.monotonic() - began
 
     def live(self, name: str) -> set[str]:
-        return {row[0] for row in self.rows(name, _LIVE, [])}
+        """Give the ids of the live rows of a project; none before the table is there."""
+        try:
+            return {row[0] for row in self.rows(name, _LIVE, [])}
+        except psycopg.errors.UndefinedTable:
+            return set()
 
     def out_of_step(self, names: Iterable[str] | None = None) -> list[str]:
         """Name the projects whose live rows are not the users of the project."""
