@@ -79,7 +79,8 @@ def test_project_is_added_listed_changed_paused_resumed_and_removed(
     listed = shell.run("fleet", "list").stdout
     assert "other" in listed
     assert "paused" in listed
-    assert "paused" in shell.run("fleet", "status").stdout
+    status = shell.run("fleet", "status").stdout
+    assert status.endswith("1 project: 1 paused\nNo worker is at work: users-sync fleet work\n")
     assert shell.run("fleet", "resume", "acme").code == 0
     assert shell.run("fleet", "remove", "acme").code == 0
     assert "no project acme" in complaint(shell.run("fleet", "remove", "acme"))
@@ -143,7 +144,7 @@ def test_commands_work_on_a_project_of_the_fleet(site: Site, shell: Shell) -> No
     assert checked.code == 0, checked
     assert shell.run("plan", *own).code == 7
     gone = shell.having(ACME_URL="").run("plan", *own)
-    assert "acme: env:ACME_URL: the variable ACME_URL is not there" in gone.stderr
+    assert "database_ref env:ACME_URL of acme: the variable ACME_URL is not there" in gone.stderr
     assert "no project other" in complaint(shell.run("plan", "--project", "other"))
     assert site.shell.run("--once").code == 0
     site.project.create()

@@ -30,6 +30,10 @@ NAMES = Names(
 CALL_SECONDS = 5.0
 RETRY_MINUTES = 0.05
 
+# A worker is dead that told nothing for so long; it does so every second. One that was only slow
+# loses nothing but its jobs' rows: the lease keeps it from harm, and it is registered again.
+SILENCE_SECONDS = 5.0
+
 # What waits for any worker, and what waits for the one that holds the project's mirror.
 SHARED_QUEUE = "visits"
 
@@ -108,6 +112,10 @@ order by array_position(
     state
 ), fresh_seconds desc nulls first, name
 limit %(most)s
+"""
+_WORKERS = """
+select count(*) from users_sync_fleet.worker
+where seen_at > clock_timestamp() - make_interval(secs => %s)
 """
 _COUNTS = "select state, count(*) from users_sync_fleet.status group by state"
 _HOSTS = "select api_host, projects, cycle_seconds from users_sync_fleet.host where projects > 0"
@@ -289,6 +297,11 @@ class Control:
         params = {"name": name, "most": most}
         rows = self._call(lambda conn: conn.execute(_STATUS, params).fetchall(), 30.0)
         return [dict(zip(STATUS_COLUMNS, row, strict=True)) for row in rows]
+
+    def workers(self, silence: float) -> int:
+        """Count the workers that were not silent for so many seconds."""
+        row = self._call(lambda conn: conn.execute(_WORKERS, (silence,)).fetchone())
+        return int(row[0]) if row else 0
 
     def overview(self, most: int) -> Overview:
         """Return how the fleet is, with at most so many of its projects."""

@@ -14,6 +14,7 @@ from procrastinate import App, PsycopgConnector
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Status
 
+from worker.fleet.control import SILENCE_SECONDS
 from worker.store.database import KEEPALIVES
 
 log = structlog.stdlib.get_logger(__name__)
@@ -24,9 +25,6 @@ TASK = "visit"
 # deferred job would wake every worker for nothing, and does not pass a pooler.
 POLL_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
-# A worker is dead that fell silent for five heartbeats. One that was only slow loses nothing but
-# its jobs' rows: the lease keeps it from harm, and the engine registers it again.
-SILENCE_SECONDS = 5.0
 # A process ends within five seconds of a signal.
 GRACEFUL_SECONDS = 2.5
 CANCEL_SECONDS = 0.5

@@ -85,16 +85,20 @@ class Secrets:
     folder: Path
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
-    def read(self, reference: str, project: str) -> str:
-        """Return the secret. Raises Misconfigured, which names the reference and nothing of it."""
+    def read(self, column: str, reference: str, project: str) -> str:
+        """Return the secret that a column of a project refers to.
+
+        Raises Misconfigured, which names the reference and nothing of the secret.
+        """
         kind, _, name = checked_reference(reference, project).partition(":")
-        text = self._file(name, project) if kind == "file" else self.environ.get(name, "")
+        called = f"{column} {reference} of {project}"
+        text = self._file(name, called) if kind == "file" else self.environ.get(name, "")
         if not text.strip():
             where = f"the file {self.folder / name}" if kind == "file" else f"the variable {name}"
-            raise Misconfigured(f"{project}: {reference}: {where} is not there, or is empty")
+            raise Misconfigured(f"{called}: {where} is not there, or is empty")
         return text.strip()
 
-    def _file(self, name: str, project: str) -> str:
+    def _file(self, name: str, called: str) -> str:
         path = self.folder / name
         try:
             return path.read_text("utf-8-sig")
@@ -102,7 +106,7 @@ class Secrets:
             return ""
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise Misconfigured(f"{project}: the file {path} cannot be read: {why}") from None
+            raise Misconfigured(f"{called}: the file {path} cannot be read: {why}") from None
 
 
 def checked_name(name: str) -> str:
@@ -133,8 +137,8 @@ def resolved(project: Project, secrets: Secrets) -> Settings:
     """
     return _settings(
         project,
-        secrets.read(project.secret_ref, project.name),
-        secrets.read(project.database_ref, project.name),
+        secrets.read("secret_ref", project.secret_ref, project.name),
+        secrets.read("database_ref", project.database_ref, project.name),
     )
 
 
@@ -145,7 +149,7 @@ def webhook_secrets(project: Project, secrets: Secrets) -> list[str]:
     """
     if project.webhook_ref is None:
         return []
-    text = secrets.read(project.webhook_ref, project.name)
+    text = secrets.read("webhook_ref", project.webhook_ref, project.name)
     given = _column(project, text, f"webhook_ref {project.webhook_ref}")
     found = validated({("webhook", "secrets"): given})
     return [secret.get_secret_value() for secret in found.webhook.secrets]

@@ -20,9 +20,8 @@ from procrastinate.exceptions import ConnectorException
 
 from worker.errors import UsersSyncError
 from worker.fleet.budget import Budget
-from worker.fleet.control import SHARED_QUEUE, Alive, Control
+from worker.fleet.control import SHARED_QUEUE, SILENCE_SECONDS, Alive, Control
 from worker.fleet.engine import (
-    SILENCE_SECONDS,
     cancelled,
     fail_jobs_of_the_dead,
     make_app,

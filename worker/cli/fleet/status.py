@@ -10,12 +10,13 @@ from worker.cli import output
 from worker.cli.context import read_settings
 from worker.cli.fleet.context import opened_control
 from worker.cli.options import DONE, UNHEALTHY, AsJson, Config, LogFormat, LogLevel
-from worker.fleet.control import as_json
+from worker.fleet.control import SILENCE_SECONDS, as_json
 from worker.fleet.lookup import required
 
 # A terminal shows no more at once; JSON has all.
 SHOWN = 40
 UNWELL = {"needs a person", "failing", "held", "late"}
+NO_WORKER = "No worker is at work: users-sync fleet work"
 HEADER = ("name", "state", "fresh", "swept", "users", "visited by", "what is wrong")
 
 
@@ -34,19 +35,19 @@ def status(
     with opened_control(settings) as control:
         if name is not None:
             required(control, name)
-        rows = control.status(name)
+        rows, workers = control.status(name), control.workers(SILENCE_SECONDS)
     if as_objects:
         for row in rows:
             print(as_json(row))
     elif name is not None:
         print("\n".join(facts(rows[0])))
     else:
-        print("\n".join(table(rows)))
+        print("\n".join(table(rows, workers)))
     return UNHEALTHY if any(row["state"] in UNWELL for row in rows) else DONE
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lay out the worst projects, and count all of them by state."""
+def table(rows: Sequence[Mapping[str, Any]], workers: int) -> list[str]:
+    """Lay out the worst projects, count all of them by state, and count the workers."""
     if not rows:
         return ["The fleet has no projects."]
     counts = Counter(row["state"] for row in rows)
@@ -56,7 +57,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(rows) > SHOWN:
         lines.append(f"… and {len(rows) - SHOWN:,} that are better off")
     hosts = [f"{host}: each project every {_every(cycle)}" for host, cycle in cycles.items()]
-    return [*lines, "", *hosts, f"{len(rows):,} projects: {summary}"]
+    at_work = f"{_count(workers, 'worker')} at work" if workers else NO_WORKER
+    return [*lines, "", *hosts, f"{_count(len(rows), 'project')}: {summary}", at_work]
 
 
 def facts(row: Mapping[str, Any]) -> list[str]:
@@ -88,6 +90,10 @@ def _cells(row: Mapping[str, Any]) -> Sequence[object]:
         row["visitor"],
         row["waits_for_a_person"] or row["error"],
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _every(cycle_seconds: float) -> str:
