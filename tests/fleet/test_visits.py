@@ -178,6 +178,7 @@ def test_mirrors_used_longest_ago_go_when_memory_is_short(fleet: FleetWorld) -> 
             each.project.create()
         until("all are in step again", lambda: all(each.in_step for each in members))
         until("some are out of memory", lambda: len(worker.sites) <= 3)
+    assert worker.sites.bytes == sum(each.bytes for each in worker.sites)
 
 
 def test_idle_project_has_no_connection_and_takes_no_statement(fleet: FleetWorld) -> None:

@@ -1,7 +1,7 @@
 """The projects in the memory of a worker, within a budget: those used longest ago go first."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import Event, Lock
 
@@ -39,6 +39,10 @@ class Sites:
 
     def __len__(self) -> int:
         return len(self._sites)
+
+    def __iter__(self) -> Iterator[Site]:
+        with self._lock:
+            return iter(list(self._sites.values()))
 
     @property
     def bytes(self) -> int:
