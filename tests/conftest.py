@@ -2,20 +2,16 @@
 
 import os
 import shutil
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import quote
 
 import hypothesis
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.support.pgbouncer import configuration
-from tests.support.ports import free_port
+from tests.support.pgbouncer import program, running_pgbouncer
 from worker.sandbox.postgres import EmbeddedPostgres, create_database, drop_database
 
 pytest_plugins = [
@@ -86,24 +82,10 @@ def connection(connect: Callable[[], psycopg.Connection]) -> psycopg.Connection:
 @pytest.fixture
 def pgbouncer_url(database_url: str, tmp_path: Path) -> Iterator[str]:
     """Return a URL of `database_url` by way of PgBouncer, one server connection per transaction."""
-    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-    if program is None:
+    if program() is None:
         pytest.skip("PgBouncer is not installed")
-    with psycopg.connect(database_url) as conn:
-        target = conn.info
-        port = free_port()
-        config = tmp_path / "pgbouncer.ini"
-        config.write_text(_pgbouncer_config(target, port))
-        url = f"postgresql://{quote(target.user)}@127.0.0.1:{port}/{quote(target.dbname)}"
-        command = [program, *_other_user(target.host), str(config)]
-    with (tmp_path / "pgbouncer.log").open("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            _wait_until_answered(url, process, Path(log.name))
-            yield url
-        finally:
-            process.kill()
-            process.wait()
+    with running_pgbouncer(database_url, tmp_path) as way:
+        yield way(database_url)
 
 
 def remove_data(server: EmbeddedPostgres) -> None:
@@ -116,31 +98,3 @@ def _make_fast(url: str) -> None:
         for setting in UNSAFE_AND_FAST:
             conn.execute(f"alter system set {setting}".encode())
         conn.execute("select pg_reload_conf()")
-
-
-def _pgbouncer_config(target: psycopg.ConnectionInfo, port: int) -> str:
-    """Write the configuration; any client is let in, and taken for the user that is named here."""
-    keys = {key: str(getattr(target, key)) for key in ("host", "port", "user", "password")}
-    # It does not read an empty value.
-    doubled = {key: value.replace("'", "''") for key, value in keys.items() if value}
-    return configuration(" ".join(f"{key}='{value}'" for key, value in doubled.items()), port)
-
-
-def _other_user(host: str) -> list[str]:
-    """Say who PgBouncer is to run as: never root, and one who gets at the server's socket."""
-    if os.geteuid() != 0:
-        return []
-    return ["-u", Path(host).owner() if host.startswith("/") else "nobody"]
-
-
-def _wait_until_answered(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            psycopg.connect(url, connect_timeout=5).close()
-        except psycopg.OperationalError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"PgBouncer does not answer: {log.read_text()[-1000:]}")
-            time.sleep(0.02)
-        else:
-            return

@@ -87,7 +87,8 @@ class Retry:
             return f"{self.service} could not be used: {error}"
         asked = error.retry_after or 0.0
         if asked <= LONGEST_PAUSE_SECONDS:
-            return f"{self.service} could not be used for {self.minutes:g} minutes: {error}"
+            long = f"{self.minutes:g} minutes" if self.minutes >= 1 else f"{self.minutes * 60:g} s"
+            return f"{self.service} could not be used for {long}: {error}"
         return (
             f"{self.service} asks for a pause of {asked:g} s (Retry-After), which ends beyond the"
             f" {self.minutes:g} minutes of retry_minutes: {error}"

@@ -46,7 +46,8 @@ def opened_database(
     minutes = math.inf if watch else settings.database.retry_minutes
     retry = Retry("the database", minutes, stop, DatabaseUnavailable, watch)
     # Nothing is worth waiting for longer than the lease lasts, unless it reads the whole table.
-    database = Database(url, clock, retry, settings.database.lease_seconds)
+    seconds = settings.database.lease_seconds
+    database = Database(url, clock, retry, seconds, names=settings.names)
     try:
         yield database
     finally:
@@ -69,7 +70,7 @@ def open_store(settings: Settings, database: Database) -> Store:
                 quiet=settings.database.quiet,
                 sweep_seconds=settings.schedule.sweep_seconds,
                 sweep_share=settings.schedule.sweep_share,
-                project_setting=stack.names.project_id,
+                names=settings.names,
             ),
         ),
         table=Table(

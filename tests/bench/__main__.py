@@ -13,6 +13,8 @@ from tests.bench import (
     both_servers,
     cron,
     fleet,
+    fleet_growth,
+    fleet_troubles,
     freshness,
     growth,
     hints,
@@ -39,6 +41,8 @@ BENCHMARKS: dict[str, Callable[[Conditions, Databases], list[Figure]]] = {
     "start": start.run,
     "server-work": server_work.run,
     "fleet": fleet.run,
+    "fleet-troubles": fleet_troubles.run,
+    "fleet-growth": fleet_growth.run,
 }
 
 

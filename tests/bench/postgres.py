@@ -7,7 +7,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Value, get_context
 from multiprocessing.sharedctypes import Synchronized
@@ -110,6 +110,8 @@ class Link:
     """A way to the database that counts round trips, and lets each take longer."""
 
     url: str
+    # The process that takes new connections.
+    pid: int
     _trips: "Synchronized[int]"
 
     @property
@@ -130,7 +132,8 @@ def linked(url: str, seconds: float = 0.0) -> Iterator[Link]:
     port = listening.getsockname()[1]
     listening.close()
     try:
-        yield Link(f"postgresql://{parts['user']}@127.0.0.1:{port}/{parts['dbname']}", trips)
+        url = f"postgresql://{parts['user']}@127.0.0.1:{port}/{parts['dbname']}"
+        yield Link(url, process.pid or 0, trips)
     finally:
         process.kill()
         process.join()
@@ -142,7 +145,8 @@ def _relay(
     while True:
         client, _ = listening.accept()
         if os.fork() == 0:
-            _carry(client, _server(parts), trips, seconds)
+            with suppress(ConnectionError):
+                _carry(client, _server(parts), trips, seconds)
             os._exit(0)
 
 

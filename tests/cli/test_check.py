@@ -580,7 +580,7 @@ def test_subscription_to_the_table_is_named(generated: Target) -> None:
 def test_way_without_tls_is_warned_of_unless_it_is_local(
     host: str, address: str, *, tls: bool, warned: bool
 ) -> None:
-    found = lines(judge_way(host, address, tls=tls))
+    found = lines(judge_way(host, address, tls=tls, url="database.url"))
     assert [line.startswith(f"warn no TLS on the way to {host}: ") for line in found] == (
         [True] * warned
     )
@@ -588,7 +588,7 @@ def test_way_without_tls_is_warned_of_unless_it_is_local(
 
 def test_connection_of_the_check_tells_its_way(conn: Connection) -> None:
     info = conn.info
-    assert judge_way(info.host, info.hostaddr, tls=conn.pgconn.ssl_in_use) == []
+    assert judge_way(info.host, info.hostaddr, tls=conn.pgconn.ssl_in_use, url="") == []
 
 
 # As a whole
@@ -626,4 +626,4 @@ def test_pooler_gives_the_same_answers(lone: Target, pgbouncer_url: str) -> None
     with closing(connect(pgbouncer_url)) as pooled, closing(connect(lone.url)) as direct:
         assert look_at_table(pooled, lone.schema) == look_at_table(direct, lone.schema)
         assert len(look_at_table(pooled, lone.schema)) == 3
-        assert judge_way(pooled.info.host, pooled.info.hostaddr, tls=False) == []
+        assert judge_way(pooled.info.host, pooled.info.hostaddr, tls=False, url="") == []

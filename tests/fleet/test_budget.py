@@ -1,14 +1,16 @@
 """The budget of an API host: shared by all workers, hints first, kept to on one's own as well."""
 
+import random
+import time
 from collections.abc import Iterator
-from threading import Event, Thread
+from threading import Event, Thread, local
 
 import pytest
 
 from tests.support.fleet_world import FleetWorld
 from worker.errors import Stopped
-from worker.fleet.budget import MOST_AHEAD_SECONDS, HostBudget
-from worker.fleet.control import Control
+from worker.fleet.budget import KEPT_RATE, MOST_AHEAD_SECONDS, HostBudget
+from worker.fleet.control import Claim, Control
 
 HOST = "api.example.com"
 
@@ -23,48 +25,85 @@ def other(fleet: FleetWorld) -> Iterator[Control]:
 
 def test_moments_of_two_workers_are_one_after_the_other(fleet: FleetWorld, other: Control) -> None:
     claims = [each.claim(HOST, 10, 1.0, 3600.0) for each in (fleet.control, other, fleet.control)]
-    assert [granted for granted, _ in claims] == [10, 10, 10]
-    assert [round(wait) for _, wait in claims] == [0, 10, 20]
+    assert [claim.granted for claim in claims] == [10, 10, 10]
+    first = claims[0].now
+    assert [round(claim.first_at - first) for claim in claims] == [0, 10, 20]
 
 
 def test_what_can_wait_claims_nothing_far_ahead_so_that_a_hint_comes_first(
     fleet: FleetWorld,
 ) -> None:
     claim = fleet.control.claim
-    granted, _ = claim(HOST, 100, 10.0, MOST_AHEAD_SECONDS)
-    assert granted == MOST_AHEAD_SECONDS * 10 + 1
-    assert claim(HOST, 100, 10.0, MOST_AHEAD_SECONDS)[0] <= 1
-    granted, wait = claim(HOST, 1, 10.0, 3600.0)
-    assert granted == 1
-    assert wait <= MOST_AHEAD_SECONDS + 0.2
+    first = claim(HOST, 100, 10.0, MOST_AHEAD_SECONDS)
+    assert first.granted == MOST_AHEAD_SECONDS * 10 + 1
+    assert claim(HOST, 100, 10.0, MOST_AHEAD_SECONDS).granted <= 1
+    hinted = claim(HOST, 1, 10.0, 3600.0)
+    assert hinted.granted == 1
+    assert hinted.first_at - hinted.now <= MOST_AHEAD_SECONDS + 0.2
 
 
 def test_unused_moments_are_not_saved_up(fleet: FleetWorld) -> None:
     fleet.control.claim(HOST, 1, 1000.0, 1.0)
     fleet.query("update users_sync_fleet.host set next_at = now() - interval '1 hour'")
-    assert [fleet.control.claim(HOST, 1, 1.0, 9.0) for _ in range(2)] == [
-        (1, 0.0),
-        (1, pytest.approx(1.0, abs=0.5)),
-    ]
+    first, second = (fleet.control.claim(HOST, 1, 1.0, 9.0) for _ in range(2))
+    assert [first.granted, second.granted] == [1, 1]
+    assert first.first_at == first.now
+    assert second.first_at == pytest.approx(first.first_at + 1, abs=1e-4)
 
 
-def test_many_threads_claim_together_and_none_too_soon(fleet: FleetWorld) -> None:
-    budget = HostBudget(fleet.control, HOST, 100.0, lambda: 1.0)
-    sent: list[float] = []
+class Drowsy(Event):
+    """A stop that is not set, and whose waits end late now and then."""
 
-    def ask() -> None:
-        for _ in range(5):
-            budget.take_turn("poll", Event())
-            sent.append(budget.monotonic())
+    def __init__(self, dice: random.Random) -> None:
+        super().__init__()
+        self.dice = dice
 
-    threads = [Thread(target=ask) for _ in range(8)]
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait((timeout or 0) + self.dice.choice([0, 0, 0.1, 0.3]))
+
+
+class Readings(local):
+    """What a thread last read from the clock."""
+
+    last = 0.0
+
+    def monotonic(self) -> float:
+        self.last = time.monotonic()
+        return self.last
+
+
+def test_in_no_second_more_is_sent_than_the_budget_though_threads_wake_up_late(
+    fleet: FleetWorld, other: Control
+) -> None:
+    rate, each, sent, read = 20, 6, [], Readings()
+    budgets = [HostBudget(c, HOST, rate, float, read.monotonic) for c in (fleet.control, other)]
+
+    def ask(budget: HostBudget, seed: int) -> None:
+        stop = Drowsy(random.Random(seed))
+        for _ in range(each):
+            budget.take_turn("poll", stop)
+            sent.append(read.last)
+
+    threads = [Thread(target=ask, args=(budgets[seed % 2], seed)) for seed in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     sent.sort()
-    # The first goes at once, each other one a hundredth of a second later.
-    assert sent[-1] - sent[0] >= 39 / 100 - 0.05
+    assert len(sent) == 10 * each
+    assert min(later - first for first, later in zip(sent, sent[rate:], strict=False)) >= 1
+
+
+def test_slow_answer_of_the_control_database_shifts_no_moment(fleet: FleetWorld) -> None:
+    now = 100.0
+    budget = HostBudget(fleet.control, HOST, 10.0, float, monotonic=lambda: now)
+    # The control database's clock is 900 s ahead. One answer was quick, another took 3 s.
+    assert budget._here(Claim(1, 1000.5, 1000.0), 99.9) == 100.5  # noqa: SLF001
+    now = 103.0
+    assert budget._here(Claim(1, 1001.0, 1000.2), 100.1) == 101.0  # noqa: SLF001
+    # Then it is set back by 700 s.
+    now = 104.0
+    assert budget._here(Claim(1, 304.5, 304.0), 103.9) == 104.5  # noqa: SLF001
 
 
 def test_stop_ends_the_wait(fleet: FleetWorld) -> None:
@@ -76,9 +115,20 @@ def test_stop_ends_the_wait(fleet: FleetWorld) -> None:
         budget.take_turn("poll", stop)
 
 
-def test_without_the_control_database_a_worker_keeps_to_its_share() -> None:
+@pytest.mark.parametrize(("workers", "apart"), [(1, 0.1), (3, 1 / 3), (20, 2.0)])
+def test_without_the_control_database_a_worker_keeps_to_its_share(
+    workers: int, apart: float
+) -> None:
     away = Control("postgresql://127.0.0.1:1/none", Event(), retry_minutes=0)
-    now = 0.0
-    budget = HostBudget(away, HOST, 10.0, lambda: 0.5, monotonic=lambda: now)
+    budget = HostBudget(away, HOST, 10.0, lambda: 1 / workers, monotonic=lambda: 0.0)
     moments = [budget._moment(hinted=False) for _ in range(3)]  # noqa: SLF001
-    assert moments == [0.0, pytest.approx(0.2), pytest.approx(0.4)]
+    assert moments == [pytest.approx(n * apart / KEPT_RATE) for n in range(3)]
+
+
+def test_without_the_control_database_those_who_claim_together_keep_to_it_as_well() -> None:
+    away = Control("postgresql://127.0.0.1:1/none", Event(), retry_minutes=0)
+    budget = HostBudget(away, HOST, 10.0, lambda: 0.5, monotonic=lambda: 0.0)
+    budget._batches[False].size = 3  # noqa: SLF001
+    budget._claim(together := budget._batches[False], 1.0)  # noqa: SLF001
+    moments = [together.moment(place) for place in range(3)]
+    assert moments == [pytest.approx(n * 0.2 / KEPT_RATE) for n in range(3)]

@@ -1,6 +1,7 @@
 """The commands of the fleet as they are typed: what they print, and the code they exit with."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.support.processes import Ended, Shell, Site, opened_site
 
@@ -41,6 +43,8 @@ def add(site: Site, shell: Shell, *more: str, name: str = "acme") -> Ended:
 
 
 API = "STACK_API_URL"
+# What a worker of one project calls them.
+OF_A_SINGLE_WORKER = re.compile(r"\bDATABASE_URL|\bSTACK_|database\.url|stack\.\w")
 
 
 def complaint(ended: Ended) -> str:
@@ -75,7 +79,8 @@ def test_project_is_added_listed_changed_paused_resumed_and_removed(
     listed = shell.run("fleet", "list").stdout
     assert "other" in listed
     assert "paused" in listed
-    assert "paused" in shell.run("fleet", "status").stdout
+    status = shell.run("fleet", "status").stdout
+    assert status.endswith("1 project: 1 paused\nNo worker is at work: users-sync fleet work\n")
     assert shell.run("fleet", "resume", "acme").code == 0
     assert shell.run("fleet", "remove", "acme").code == 0
     assert "no project acme" in complaint(shell.run("fleet", "remove", "acme"))
@@ -101,8 +106,8 @@ def test_no_secret_gets_into_the_control_database(site: Site, shell: Shell) -> N
         (("--set", "schedule.sweep_second=5"), "did you mean schedule.sweep_seconds?"),
         (("--set", "schedule.poll_seconds=-1"), "schedule.poll_seconds (from the project acme)"),
         (("--set", "sweep_seconds"), "--set: should be like"),
-        (("--api-url", "http://example.com"), "stack.api_url (from the project acme)"),
-        (("--schema", "pg_own"), "database.schema (from the project acme)"),
+        (("--api-url", "http://example.com"), "api_url of acme: should be https"),
+        (("--schema", "pg_own"), "schema of acme: should"),
         (("--database", "postgresql://u:hush@h/d"), "by reference"),
         (("--secret", "file:../etc/passwd"), "by reference"),
     ],
@@ -139,7 +144,7 @@ def test_commands_work_on_a_project_of_the_fleet(site: Site, shell: Shell) -> No
     assert checked.code == 0, checked
     assert shell.run("plan", *own).code == 7
     gone = shell.having(ACME_URL="").run("plan", *own)
-    assert "acme: env:ACME_URL: the variable ACME_URL is not there" in gone.stderr
+    assert "database_ref env:ACME_URL of acme: the variable ACME_URL is not there" in gone.stderr
     assert "no project other" in complaint(shell.run("plan", "--project", "other"))
     assert site.shell.run("--once").code == 0
     site.project.create()
@@ -154,6 +159,48 @@ def test_commands_work_on_a_project_of_the_fleet(site: Site, shell: Shell) -> No
     assert shell.run("purge", "--older-than", "30d", *own).code == 0
     approved = shell.run("deletions", "approve", "1", *own)
     assert "nothing is held" in approved.stderr
+
+
+# One that does not exist, on the server that does.
+NO_DATABASE = "postgresql:///none"
+OTHER_PROJECT = "11111111-2222-4333-8444-555555555555"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"ACME_URL": NO_DATABASE}, "see database_ref env:ACME_URL of acme"),
+        ({"ACME_URL": "embedded"}, "database_ref env:ACME_URL of acme: should be postgresql://"),
+        ({"ACME_URL": "mysql://h/d"}, "database_ref env:ACME_URL of acme: should"),
+        ({"ACME_KEY": "ssk_revoked"}, "secret_ref env:ACME_KEY of acme"),
+    ],
+)
+def test_what_a_reference_leads_to_is_called_by_the_reference(
+    site: Site, shell: Shell, wrong: dict[str, str], says: str
+) -> None:
+    shell.run("fleet", "init")
+    add(site, shell)
+    if wrong.get("ACME_URL") == NO_DATABASE:
+        parts = conninfo_to_dict(site.database_url)
+        wrong = {"ACME_URL": f"postgresql:///none?host={parts['host']}&port={parts['port']}"}
+    for command in (("fleet", "check", "acme"), ("plan", "--project", "acme")):
+        ended = shell.having(**wrong).run(*command)
+        assert ended.code == 2
+        told = ended.stdout + ended.stderr
+        assert says in told
+        assert not OF_A_SINGLE_WORKER.search(told)
+
+
+def test_table_of_another_project_is_told_in_the_words_of_the_project(
+    site: Site, shell: Shell
+) -> None:
+    assert site.shell.run("--once").code == 0
+    shell.run("fleet", "init")
+    add(site, shell, "--project-id", OTHER_PROJECT)
+    told = shell.run("fleet", "check", "acme").stdout
+    assert "set project_id of acme to it, or schema of acme to another schema" in told
+    line = complaint(shell.run("plan", "--project", "acme"))
+    assert "project_id of acme to it, or schema of acme to a schema of this project's own" in line
 
 
 def test_single_worker_imports_nothing_of_the_fleet(site: Site) -> None:

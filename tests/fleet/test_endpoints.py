@@ -86,6 +86,18 @@ def test_page_shows_the_worst_first_and_escapes(telemetry: FleetTelemetry) -> No
     assert "<acme>" not in page
     assert "12 deletions are held" in page
     assert "1,200" in page
+    assert "1 of 3" not in page
+
+
+def test_page_says_how_many_projects_it_leaves_out_and_how_old_it_is() -> None:
+    now = 0.0
+    telemetry = FleetTelemetry("here:1:abc", metrics_projects=1, monotonic=lambda: now)
+    telemetry.see(Overview({"held": 1, "fresh": 2}, [ROW], [("api.example.com", 3, 2.0)]))
+    now = 7.0
+    telemetry.control_answered()
+    page = render(telemetry)
+    assert "1 of 3" in page
+    assert "saw the fleet 7.0 s ago" in page
 
 
 def test_metrics_name_projects_up_to_a_bound(telemetry: FleetTelemetry) -> None:

@@ -5,7 +5,7 @@ from threading import Event, Thread
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.fleet_world import FleetWorld
 from tests.support.waiting import until
@@ -59,8 +59,8 @@ def test_project_that_fails_backs_off_alone(fleet: FleetWorld) -> None:
         well.project.create()
         until("the others go on", lambda: well.in_step)
         waits = {row["name"]: row["waits_for_a_person"] for row in fleet.control.status()}
-        assert waits["held"] == "15 deletions are held"
-        assert "stack.secret_server_key (file:revoked.key of revoked)" in waits["revoked"]
+        assert waits["held"] == "held deletions: 15 (users-sync deletions --project held)"
+        assert "secret_ref file:revoked.key of revoked" in waits["revoked"]
         errors = {row["name"]: row["error"] for row in fleet.control.status()}
         assert "127.0.0.1" in errors["away"]
         # What was wrong is put right, and nobody has to restart anything.
@@ -97,6 +97,29 @@ def test_projects_are_added_changed_paused_and_removed_at_work(fleet: FleetWorld
     assert fleet.control.status() == []
 
 
+def test_project_is_visited_at_once_when_it_was_added_put_right_or_resumed(
+    fleet: FleetWorld,
+) -> None:
+    a = fleet.add("a", 2)
+    (fleet.folder / "a.key").write_text("ssk_revoked")
+    with fleet.at_work() as worker:
+        # Nobody looks for missing visits, and whoever fails waits for long.
+        fleet.query("update users_sync_fleet.roster set ran_at = 'infinity'")
+        until("a is visited", lambda: fleet.states()["a"] == "needs a person")
+        fleet.query("update procrastinate_jobs set scheduled_at = now() + interval '1 hour'")
+        (fleet.folder / "a.key").write_text(a.project.secret_server_key)
+        fleet.control.add(fleet.row("a"), replace=True)
+        until("a is in step", lambda: a.in_step)
+        fleet.control.enable(["a"], enabled=False)
+        until("no visit waits", lambda: jobs(fleet) == 0, look_seconds=0.1)
+        a.project.create()
+        fleet.control.enable(["a"], enabled=True)
+        until("a is in step again", lambda: a.in_step)
+        b = fleet.add("b", 2)
+        until("b is in step", lambda: b.in_step)
+        assert worker.telemetry.workers == 1
+
+
 def jobs(fleet: FleetWorld) -> int:
     return int(fleet.value("select count(*) from procrastinate_jobs"))
 
@@ -127,6 +150,25 @@ def test_long_first_load_is_cut_into_visits_and_others_come_between(fleet: Fleet
     assert worker.telemetry.ended["cut"] >= 2
 
 
+def test_proofs_of_deletions_that_take_longer_than_a_visit_come_to_their_end(
+    fleet: FleetWorld,
+) -> None:
+    a = fleet.add("a", 300)
+    with fleet.at_work(visit_seconds=1) as worker:
+        until("a is fresh", lambda: fleet.states() == {"a": "fresh"})
+
+        def slowly(request: Request) -> Reply | None:
+            if request.path.startswith("/api/v1/users/"):
+                time.sleep(0.1)
+            return None
+
+        a.api.on_request(slowly)
+        for user_id in a.project.ids()[:20]:
+            a.project.delete(user_id)
+        until("a is in step", lambda: a.in_step)
+        assert worker.telemetry.ended.get("cut", 0) == 0
+
+
 def test_mirrors_used_longest_ago_go_when_memory_is_short(fleet: FleetWorld) -> None:
     members = [fleet.add(f"p{number}", 1) for number in range(4)]
     with fleet.at_work() as worker:
@@ -136,6 +178,7 @@ def test_mirrors_used_longest_ago_go_when_memory_is_short(fleet: FleetWorld) -> 
             each.project.create()
         until("all are in step again", lambda: all(each.in_step for each in members))
         until("some are out of memory", lambda: len(worker.sites) <= 3)
+    assert worker.sites.bytes == sum(each.bytes for each in worker.sites)
 
 
 def test_idle_project_has_no_connection_and_takes_no_statement(fleet: FleetWorld) -> None:
@@ -179,11 +222,14 @@ def test_project_of_a_single_worker_is_written_by_one_of_them(fleet: FleetWorld)
         thread.join(20)
 
 
-def test_fleet_behind_pgbouncer(fleet: FleetWorld, pgbouncer_url: str) -> None:
+def test_fleet_and_its_projects_behind_pgbouncer(fleet: FleetWorld, pgbouncer_url: str) -> None:
+    name = conninfo_to_dict(fleet.target_urls[0])["dbname"]
+    fleet.target_urls[0] = make_conninfo(pgbouncer_url, dbname=name)
     a = fleet.add("a", 3)
     with fleet.at_work(url=pgbouncer_url):
         until("a is in step", lambda: a.in_step)
         a.project.create()
+        a.project.delete(a.project.ids()[0])
         until("a is in step again", lambda: a.in_step)
 
 

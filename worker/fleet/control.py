@@ -1,10 +1,8 @@
 """The control database: which projects there are, whose visit is due, and what the visits found."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from threading import Event
 from typing import Any, LiteralString, TypeVar
 
@@ -14,36 +12,30 @@ from psycopg.types.json import Jsonb
 from worker import installed_version
 from worker.clock import Clock
 from worker.errors import DatabaseUnavailable, Misconfigured
+from worker.fleet import ready
 from worker.fleet.projects import Project
 from worker.retry import Retry
+from worker.settings.names import Names, named
 from worker.store.connection import Connection
-from worker.store.database import SEE_CHECK, Database
+from worker.store.database import Database
 
 T = TypeVar("T")
 
-# Advisory locks share one space of numbers; this one was drawn at random.
-_INIT_LOCK = 3_914_457_206_118_255
+# What to call it in an error; no check explains one.
+NAMES = Names(
+    database="the control database", database_url=named(("fleet", "url")), schema="", check=""
+)
 
 # The control database is not waited for any longer: a visit goes on without it, and ends.
 CALL_SECONDS = 5.0
 RETRY_MINUTES = 0.05
 
+# A worker is dead that told nothing for so long; it does so every second. One that was only slow
+# loses nothing but its jobs' rows: the lease keeps it from harm, and it is registered again.
+SILENCE_SECONDS = 5.0
+
 # What waits for any worker, and what waits for the one that holds the project's mirror.
 SHARED_QUEUE = "visits"
-
-_BOOKKEEPING = """
-create schema if not exists users_sync_fleet;
-create table if not exists users_sync_fleet.migration (
-    number int primary key,
-    name text not null,
-    version text not null,
-    applied_at timestamptz not null default now()
-);
-comment on table users_sync_fleet.migration is 'Which of the numbered SQL files were applied.';
-"""
-_APPLIED = "select number, version from users_sync_fleet.migration"
-_RECORD = "insert into users_sync_fleet.migration (number, name, version) values (%s, %s, %s)"
-_IS_THERE = "select to_regclass(%s) is not null"
 
 _PROJECT = """
 select name, api_url, project_id, secret_ref, database_ref, schema, webhook_ref, settings, enabled,
@@ -62,18 +54,20 @@ with added as (
     on conflict (name) do nothing
     returning name
 )
-insert into users_sync_fleet.visit (name) select name from added returning name
+insert into users_sync_fleet.visit (name) select name from added
+returning name, users_sync_fleet.soon(name)
 """
 _REPLACE = """
 update users_sync_fleet.project set
     api_url = %(api_url)s, api_host = %(api_host)s, project_id = %(project_id)s,
     secret_ref = %(secret_ref)s, database_ref = %(database_ref)s, schema = %(schema)s,
     webhook_ref = %(webhook_ref)s, settings = %(settings)s, revision = revision + 1
-where name = %(name)s returning name
+where name = %(name)s
+returning name, case when enabled then users_sync_fleet.soon(name) end
 """
 _ENABLE = """
 update users_sync_fleet.project set enabled = %s, revision = revision + 1
-where name = any(%s) returning name
+where name = any(%s) returning name, case when enabled then users_sync_fleet.soon(name) end
 """
 _REMOVE = "delete from users_sync_fleet.project where name = any(%s) returning name"
 
@@ -81,7 +75,12 @@ _BEGIN = "select * from users_sync_fleet.begin_visit(%s, %s, %s, %s, %s)"
 _END = "select users_sync_fleet.end_visit(%s, %s, %s, %s, %s)"
 _CLAIM = "select * from users_sync_fleet.claim(%s, %s, %s, %s)"
 _HINT = "select users_sync_fleet.hint(%s)"
-_TICK = "select * from users_sync_fleet.tick(%s, %s, %s, %s, %s, %s)"
+_TICK = """
+select * from users_sync_fleet.tick(
+    worker => %s, machine => %s, projects => %s, mirror_bytes => %s, version => %s, every => %s,
+    silence => %s
+)
+"""
 _LOOK_AFTER = "select * from users_sync_fleet.look_after(%s, %s, %s)"
 _LEAVE = "select users_sync_fleet.leave(%s)"
 
@@ -122,6 +121,10 @@ where %(name)s::text is null or name = %(name)s
 order by array_position(%(states)s, state), fresh_seconds desc nulls first, name
 limit %(most)s
 """
+_WORKERS = """
+select count(*) from users_sync_fleet.worker
+where seen_at > clock_timestamp() - make_interval(secs => %s)
+"""
 _COUNTS = "select state, count(*) from users_sync_fleet.status group by state"
 _HOSTS = "select api_host, projects, cycle_seconds from users_sync_fleet.host where projects > 0"
 
@@ -137,6 +140,28 @@ class Begun:
     revision: int
     hinted: bool
     failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """How many moments were granted, when the first one is, and what time it is now.
+
+    Both are in seconds of the control database's clock.
+    """
+
+    granted: int
+    first_at: float
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """What a worker tells of itself: its name and machine, and what it has in memory."""
+
+    worker: str
+    machine: str
+    projects: int
+    mirror_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,19 +207,18 @@ class Control:
 
     def __init__(self, url: str, stop: Event, retry_minutes: float = RETRY_MINUTES) -> None:
         retry = Retry("the control database", retry_minutes, stop, DatabaseUnavailable, _Untold())
-        self._database = Database(url, Clock(), retry, CALL_SECONDS)
+        self._database = Database(url, Clock(), retry, CALL_SECONDS, names=NAMES)
 
     def close(self) -> None:
         self._database.close()
 
     def init(self) -> int:
         """Create what is missing, the engine's tables included; returns how many files it ran."""
-        return self._call(_init, 60.0)
+        return self._call(ready.make, 60.0)
 
     def require_init(self) -> None:
         """Raise Misconfigured unless `fleet init` was run by this version of the program."""
-        missing = self._call(_missing)
-        if missing:
+        if self._call(ready.missing):
             raise Misconfigured("the control database is not ready: run `users-sync fleet init`")
 
     def projects(self) -> list[Project]:
@@ -247,21 +271,22 @@ class Control:
         values = (name, worker, queue, pause, Jsonb(dict(found)))
         self._call(lambda conn: conn.execute(_END, values))
 
-    def claim(self, host: str, wanted: int, rate: float, most_ahead: float) -> tuple[int, float]:
-        """Claim moments for requests; returns how many, and the seconds until the first one."""
+    def claim(self, host: str, wanted: int, rate: float, most_ahead: float) -> Claim:
+        """Claim moments for requests, `rate` a second, the first one at most so far ahead."""
         values = (host, wanted, rate, most_ahead)
         row = self._call(lambda conn: conn.execute(_CLAIM, values).fetchone())
-        return (row[0], row[1]) if row else (0, 0.0)
+        return Claim(*row) if row else Claim(0, 0.0, 0.0)
 
     def hint(self, name: str) -> None:
         """Have a project visited soon, with a look at its hints."""
         self._call(lambda conn: conn.execute(_HINT, (name,)))
 
-    def tick(
-        self, worker: str, machine: str, projects: int, mirror_bytes: int, every: float
-    ) -> Tick:
-        """Tell that this worker is alive; the first one after `every` seconds gets `looks`."""
-        values = (worker, machine, installed_version(), projects, mirror_bytes, every)
+    def tick(self, alive: Alive, every: float, silence: float) -> Tick:
+        """Tell that a worker is alive.
+
+        The first one after `every` seconds, or once another was silent for so long, gets `looks`.
+        """
+        values = (*astuple(alive), installed_version(), every, silence)
         row = self._call(lambda conn: conn.execute(_TICK, values).fetchone())
         return Tick(*row) if row else Tick(1, 0, looks=False)
 
@@ -281,6 +306,11 @@ class Control:
         rows = self._call(lambda conn: conn.execute(_STATUS, params).fetchall(), 30.0)
         return [dict(zip(STATUS_COLUMNS, row, strict=True)) for row in rows]
 
+    def workers(self, silence: float) -> int:
+        """Count the workers that were not silent for so many seconds."""
+        row = self._call(lambda conn: conn.execute(_WORKERS, (silence,)).fetchone())
+        return int(row[0]) if row else 0
+
     def overview(self, most: int) -> Overview:
         """Return how the fleet is, with at most so many of its projects."""
         counts: dict[str, int] = self._call(
@@ -293,61 +323,7 @@ class Control:
         return self._call(lambda conn: {row[0] for row in conn.execute(query, params)})
 
     def _call(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
-        with in_words_of_the_fleet():
-            return self._database.call(work, seconds)
-
-
-@contextmanager
-def in_words_of_the_fleet() -> Iterator[None]:
-    """Let an error name the setting of the control database, not that of a table's."""
-    try:
-        yield
-    except (Misconfigured, DatabaseUnavailable) as error:
-        told = str(error).replace("database.url (DATABASE_URL)", "fleet.url (FLEET_DATABASE_URL)")
-        told = told.replace("the database ", "the control database ", 1).removesuffix(SEE_CHECK)
-        raise (
-            type(error)(told) if type(error) is DatabaseUnavailable else Misconfigured(told)
-        ) from error
-
-
-def migrations() -> dict[int, tuple[str, str]]:
-    """Give every numbered SQL file of the fleet: number, then name and text, in order."""
-    folder = resources.files("worker.fleet") / "migrations"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
-    return {int(file.name[:3]): (file.name, file.read_text("utf-8")) for file in files}
-
-
-def _missing(conn: Connection) -> list[int]:
-    if conn.execute(_IS_THERE, ("users_sync_fleet.migration",)).fetchone() != (True,):
-        return list(migrations())
-    applied: dict[int, str] = dict(conn.execute(_APPLIED).fetchall())
-    if newer := applied.keys() - migrations().keys():
-        raise Misconfigured(
-            f"the control database was made ready by a newer users-sync ({applied[max(newer)]}):"
-            " update this one"
-        )
-    return [number for number in migrations() if number not in applied]
-
-
-def _init(conn: Connection) -> int:
-    if not (missing := _missing(conn)):
-        return 0
-    with conn.transaction():
-        conn.execute("select pg_advisory_xact_lock(%s)", (_INIT_LOCK,))
-        if conn.execute(_IS_THERE, ("procrastinate_jobs",)).fetchone() != (True,):
-            engine = resources.files("procrastinate") / "sql" / "schema.sql"
-            _run_script(conn, engine.read_text("utf-8"))
-        _run_script(conn, _BOOKKEEPING)
-        missing = _missing(conn)
-        for number in missing:
-            name, text = migrations()[number]
-            _run_script(conn, text)
-            conn.execute(_RECORD, (number, name, installed_version()))
-    return len(missing)
-
-
-def _run_script(conn: Connection, text: str) -> None:
-    psycopg.Cursor(conn).execute(text.encode())
+        return self._database.call(work, seconds)
 
 
 def _unless_taken(
@@ -367,7 +343,3 @@ def _unless_taken(
 def as_json(row: Mapping[str, Any]) -> str:
     """Write a row of the view as JSON, moments as ISO 8601."""
     return json.dumps(row, default=lambda moment: moment.isoformat())
-
-
-def _count_states(conn: Connection) -> dict[str, int]:
-    return dict(conn.execute(_COUNTS).fetchall())

@@ -14,6 +14,9 @@ from procrastinate import App, PsycopgConnector
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Status
 
+from worker.fleet.control import SILENCE_SECONDS
+from worker.store.database import KEEPALIVES
+
 log = structlog.stdlib.get_logger(__name__)
 
 TASK = "visit"
@@ -21,10 +24,7 @@ TASK = "visit"
 # Nothing tells of a job that falls due, so this is how late a visit can be; a notification for each
 # deferred job would wake every worker for nothing, and does not pass a pooler.
 POLL_SECONDS = 0.5
-HEARTBEAT_SECONDS = 2.0
-# A worker is dead that fell silent for four heartbeats. One that was only slow loses nothing but
-# its jobs' rows: the lease keeps it from harm, and the engine registers it again.
-SILENCE_SECONDS = 8.0
+HEARTBEAT_SECONDS = 1.0
 # A process ends within five seconds of a signal.
 GRACEFUL_SECONDS = 2.5
 CANCEL_SECONDS = 0.5
@@ -39,7 +39,12 @@ def make_app(url: str, visit: Callable[[str], Awaitable[None]]) -> App:
     # It tells of every attempt to connect; that the database is away is told once.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     # No session state: transaction pooling takes it.
-    kwargs = {"autocommit": True, "prepare_threshold": None, "application_name": "users-sync-fleet"}
+    kwargs = {
+        "autocommit": True,
+        "prepare_threshold": None,
+        "application_name": "users-sync-fleet",
+        **KEEPALIVES,
+    }
     connector = PsycopgConnector(
         conninfo=url, kwargs=kwargs, min_size=1, max_size=CONNECTIONS, timeout=CONNECTION_SECONDS
     )

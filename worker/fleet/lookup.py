@@ -28,10 +28,9 @@ def settings_of(project: str, settings: Settings, stop: Event) -> Settings:
     with control_of(settings.require_fleet(), stop) as control:
         control.require_init()
         found = required(control, project)
-    secrets = Secrets(settings.fleet.secrets_dir)
-    names = (own := resolved(found, secrets)).require_stack().names
+    own = resolved(found, Secrets(settings.fleet.secrets_dir))
     combined = own.model_copy(update={"log": settings.log, "fleet": settings.fleet})
-    combined.remember(names, ())
+    combined.remember(own.names, ())
     return combined
 
 

@@ -8,6 +8,7 @@ from string import Template
 from typing import Any
 
 from worker import installed_version
+from worker.fleet.control import Overview
 from worker.fleet.telemetry import FleetTelemetry
 from worker.service.status_page import TEMPLATE as OWN_PAGE
 from worker.service.status_page import Tone, Verdict, span
@@ -28,7 +29,8 @@ TONES: Mapping[str, Tone] = {
     "fresh": "ok",
 }
 HEAD = "".join(
-    f'<th scope="col">{name}</th>' for name in ("Project", "State", "Fresh", "Swept", "Users", "")
+    f'<th scope="col">{name}</th>'
+    for name in ("Project", "State", "Fresh", "Swept", "Users", "What is wrong")
 )
 
 
@@ -43,8 +45,9 @@ def render(seen: FleetTelemetry) -> str:
         version=escape(installed_version()),
         worker=escape(seen.worker),
         facts="\n".join(_facts(seen)),
+        shown=_shown(seen.overview),
         projects=_projects(seen.overview.worst),
-        age=span(seen.seconds_since_control),
+        age=span(seen.seconds_since_overview),
     )
 
 
@@ -68,6 +71,7 @@ def judge(seen: FleetTelemetry) -> Verdict:
 def _facts(seen: FleetTelemetry) -> Iterable[str]:
     for state in TONES:
         yield _fact(state.capitalize(), f"{seen.overview.counts.get(state, 0):,}")
+    yield _fact("Workers", f"{seen.workers:,}", "of the fleet")
     yield _fact("In memory", f"{seen.in_memory:,}", "projects of this worker")
     yield _fact("Mirrors", f"{seen.mirror_bytes / 1e6:,.0f} MB")
     for outcome, number in sorted(seen.ended.items()):
@@ -78,6 +82,12 @@ def _fact(name: str, value: str, note: str = "") -> str:
     kind = "none" if value == "0" else ""
     small = f" <small>{escape(note)}</small>" if note else ""
     return f'<div><dt>{escape(name)}</dt><dd class="{kind}">{escape(value)}{small}</dd></div>'
+
+
+def _shown(overview: Overview) -> str:
+    """Say that there are more projects than the page shows."""
+    shown, all_of_them = len(overview.worst), sum(overview.counts.values())
+    return f"{shown:,} of {all_of_them:,}" if shown < all_of_them else ""
 
 
 def _projects(rows: Iterable[Mapping[str, Any]]) -> str:

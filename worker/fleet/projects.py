@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,7 +11,14 @@ from urllib.parse import urlsplit
 from psycopg.conninfo import conninfo_to_dict
 
 from worker.errors import Misconfigured
-from worker.settings.names import Setting
+from worker.settings.names import (
+    API_URL,
+    DATABASE_URL,
+    PROJECT_ID,
+    SCHEMA,
+    SECRET_SERVER_KEY,
+    Setting,
+)
 from worker.settings.settings import EMBEDDED, Settings, known_settings, validated
 from worker.settings.sources import Given, unknown
 from worker.settings.values import SERVER_KEY_PREFIX
@@ -23,12 +30,12 @@ REFERENCE = re.compile(r"(env|file):([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 SECTIONS = ("stack", "database", "schedule", "deletions")
 # These are columns of their own, or of no use to a visit.
 APART = {
-    ("stack", "api_url"),
-    ("stack", "project_id"),
-    ("stack", "secret_server_key"),
+    API_URL,
+    PROJECT_ID,
+    SECRET_SERVER_KEY,
     ("stack", "retry_minutes"),
-    ("database", "url"),
-    ("database", "schema"),
+    DATABASE_URL,
+    SCHEMA,
     ("database", "embedded_dir"),
     ("database", "retry_minutes"),
 }
@@ -78,16 +85,20 @@ class Secrets:
     folder: Path
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
-    def read(self, reference: str, project: str) -> str:
-        """Return the secret. Raises Misconfigured, which names the reference and nothing of it."""
+    def read(self, column: str, reference: str, project: str) -> str:
+        """Return the secret that a column of a project refers to.
+
+        Raises Misconfigured, which names the reference and nothing of the secret.
+        """
         kind, _, name = checked_reference(reference, project).partition(":")
-        text = self._file(name, project) if kind == "file" else self.environ.get(name, "")
+        called = f"{column} {reference} of {project}"
+        text = self._file(name, called) if kind == "file" else self.environ.get(name, "")
         if not text.strip():
             where = f"the file {self.folder / name}" if kind == "file" else f"the variable {name}"
-            raise Misconfigured(f"{project}: {reference}: {where} is not there, or is empty")
+            raise Misconfigured(f"{called}: {where} is not there, or is empty")
         return text.strip()
 
-    def _file(self, name: str, project: str) -> str:
+    def _file(self, name: str, called: str) -> str:
         path = self.folder / name
         try:
             return path.read_text("utf-8-sig")
@@ -95,7 +106,7 @@ class Secrets:
             return ""
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise Misconfigured(f"{project}: the file {path} cannot be read: {why}") from None
+            raise Misconfigured(f"{called}: the file {path} cannot be read: {why}") from None
 
 
 def checked_name(name: str) -> str:
@@ -126,8 +137,8 @@ def resolved(project: Project, secrets: Secrets) -> Settings:
     """
     return _settings(
         project,
-        secrets.read(project.secret_ref, project.name),
-        secrets.read(project.database_ref, project.name),
+        secrets.read("secret_ref", project.secret_ref, project.name),
+        secrets.read("database_ref", project.database_ref, project.name),
     )
 
 
@@ -138,8 +149,8 @@ def webhook_secrets(project: Project, secrets: Secrets) -> list[str]:
     """
     if project.webhook_ref is None:
         return []
-    text = secrets.read(project.webhook_ref, project.name)
-    given = _referred(text, project.webhook_ref, project)
+    text = secrets.read("webhook_ref", project.webhook_ref, project.name)
+    given = _column(project, text, f"webhook_ref {project.webhook_ref}")
     found = validated({("webhook", "secrets"): given})
     return [secret.get_secret_value() for secret in found.webhook.secrets]
 
@@ -168,27 +179,28 @@ def checked(project: Project) -> Project:
 
 
 def _settings(project: Project, key: str, url: str) -> Settings:
-    place = (project.name,)
     columns: dict[Setting, Given] = {
-        ("stack", "api_url"): Given(project.api_url, "project", place),
-        ("stack", "project_id"): Given(project.project_id, "project", place),
-        ("stack", "secret_server_key"): _referred(key, project.secret_ref, project),
-        ("database", "url"): _referred(url, project.database_ref, project),
-        ("database", "schema"): Given(project.schema, "project", place),
+        API_URL: _column(project, project.api_url, "api_url"),
+        PROJECT_ID: _column(project, project.project_id, "project_id"),
+        SECRET_SERVER_KEY: _column(project, key, f"secret_ref {project.secret_ref}"),
+        DATABASE_URL: _column(project, url, f"database_ref {project.database_ref}"),
+        SCHEMA: _column(project, project.schema, "schema"),
     }
     defaults = {setting: Given(value, "fleet") for setting, value in FLEET_DEFAULTS.items()}
     settings = validated({**defaults, **dict(_own_settings(project)), **columns})
     if url == EMBEDDED:
-        raise Misconfigured(f"{project.name}: {project.database_ref} should be postgresql://…")
+        raise Misconfigured(f"{columns[DATABASE_URL].called}: should be postgresql://…")
     # A visit leaves the database alone between two writes, whatever the project says of hints.
     quiet = settings.database.model_copy(update={"quiet": True})
     visiting = settings.model_copy(update={"database": quiet})
-    visiting.remember(settings.require_stack().names, ())
+    check = f"users-sync fleet check {project.name}"
+    visiting.remember(replace(settings.names, check=check), ())
     return visiting
 
 
-def _referred(secret: str, reference: str, project: Project) -> Given:
-    return Given(secret, "reference", (f"{reference} of {project.name}",))
+def _column(project: Project, value: str, name: str) -> Given:
+    """Give what stands in the project's row, or where its reference leads; by its own name."""
+    return Given(value, "project", (project.name,), called=f"{name} of {project.name}")
 
 
 def _own_settings(project: Project) -> Iterator[tuple[Setting, Given]]:

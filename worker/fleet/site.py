@@ -22,7 +22,7 @@ from worker.errors import (
 )
 from worker.fleet.projects import Project, host_of
 from worker.retry import Retry
-from worker.service.health import Health
+from worker.service.health import Health, health_of
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.ownership import another_project, bind_project, give_back
@@ -89,6 +89,7 @@ class Site:
     # It failed in a way after which it must be made again as a whole.
     broken: bool = False
     _answers: int = 0
+    _users_asked: int = 0
     _standby: float = LEAST_STANDBY_SECONDS
     _database: Database = field(init=False)
     _fetcher: Fetcher | None = None
@@ -99,16 +100,11 @@ class Site:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.health = Health(
-            target=settings.database.schema_name,
-            api_host=self.project.api_host,
-            sweep_seconds=settings.schedule.sweep_seconds,
-            sweep_share=settings.schedule.sweep_share,
-            kept_sweeps=1,
-        )
+        self.health = health_of(settings, kept_sweeps=1)
         retry = Retry("the database", RETRY_MINUTES, self.stop, DatabaseUnavailable)
         url = settings.require_database().get_secret_value()
-        self._database = Database(url, self.clock, retry, settings.database.lease_seconds)
+        seconds = settings.database.lease_seconds
+        self._database = Database(url, self.clock, retry, seconds, names=settings.names)
 
     @property
     def database_host(self) -> str:
@@ -118,6 +114,15 @@ class Site:
     def bytes(self) -> int:
         """About how much memory it takes."""
         return SITE_BYTES + USER_BYTES * len(self.cache.mirror)
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether the next visit goes on where this one is stopped.
+
+        Proofs are worth nothing by halves: they would have to be asked for again, visit after
+        visit. There are at most `deletions.max_count` of them.
+        """
+        return self._fetcher is None or self._fetcher.users_asked == self._users_asked
 
     def visit(self, *, hinted: bool, failures: int) -> Outcome:
         """Visit the project once, until done or `stop` is set; never raises.
@@ -166,8 +171,10 @@ class Site:
     def _work(self, leader: Leader, *, hinted: bool) -> float:
         """Follow hints, look at the newest users, and sweep if that is due."""
         schedule = self.settings.schedule
+        self._users_asked = leader.fetcher.users_asked
         if hinted:
             leader.hints()
+            self._users_asked = leader.fetcher.users_asked
         due = leader.cut or leader.pace.pause <= 0
         pause = schedule.poll_seconds
         # A sweep over one page is a poll as well.
@@ -280,7 +287,6 @@ class Site:
         # A person may have changed what the references lead to.
         self.broken = fatal or not isinstance(error, UsersSyncError)
         pause = FIRST_PAUSE_SECONDS * 2 ** min(failures, MOST_DOUBLINGS)
-        text = told(error).replace("database.url (DATABASE_URL)", self.project.database_ref)
         tell = log.debug if failures else log.warning
-        tell("visit.failed", error=text)
-        return Outcome("failed", min(pause, LONGEST_PAUSE_SECONDS), text, fatal)
+        tell("visit.failed", error=told(error))
+        return Outcome("failed", min(pause, LONGEST_PAUSE_SECONDS), told(error), fatal)

@@ -1,7 +1,7 @@
 """The projects in the memory of a worker, within a budget: those used longest ago go first."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import Event, Lock
 
@@ -30,17 +30,24 @@ class Sites:
     ending: Event
     on_wait: Callable[[float], None] = lambda _seconds: None
     _sites: OrderedDict[str, Site] = field(default_factory=OrderedDict)
+    # What each took after its last visit: to ask all of them after each visit would take longer the
+    # more there are.
+    _sizes: dict[str, int] = field(default_factory=dict)
+    _total: int = 0
     _transports: dict[str, httpx.BaseTransport] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def __len__(self) -> int:
         return len(self._sites)
 
+    def __iter__(self) -> Iterator[Site]:
+        with self._lock:
+            return iter(list(self._sites.values()))
+
     @property
     def bytes(self) -> int:
         """About how much memory all of them take."""
-        with self._lock:
-            return sum(site.bytes for site in self._sites.values())
+        return self._total
 
     def known(self, name: str) -> Site | None:
         """Return a project that is in memory; it counts as used just now."""
@@ -65,26 +72,37 @@ class Sites:
                 self._transports[project.api_url] = shared_transport(access(settings), self.visits)
             site.transport = self._transports[project.api_url]
             self._sites[project.name] = site
+            self._weigh(project.name, site.bytes)
         return site
 
     def drop(self, name: str) -> None:
         """Forget a project; there is nothing to close between two visits."""
         with self._lock:
-            self._sites.pop(name, None)
+            if self._sites.pop(name, None) is not None:
+                self._weigh(name, 0)
 
-    def keep_within(self) -> int:
-        """Forget projects, those used longest ago first, until the rest fits; returns how many."""
+    def visited(self, site: Site) -> None:
+        """Take in how much memory a project takes after a visit.
+
+        If all together take too much, projects are forgotten, those used longest ago first.
+        """
         with self._lock:
-            total = sum(site.bytes for site in self._sites.values())
-            gone = 0
-            for name, site in list(self._sites.items())[:-1]:
-                if total <= self.most_bytes:
-                    break
-                if not site.visiting.locked():
-                    total -= site.bytes
-                    gone += 1
+            if self._sites.get(site.project.name) is not site:
+                return
+            self._weigh(site.project.name, site.bytes)
+            if self._total <= self.most_bytes:
+                return
+            for name, other in list(self._sites.items())[:-1]:
+                if not other.visiting.locked():
                     del self._sites[name]
-            return gone
+                    self._weigh(name, 0)
+                if self._total <= self.most_bytes:
+                    break
+
+    def _weigh(self, name: str, size: int) -> None:
+        self._total += size - self._sizes.pop(name, 0)
+        if size:
+            self._sizes[name] = size
 
     def close(self) -> None:
         """Close the connections to all APIs."""

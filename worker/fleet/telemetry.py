@@ -78,9 +78,11 @@ class FleetTelemetry(Collector):
     worker: str
     metrics_projects: int
     monotonic: Callable[[], float] = time.monotonic
+    workers: int = 0
     in_memory: int = 0
     mirror_bytes: int = 0
     overview: Overview = field(default_factory=lambda: Overview({}, (), ()))
+    _overview_at: float = field(init=False)
     _beat_at: float = field(init=False)
     _control_at: float = field(init=False)
     _visits: Counter = field(init=False)
@@ -90,7 +92,7 @@ class FleetTelemetry(Collector):
     _lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
-        self._beat_at = self._control_at = self.monotonic()
+        self._beat_at = self._control_at = self._overview_at = self.monotonic()
         self._visits = Counter(VISITS.name, VISITS.help, VISITS.labels, registry=None)
         for outcome in OUTCOMES:  # a rate needs the zero before the first one
             self._visits.labels(outcome)
@@ -118,6 +120,14 @@ class FleetTelemetry(Collector):
 
     def control_answered(self) -> None:
         self._control_at = self.monotonic()
+
+    def see(self, overview: Overview) -> None:
+        """Take in how the whole fleet is."""
+        self.overview, self._overview_at = overview, self.monotonic()
+
+    @property
+    def seconds_since_overview(self) -> float:
+        return self.monotonic() - self._overview_at
 
     @property
     def ended(self) -> dict[str, int]:

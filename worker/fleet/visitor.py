@@ -67,7 +67,7 @@ class Visitor:
         now = self.monotonic()
         with self._lock:
             for deadline, site in self._deadlines.values():
-                if now >= deadline or self.ending.is_set():
+                if self.ending.is_set() or (now >= deadline and site.may_be_cut):
                     site.stop.set()
 
     def _site(self, name: str, begun: Begun) -> Site | None:
@@ -95,7 +95,7 @@ class Visitor:
         self.on_visit(name, outcome, self.monotonic() - began)
         queue = self._next_queue(name)
         self.control.end_visit(name, self.name, queue, outcome.pause, site.found(outcome))
-        self.sites.keep_within()
+        self.sites.visited(site)
 
     def _next_queue(self, name: str) -> str:
         """Say who makes the next visit: this worker, unless it ends or has more than its share."""

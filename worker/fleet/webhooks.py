@@ -96,6 +96,6 @@ class Webhooks:
         settings = resolved(project, self.secrets)
         retry = Retry("the database", 0, self.stop, DatabaseUnavailable)
         url = settings.require_database().get_secret_value()
-        database = Database(url, Clock(), retry, DATABASE_SECONDS)
+        database = Database(url, Clock(), retry, DATABASE_SECONDS, names=settings.names)
         writer = HintWriter(database, Hints(settings.database.schema_name), quiet=True)
         return _Receiver([Webhook(secret) for secret in signed_by], writer, until)

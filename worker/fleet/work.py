@@ -20,9 +20,8 @@ from procrastinate.exceptions import ConnectorException
 
 from worker.errors import UsersSyncError
 from worker.fleet.budget import Budget
-from worker.fleet.control import SHARED_QUEUE, Control
+from worker.fleet.control import SHARED_QUEUE, SILENCE_SECONDS, Alive, Control
 from worker.fleet.engine import (
-    SILENCE_SECONDS,
     cancelled,
     fail_jobs_of_the_dead,
     make_app,
@@ -44,12 +43,13 @@ log = structlog.stdlib.get_logger(__name__)
 
 # How often visits are looked at that have had their time, and the stop.
 BEAT_SECONDS = 0.25
-# How often a worker tells that it is alive.
-TICK_SECONDS = 2.0
+# How often a worker tells that it is alive, and learns whether all others are.
+TICK_SECONDS = 1.0
 # At each of so many ticks it also looks how the whole fleet is, which takes longer.
-TICKS_TO_OVERVIEW = 4
-# How often one of them looks after the roster; a little less, for ticks are no clockwork.
-ROSTER_SECONDS = 9.0
+TICKS_TO_OVERVIEW = 8
+# How often one of them looks after the roster, beside whenever a worker fell silent; a little less
+# than ten, for ticks are no clockwork.
+ROSTER_SECONDS = 9.5
 # A visit that is so late is for any worker that has time.
 LATE_SECONDS = 5.0
 RECONNECT_SECONDS = 1.0
@@ -177,13 +177,12 @@ class FleetWorker:
     def _tell(self) -> None:
         telemetry, sites = self.telemetry, self.sites
         telemetry.in_memory, telemetry.mirror_bytes = len(sites), sites.bytes
-        machine = socket.gethostname()
-        self._visitor.tick = self._control.tick(
-            self.name, machine, telemetry.in_memory, telemetry.mirror_bytes, self.roster_seconds
-        )
+        alive = Alive(self.name, socket.gethostname(), telemetry.in_memory, telemetry.mirror_bytes)
+        self._visitor.tick = self._control.tick(alive, self.roster_seconds, SILENCE_SECONDS)
         if self._ticks % TICKS_TO_OVERVIEW == 0:
-            telemetry.overview = self._control.overview(SHOWN_PROJECTS)
+            telemetry.see(self._control.overview(SHOWN_PROJECTS))
         self._ticks += 1
+        telemetry.workers = self._visitor.tick.workers
         telemetry.control_answered()
 
     def _look_after(self) -> None:

@@ -9,7 +9,9 @@ from threading import Lock
 from typing import Literal
 
 from worker import installed_version
+from worker.retry import LONGEST_ASKED_SECONDS
 from worker.service.pace import longest_sweep_age
+from worker.settings.settings import Settings
 
 State = Literal["starting", "standing by", "working", "quiet", "stopping"]
 
@@ -302,3 +304,17 @@ class Health:
 
     def _since(self, moment: float | None) -> float | None:
         return None if moment is None else max(0.0, self.monotonic() - moment)
+
+
+def health_of(settings: Settings, kept_sweeps: int = KEPT_SWEEPS) -> Health:
+    """Begin to keep the health of the worker for a project with these settings."""
+    return Health(
+        target=settings.database.schema_name,
+        api_host=settings.stack.api_url.partition("://")[2],
+        sweep_seconds=settings.schedule.sweep_seconds,
+        sweep_share=settings.schedule.sweep_share,
+        # The API may ask for a long pause between two requests.
+        longest_step_seconds=LONGEST_STEP_SECONDS
+        + max(0.0, settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
+        kept_sweeps=kept_sweeps,
+    )

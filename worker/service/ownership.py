@@ -56,7 +56,8 @@ def another_project(lease: Lease, project: str | None) -> Misconfigured:
     """Say that the target is bound to a project that is not the configured one."""
     return Misconfigured(
         f"{lease.target}.users_sync holds the users of another Stack Auth project ({project}); set"
-        f" {lease.project_setting} to it, or database.schema to a schema of this project's own"
+        f" {lease.names.project_id} to it, or {lease.names.schema} to a schema of this project's"
+        " own"
     )
 
 
@@ -77,7 +78,7 @@ def bind_project(store: Store, fetcher: Fetcher) -> None:
         raise Misconfigured(
             f"{store.table.schema}.users_sync has live users, but the Stack Auth project knows"
             f" none of {len(ids)} that were asked for: it is another project's table; set"
-            f" {store.lease.project_setting} or database.schema"
+            f" {store.lease.names.project_id} or {store.lease.names.schema}"
         )
     store.lease.bind()
 

@@ -20,9 +20,9 @@ from worker.errors import (
     told,
 )
 from worker.http_server import HttpServer
-from worker.retry import LONGEST_ASKED_SECONDS, Retry
+from worker.retry import Retry
 from worker.service.endpoints import web_server
-from worker.service.health import LONGEST_STEP_SECONDS, Health, State
+from worker.service.health import Health, State, health_of
 from worker.service.leader import Leader
 from worker.service.metrics import Metrics
 from worker.service.outages import FIRST_PAUSE_SECONDS, Outages
@@ -86,15 +86,7 @@ class Supervisor:
     webhook_port: int | None = None
 
     def __post_init__(self) -> None:
-        self.health = Health(
-            target=self.settings.database.schema_name,
-            api_host=self.settings.stack.api_url.partition("://")[2],
-            sweep_seconds=self.settings.schedule.sweep_seconds,
-            sweep_share=self.settings.schedule.sweep_share,
-            # The API may ask for a long pause between two requests.
-            longest_step_seconds=LONGEST_STEP_SECONDS
-            + max(0.0, self.settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
-        )
+        self.health = health_of(self.settings)
         self.metrics = Metrics(self.health.snapshot)
         self._outages = Outages(self.health, self.metrics, self._sweep_soon)
         self._telemetry = Telemetry(self.health, self.metrics, self.cache, self.clock)
@@ -129,7 +121,7 @@ class Supervisor:
         """Receive webhooks, whether this worker leads or stands by."""
         settings, webhook = self.settings, self.settings.webhook
         retry = Retry("the database", 0, self.stop, DatabaseUnavailable)
-        database = Database(self.url, self.clock, retry, DATABASE_SECONDS)
+        database = Database(self.url, self.clock, retry, DATABASE_SECONDS, names=settings.names)
         opened.callback(database.close)
         quiet = settings.database.quiet
         writer = HintWriter(database, Hints(settings.database.schema_name), quiet=quiet)

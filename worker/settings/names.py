@@ -9,6 +9,10 @@ Known = Mapping[Setting, tuple[str, ...]]  # with the variables that set it, str
 API_URL = ("stack", "api_url")
 PROJECT_ID = ("stack", "project_id")
 SECRET_SERVER_KEY = ("stack", "secret_server_key")
+DATABASE_URL = ("database", "url")
+SCHEMA = ("database", "schema")
+
+PREFIX = "USERS_SYNC_"
 
 # Names that users of Stack Auth and Postgres have set already. Stack Auth became Hexclave, and both
 # names stay in use. Web frameworks hand what begins with NEXT_PUBLIC_ or VITE_ to every browser, so
@@ -31,14 +35,19 @@ WELL_KNOWN: Known = {
         "VITE_HEXCLAVE_PROJECT_ID",
     ),
     SECRET_SERVER_KEY: ("STACK_SECRET_SERVER_KEY", "HEXCLAVE_SECRET_SERVER_KEY"),
-    ("database", "url"): ("DATABASE_URL",),
+    DATABASE_URL: ("DATABASE_URL",),
     ("fleet", "url"): ("FLEET_DATABASE_URL",),
 }
 
 
 def suggested(setting: Setting) -> str:
     """Give the variables to set where none is set yet."""
-    return " or ".join(WELL_KNOWN[setting][:2])
+    return " or ".join(WELL_KNOWN.get(setting, (own_variable(setting),))[:2])
+
+
+def own_variable(setting: Setting) -> str:
+    """Give the variable that wins over all others."""
+    return PREFIX + "__".join(setting).upper()
 
 
 def named(setting: Setting, places: Sequence[str] = ()) -> str:
@@ -48,11 +57,18 @@ def named(setting: Setting, places: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What to call the settings of the project in an error: by what the person set."""
+    """What to call the settings of a project in an error: by what the person set.
+
+    `database` is what to call the database itself, `check` the command that says what is wrong.
+    """
 
     api_url: str = named(API_URL)
     project_id: str = named(PROJECT_ID)
     secret_server_key: str = named(SECRET_SERVER_KEY)
+    database_url: str = named(DATABASE_URL)
+    schema: str = named(SCHEMA)
+    database: str = "the database"
+    check: str = "users-sync check"
 
 
 # For settings that no person gave.

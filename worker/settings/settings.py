@@ -271,6 +271,11 @@ class Settings(BaseSettings):
             raise not_set("stack", "secret_server_key")
         return StackAccess(stack.api_url, stack.project_id, stack.secret_server_key, self._names)
 
+    @property
+    def names(self) -> Names:
+        """What a person calls the settings of the project."""
+        return self._names
+
     def remember(self, names: Names, outdated: Sequence[Setting]) -> None:
         """Keep what a person calls the settings of the project, and which hold outdated values."""
         self._names, self._outdated = names, outdated

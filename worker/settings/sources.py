@@ -14,18 +14,21 @@ from pydantic_core import ErrorDetails
 from worker.errors import Misconfigured
 from worker.settings.names import (
     API_URL,
+    DATABASE_URL,
+    PREFIX,
     PROJECT_ID,
+    SCHEMA,
     SECRET_SERVER_KEY,
     WELL_KNOWN,
     Known,
     Names,
     Setting,
     named,
+    own_variable,
     suggested,
 )
 from worker.settings.values import comparable
 
-PREFIX = "USERS_SYNC_"
 # A page size was tuned once, when servers took pages of any size.
 OUTDATED: Mapping[Setting, Any] = {("stack", "page_size"): "auto"}
 QUOTES: Mapping[str, str] = {'"': '"', "'": "'", "“": "”", "\u2018": "\u2019"}
@@ -35,11 +38,15 @@ _WELL_KNOWN_NAMES = {name for names in WELL_KNOWN.values() for name in names}
 
 @dataclass(frozen=True)
 class Given:
-    """A value as it was found, and where; in more than one place if all say the same."""
+    """A value as it was found, and where; in more than one place if all say the same.
+
+    `called` is what the person calls the setting, where that is not its section and name.
+    """
 
     value: Any
     kind: str  # of the places, in words
     places: tuple[str, ...] = ()
+    called: str = ""
 
     @property
     def origin(self) -> str:
@@ -127,7 +134,7 @@ def without_outdated(given: Mapping[Setting, Given]) -> dict[Setting, Given]:
 
 def variables(setting: Setting) -> tuple[str, ...]:
     """Give the variables that set a setting, strongest first."""
-    return (PREFIX + "__".join(setting).upper(), *WELL_KNOWN.get(setting, ()))
+    return (own_variable(setting), *WELL_KNOWN.get(setting, ()))
 
 
 def nested(given: Mapping[Setting, Given]) -> dict[str, dict[str, Any]]:
@@ -140,8 +147,12 @@ def nested(given: Mapping[Setting, Given]) -> dict[str, dict[str, Any]]:
 
 def names_of(given: Mapping[Setting, Given]) -> Names:
     """Say by which variables or files the settings of the project were set."""
-    settings = (API_URL, PROJECT_ID, SECRET_SERVER_KEY)
-    return Names(*(named(each, given[each].places if each in given else ()) for each in settings))
+    settings = (API_URL, PROJECT_ID, SECRET_SERVER_KEY, DATABASE_URL, SCHEMA)
+    return Names(*(_named(each, given.get(each)) for each in settings))
+
+
+def _named(setting: Setting, given: Given | None) -> str:
+    return (given and given.called) or named(setting, given.places if given else ())
 
 
 def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfigured:
@@ -151,9 +162,11 @@ def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfig
         reason = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
         reasons.setdefault(_setting_of(detail), []).append(reason)
     setting = next(iter(reasons))
-    origin = f" (from {given[setting].origin})" if setting in given else ""
+    found = given.get(setting)
+    origin = f" (from {found.origin})" if found else ""
+    called = (found and found.called) or f"{'.'.join(setting)}{origin}"
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-    return _misconfigured(f"{'.'.join(setting)}{origin}: {' or '.join(reasons[setting])}{more}")
+    return _misconfigured(f"{called}: {' or '.join(reasons[setting])}{more}")
 
 
 def misplaced_flag(setting: Setting, given: Given) -> Misconfigured:

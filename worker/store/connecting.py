@@ -15,6 +15,7 @@ from psycopg.pq.abc import PGconn
 from psycopg.waiting import Wait
 
 from worker.errors import Misconfigured, Transient, UsersSyncError
+from worker.settings.names import Names
 
 # A database that sleeps when idle takes some seconds to wake up.
 CONNECT_SECONDS = 10
@@ -103,7 +104,7 @@ class _Said:
         return f"{self.words} ({self.state})" if self.state else self.words
 
 
-def not_connected(error: psycopg.Error) -> UsersSyncError:
+def not_connected(error: psycopg.Error, names: Names) -> UsersSyncError:
     """Say what an error without an SQLSTATE of its own means for the caller."""
     lines = str(error).strip().splitlines()
     reason = lines[0].strip() if lines else type(error).__name__
@@ -111,12 +112,12 @@ def not_connected(error: psycopg.Error) -> UsersSyncError:
     refusals = [str(each) for each in said if each.refuses]
     if refusals or any(text in reason for text in _REFUSED_BY_LIBPQ):
         return Misconfigured(
-            f"the database does not let us in: {refusals[0] if refusals else reason};"
-            " see database.url (DATABASE_URL)"
+            f"{names.database} does not let us in: {refusals[0] if refusals else reason};"
+            f" see {names.database_url}"
         )
     if any(each.state and each.state[:2] not in _BUSY_CLASSES for each in said):
-        reason += "; if it keeps saying so, see database.url (DATABASE_URL)"
-    return Transient(f"no connection to the database: {reason}")
+        reason += f"; if it keeps saying so, see {names.database_url}"
+    return Transient(f"no connection to {names.database}: {reason}")
 
 
 def opening(conninfo: str) -> PQGenConn[PGconn]:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from worker.errors import (
     UsersSyncError,
 )
 from worker.retry import Retry
+from worker.settings.names import USUAL_NAMES, Names
 from worker.store.connecting import CONNECT_SECONDS, not_connected
 from worker.store.connection import (
     LONGEST_SECONDS,
@@ -54,17 +55,17 @@ _IN_CODE = re.compile(r"\bPL/|\bSQL\b", re.ASCII)
 # By these, in the source of Postgres, an author raises an error on purpose.
 _RAISERS = {"exec_stmt_raise", "PLy_elog_impl", "throw_tcl_error"}
 
-# How an error ends that the check explains; the check itself leaves it out.
-SEE_CHECK = "; `users-sync check` says why"
-
-_PARAMETERS: dict[str, Any] = {
-    "application_name": "users-sync",
-    "client_encoding": "utf8",
-    # A peer that is gone without a word is noticed within half a minute.
+# A peer that is gone without a word is noticed within half a minute.
+KEEPALIVES: Mapping[str, int] = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
+}
+_PARAMETERS: dict[str, Any] = {
+    "application_name": "users-sync",
+    "client_encoding": "utf8",
+    **KEEPALIVES,
 }
 
 
@@ -82,14 +83,22 @@ class _Cursor(psycopg.Cursor[tuple[Any, ...]]):
 class Database:
     """The way to Postgres; relies on nothing of a session, so transaction poolers work.
 
-    `seconds` is how long a call may take that does not ask for more.
+    `seconds` is how long a call may take that does not ask for more. `names` is what to call the
+    database and its settings in an error.
     """
 
     def __init__(
-        self, url: str, clock: Clock, retry: Retry, seconds: float = LONGEST_SECONDS
+        self,
+        url: str,
+        clock: Clock,
+        retry: Retry,
+        seconds: float = LONGEST_SECONDS,
+        *,
+        names: Names = USUAL_NAMES,
     ) -> None:
         self.clock = clock
         self.retry = retry
+        self.names = names
         # Several threads share the one connection.
         self.lock = RLock()
         self._url = url
@@ -113,7 +122,7 @@ class Database:
             connection.close()
 
     def _attempt(self, work: Callable[[Connection], T], seconds: float) -> T:
-        with errors_mapped():
+        with errors_mapped(self.names):
             try:
                 conn, began = self._connected(seconds), time.monotonic()
                 result = work(conn)
@@ -144,8 +153,9 @@ class Database:
         if encoding != "UTF8":
             self.close()
             raise Misconfigured(
-                f"the database's encoding is {encoding}, which cannot hold every name: create a"
-                " database with the encoding UTF8, and set database.url (DATABASE_URL) to it"
+                f"{self.names.database}'s encoding is {encoding}, which cannot hold every name:"
+                " create a database with the encoding UTF8, and set"
+                f" {self.names.database_url} to it"
             )
 
 
@@ -162,25 +172,25 @@ def connect(url: str) -> DeadlineConnection:
 
 
 @contextmanager
-def errors_mapped() -> Iterator[None]:
+def errors_mapped(names: Names = USUAL_NAMES) -> Iterator[None]:
     """Turn psycopg's errors into ours, named by what the caller must do."""
     try:
         yield
     except psycopg.Error as error:
-        ours = _ours(error)
+        ours = _ours(error, names)
         if ours is None:
             raise
         raise ours from (None if error.sqlstate else error)
 
 
-def _ours(error: psycopg.Error) -> UsersSyncError | None:
+def _ours(error: psycopg.Error, names: Names) -> UsersSyncError | None:
     state = error.sqlstate
     if state is None:
-        return _without_sqlstate(error)
+        return _without_sqlstate(error, names)
     text = f"{_words(error)} ({state})"
     replicated = error.diag.source_function == _REPLICATION
     if not replicated and _is_about_a_row(error, state):
-        message = f"the database refuses: {text}; see its log, and the triggers and constraints"
+        message = f"{names.database} refuses: {text}; see its log, and the triggers and constraints"
         constraint, in_code = error.diag.constraint_name, _is_in_code(error)
         return DataRefused(message, state, constraint, in_code=in_code)
     if state in {"55P03", "57014"}:
@@ -189,8 +199,13 @@ def _ours(error: psycopg.Error) -> UsersSyncError | None:
         return Transient(text)
     if replicated or state[:2] in {"0A", "28", "3D", "3F", "42"}:
         kind = UpdatesRefused if replicated else Misconfigured
-        return kind(f"the database refuses: {text}{SEE_CHECK}")
+        return kind(f"{names.database} refuses: {text}{see_check(names)}")
     return None
+
+
+def see_check(names: Names) -> str:
+    """Say how an error ends that the check explains; the check itself leaves it out."""
+    return f"; `{names.check}` says why" if names.check else ""
 
 
 def _is_about_a_row(error: psycopg.Error, state: str) -> bool:
@@ -244,10 +259,10 @@ def _leaves_connection_whole(error: BaseException, connection: DeadlineConnectio
     )
 
 
-def _without_sqlstate(error: psycopg.Error) -> UsersSyncError | None:
+def _without_sqlstate(error: psycopg.Error, names: Names) -> UsersSyncError | None:
     if isinstance(error, psycopg.InternalError):
         # psycopg lost track of the answers, as when a FETCH is cancelled just as it ends.
-        return Transient(f"the connection to the database got out of step: {error}")
+        return Transient(f"the connection to {names.database} got out of step: {error}")
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return not_connected(error)
+        return not_connected(error, names)
     return None

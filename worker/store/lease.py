@@ -23,7 +23,7 @@ import psycopg
 import structlog
 
 from worker.errors import LeaseLost, MirrorOutdated, Transient
-from worker.settings.names import USUAL_NAMES
+from worker.settings.names import USUAL_NAMES, Names
 from worker.store.connection import Connection
 from worker.store.database import Database
 from worker.store.identity import IDENTITY, no_table
@@ -102,8 +102,8 @@ class LeaseRequest:
     """Who wants to write to which target for which Stack Auth project, `seconds` at a time.
 
     In quiet mode the lease is given back whenever there is nothing to write. How it means to sweep
-    is left for `status`, which judges by it what is too old. `project_setting` is what to call the
-    project's setting in an error.
+    is left for `status`, which judges by it what is too old. `names` is what to call the
+    project's settings in an error.
     """
 
     target: str
@@ -113,7 +113,7 @@ class LeaseRequest:
     quiet: bool = False
     sweep_seconds: float = 60
     sweep_share: float = 0.25
-    project_setting: str = USUAL_NAMES.project_id
+    names: Names = USUAL_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Lease:
     def __init__(self, database: Database, request: LeaseRequest) -> None:
         self.target = request.target
         self.seconds = request.seconds
-        self.project_setting = request.project_setting
+        self.names = request.names
         self.bound = False
         self.held = False
         self.sweep = 0

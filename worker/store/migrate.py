@@ -64,7 +64,7 @@ def prepare(database: Database, schema: str) -> Shape:
     A role that may not create anything is fine as long as nothing is missing. Raises Misconfigured
     for a table that cannot be adopted.
     """
-    return database.call(lambda conn: _prepare(conn, schema))
+    return database.call(lambda conn: _prepare(conn, schema, database.names.schema))
 
 
 def creation_sql(schema: str) -> str:
@@ -92,8 +92,8 @@ def shared_name(schema: str) -> str:
     )
 
 
-def _prepare(conn: Connection, schema: str) -> Shape:
-    shape = detect_shape(conn, schema)
+def _prepare(conn: Connection, schema: str, setting: str) -> Shape:
+    shape = detect_shape(conn, schema, setting)
     missing = missing_migrations(conn)
     if shape is not None and not missing:
         return shape

@@ -6,6 +6,7 @@ from enum import Enum
 from psycopg import sql
 
 from worker.errors import Misconfigured
+from worker.settings.names import USUAL_NAMES
 from worker.store.connection import Connection
 
 TABLE = "users_sync"
@@ -91,12 +92,13 @@ _TYPES = {
 _GENERATED = {"id", "name", "email", "created_at"}
 
 
-def detect_shape(conn: Connection, schema: str) -> Shape | None:
+def detect_shape(conn: Connection, schema: str, setting: str = USUAL_NAMES.schema) -> Shape | None:
     """Tell the shape of `schema`.users_sync; None if there is no such table.
 
-    Raises Misconfigured, naming the column, for a table that cannot be adopted.
+    Raises Misconfigured, naming the column, for a table that cannot be adopted. `setting` is what
+    to call the one of the schema.
     """
-    if not _table_exists(conn, schema):
+    if not _table_exists(conn, schema, setting):
         return None
     rows = conn.execute(_COLUMNS, (schema,)).fetchall()
     table = f"{schema}.{TABLE}"
@@ -114,12 +116,11 @@ def _refuse_filtered_rows(conn: Connection, schema: str) -> None:
         )
 
 
-def _table_exists(conn: Connection, schema: str) -> bool:
+def _table_exists(conn: Connection, schema: str, setting: str) -> bool:
     row = conn.execute(_RELATION_KIND, (schema,)).fetchone()
     if row is not None and row[0] not in {"r", "p"}:
         raise Misconfigured(
-            f"{schema}.{TABLE} is not a table; rename it, or set database.schema"
-            " (USERS_SYNC_DATABASE__SCHEMA) to another schema"
+            f"{schema}.{TABLE} is not a table; rename it, or set {setting} to another schema"
         )
     return row is not None
 

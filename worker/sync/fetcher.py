@@ -75,6 +75,8 @@ class Fetcher:
     ) -> None:
         self.page_size = page_size
         self.api_time = ApiTime()
+        # How many single users were asked for, to prove something of all of them together.
+        self.users_asked = 0
         self._api = api
         self._retry = retry
         self._lease = lease
@@ -107,6 +109,7 @@ class Fetcher:
 
     def submit_user(self, user_id: str) -> Future[Single]:
         """Begin to fetch one user, with retries."""
+        self.users_asked += 1
         return self._users.submit(
             self._retry.call,
             lambda: self._in_turn("sweep", lambda: self._api.fetch_user(user_id)),
@@ -114,6 +117,7 @@ class Fetcher:
 
     def submit_hinted(self, user_id: str) -> Future[Single]:
         """Begin to fetch a user who was hinted at, with retries."""
+        self.users_asked += 1
         return self._hinted.submit(
             self._retry.call,
             lambda: self._in_turn("hint", lambda: self._api.fetch_user(user_id)),

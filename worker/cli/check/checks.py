@@ -20,10 +20,11 @@ from worker.errors import (
 from worker.model import Page, User
 from worker.net import is_loopback
 from worker.retry import Retry
+from worker.settings.names import Names
 from worker.settings.settings import Settings
 from worker.stack_auth.client import StackApi
 from worker.store.connection import Connection
-from worker.store.database import SEE_CHECK, Database
+from worker.store.database import Database, see_check
 from worker.store.migrate import OWN_SCHEMA, missing_migrations
 from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher, NoLease
@@ -48,10 +49,11 @@ def check(settings: Settings, url: str, stop: Event) -> Iterator[Finding]:
     yield Finding("ok", "configuration", "read, and complete")
     yield from _webhook(settings)
     users: list[User] = []
-    yield from _guarded("stack auth", lambda: _check_source(settings, users, stop))
+    source = partial(_check_source, settings, users, stop)
+    yield from _guarded("stack auth", source, settings.names)
     clock = Clock()
     retry = Retry("the database", 0, stop, DatabaseUnavailable)
-    database = Database(url, clock, retry)
+    database = Database(url, clock, retry, names=settings.names)
     try:
         yield from _check_database(database, settings, users)
     finally:
@@ -69,18 +71,21 @@ def _webhook(settings: Settings) -> Iterator[Finding]:
 def _check_database(
     database: Database, settings: Settings, users: Sequence[User]
 ) -> Iterator[Finding]:
-    server = _guarded("database", lambda: database.call(_check_server))
+    names, schema = settings.names, settings.database.schema_name
+
+    def guarded(subject: str, look: Callable[[Connection], list[Finding]]) -> list[Finding]:
+        return _guarded(subject, lambda: database.call(look), names)
+
+    server = guarded("database", lambda conn: _check_server(conn, names))
     yield from server
     if any(finding.exit_code for finding in server):
         return  # the others could only say the same again
-    schema = settings.database.schema_name
-    yield from _guarded("table", lambda: database.call(lambda conn: look_at_table(conn, schema)))
-    refusable = partial(find_refusable, schema=schema, users=users)
-    yield from _guarded("table", lambda: database.call(refusable))
-    yield from _guarded("worker", lambda: database.call(lambda conn: _check_own(conn, settings)))
+    yield from guarded("table", lambda conn: look_at_table(conn, schema, names.schema))
+    yield from guarded("table", partial(find_refusable, schema=schema, users=users))
+    yield from guarded("worker", lambda conn: _check_own(conn, settings))
 
 
-def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+def _guarded(subject: str, look: Callable[[], list[Finding]], names: Names) -> list[Finding]:
     try:
         return look()
     except Stopped:
@@ -90,7 +95,7 @@ def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
         # Of its cause: it was asked once only, so for how long is of no interest.
         return [Finding("FAIL", subject, str(error.__cause__ or error), code)]
     except UsersSyncError as error:
-        return [Finding("FAIL", subject, str(error).removesuffix(SEE_CHECK), 2)]
+        return [Finding("FAIL", subject, str(error).removesuffix(see_check(names)), 2)]
 
 
 def _check_source(settings: Settings, users: list[User], stop: Event) -> list[Finding]:
@@ -136,7 +141,7 @@ class _NoLease:
     def renew_if_due(self) -> None: ...
 
 
-def _check_server(conn: Connection) -> list[Finding]:
+def _check_server(conn: Connection, names: Names) -> list[Finding]:
     row = conn.execute(_SERVER).fetchone()
     if row is None:
         raise Misconfigured("the server does not describe itself")
@@ -144,16 +149,22 @@ def _check_server(conn: Connection) -> list[Finding]:
     if number < OLDEST_SERVER:
         raise Misconfigured(f"PostgreSQL {version} is too old: 14 is the oldest that will do")
     if standby or read_only:
-        raise Misconfigured("the database takes no writes: set database.url to the primary")
+        raise Misconfigured(
+            f"{names.database} takes no writes: set {names.database_url} to the primary"
+        )
     finding = Finding("ok", "database", f"PostgreSQL {version}, takes writes")
-    return [finding, *judge_way(conn.info.host, conn.info.hostaddr, tls=conn.pgconn.ssl_in_use)]
+    info, tls = conn.info, conn.pgconn.ssl_in_use
+    return [finding, *judge_way(info.host, info.hostaddr, tls=tls, url=names.database_url)]
 
 
-def judge_way(host: str, address: str, *, tls: bool) -> list[Finding]:
-    """Warn of a way that others can listen on; a Unix socket has no address."""
+def judge_way(host: str, address: str, *, tls: bool, url: str) -> list[Finding]:
+    """Warn of a way that others can listen on; a Unix socket has no address.
+
+    `url` is what to call the setting of the database's URL.
+    """
     if tls or not address or is_loopback(address):
         return []
-    fix = "add sslmode=require to database.url (DATABASE_URL), better sslmode=verify-full"
+    fix = f"add sslmode=require to {url}, better sslmode=verify-full"
     return [Finding("warn", "database", f"no TLS on the way to {host}: {fix}")]
 
 
@@ -170,7 +181,7 @@ def _check_own(conn: Connection, settings: Settings) -> list[Finding]:
     if project not in {None, stack.project_id}:
         raise Misconfigured(
             f"the table belongs to Stack Auth project {project}: set {stack.names.project_id}"
-            " to it, or database.schema to another schema"
+            f" to it, or {stack.names.schema} to another schema"
         )
     text = f"at work: {holder}" if live else "ready; no worker is running"
     found = [

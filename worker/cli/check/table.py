@@ -4,6 +4,7 @@ from worker.cli.check.other_writers import find_writers
 from worker.cli.check.probe import find_refusals
 from worker.cli.check.result import Finding, alike
 from worker.cli.check.rights import purge_grant, require_table_rights
+from worker.settings.names import USUAL_NAMES
 from worker.store.connection import Connection
 from worker.store.identity import TREE
 from worker.store.table_shape import detect_shape
@@ -79,10 +80,15 @@ order by 1, 2, 4
 _ACTIONS = {"c": "cascade", "n": "set null", "d": "set default"}
 
 
-def look_at_table(conn: Connection, schema: str) -> list[Finding]:
-    """Say what there is to say of users_sync. Raises Misconfigured if it cannot be used."""
+def look_at_table(
+    conn: Connection, schema: str, setting: str = USUAL_NAMES.schema
+) -> list[Finding]:
+    """Say what there is to say of users_sync. Raises Misconfigured if it cannot be used.
+
+    `setting` is what to call the one of the schema.
+    """
     require_table_rights(conn, schema)
-    shape = detect_shape(conn, schema)
+    shape = detect_shape(conn, schema, setting)
     if shape is None:
         text = f"{schema}.users_sync is not there yet; `users-sync init` creates it"
         return [Finding("ok", "table", text)]

@@ -10,13 +10,14 @@ from worker.cli import output
 from worker.cli.context import read_settings
 from worker.cli.fleet.context import opened_control
 from worker.cli.options import DONE, UNHEALTHY, AsJson, Config, LogFormat, LogLevel
-from worker.fleet.control import as_json
+from worker.fleet.control import SILENCE_SECONDS, as_json
 from worker.fleet.lookup import required
 
 # A terminal shows no more at once; JSON has all.
 SHOWN = 40
 UNWELL = {"needs a person", "failing", "held", "late"}
-HEADER = ("name", "state", "fresh", "swept", "users", "visited by", "waits for a person")
+NO_WORKER = "No worker is at work: users-sync fleet work"
+HEADER = ("name", "state", "fresh", "swept", "users", "visited by", "what is wrong")
 
 
 def status(
@@ -34,19 +35,19 @@ def status(
     with opened_control(settings) as control:
         if name is not None:
             required(control, name)
-        rows = control.status(name)
+        rows, workers = control.status(name), control.workers(SILENCE_SECONDS)
     if as_objects:
         for row in rows:
             print(as_json(row))
     elif name is not None:
         print("\n".join(facts(rows[0])))
     else:
-        print("\n".join(table(rows)))
+        print("\n".join(table(rows, workers)))
     return UNHEALTHY if any(row["state"] in UNWELL for row in rows) else DONE
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lay out the worst projects, and count all of them by state."""
+def table(rows: Sequence[Mapping[str, Any]], workers: int) -> list[str]:
+    """Lay out the worst projects, count all of them by state, and count the workers."""
     if not rows:
         return ["The fleet has no projects."]
     counts = Counter(row["state"] for row in rows)
@@ -55,8 +56,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [output.as_psql(HEADER, [_cells(row) for row in rows[:SHOWN]])]
     if len(rows) > SHOWN:
         lines.append(f"… and {len(rows) - SHOWN:,} that are better off")
-    hosts = [f"{host}: each project every {max(1.0, c):.1f} s" for host, c in cycles.items()]
-    return [*lines, "", *hosts, f"{len(rows):,} projects: {summary}"]
+    hosts = [f"{host}: each project every {_every(cycle)}" for host, cycle in cycles.items()]
+    at_work = f"{_count(workers, 'worker')} at work" if workers else NO_WORKER
+    return [*lines, "", *hosts, f"{_count(len(rows), 'project')}: {summary}", at_work]
 
 
 def facts(row: Mapping[str, Any]) -> list[str]:
@@ -64,9 +66,9 @@ def facts(row: Mapping[str, Any]) -> list[str]:
     told = {
         "project": row["name"],
         "state": row["state"],
-        "fresh": f"sign-ups until {_ago(row['fresh_seconds'])} are rows",
-        "swept": f"the whole list was read {_ago(row['swept_seconds'])}",
-        "budget": f"{row['api_host']} allows a visit every {row['cycle_seconds']:.1f} s",
+        "fresh": _since("sign-ups are rows until", row["fresh_seconds"]),
+        "swept": _since("the whole list was read", row["swept_seconds"]),
+        "budget": f"{row['api_host']} allows a visit every {_every(row['cycle_seconds'])}",
         "users": "unknown" if row["users"] is None else f"{row['users']:,}",
         "deletions": f"{row['held']:,} held, {row['candidates']:,} candidates",
         "quarantine": f"{row['quarantined']:,}",
@@ -88,6 +90,18 @@ def _cells(row: Mapping[str, Any]) -> Sequence[object]:
         row["visitor"],
         row["waits_for_a_person"] or row["error"],
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _every(cycle_seconds: float) -> str:
+    return f"{max(1.0, cycle_seconds):.1f} s"
+
+
+def _since(what: str, seconds: float | None) -> str:
+    return "never yet" if seconds is None else f"{what} {_ago(seconds)}"
 
 
 def _ago(seconds: float | None) -> str:

@@ -82,7 +82,7 @@ def _open_store(settings: Settings, database: Database, recorder: PlanRecorder) 
         stack.project_id,
         holder="",
         seconds=settings.database.lease_seconds,
-        project_setting=stack.names.project_id,
+        names=settings.names,
     )
     lease = DryRunLease(database, request)
     project = lease.look_up()

@@ -88,6 +88,14 @@ $$;
 comment on function users_sync_fleet.defer is
     'Defer the next visit of a project, unless one waits already.';
 
+create function users_sync_fleet.soon(wanted text) returns void language sql as $$
+    update procrastinate_jobs set scheduled_at = clock_timestamp()
+    where queueing_lock = wanted and status = 'todo' and scheduled_at > clock_timestamp();
+    select users_sync_fleet.defer(wanted, 'visits', clock_timestamp(), 0);
+$$;
+comment on function users_sync_fleet.soon is
+    'Have a project visited now that was added or changed, whatever pause it was in.';
+
 create function users_sync_fleet.begin_visit(
     wanted text, worker text, queue text, most_of_host int, most_of_database int
 ) returns table (state text, revision bigint, hinted boolean, failed int) language plpgsql as $$
@@ -207,47 +215,57 @@ comment on function users_sync_fleet.hint is
 
 create function users_sync_fleet.claim(
     wanted_host text, wanted int, rate double precision, most_ahead double precision,
-    out granted int, out wait double precision
+    out granted int, out first_at double precision, out now_at double precision
 ) language plpgsql as $$
-declare
-    free_at timestamptz;
-    now_at timestamptz;
 begin
     insert into users_sync_fleet.host (api_host) values (wanted_host) on conflict do nothing;
-    select next_at into free_at from users_sync_fleet.host where api_host = wanted_host for update;
-    now_at := clock_timestamp();
-    free_at := greatest(free_at, now_at);
-    wait := extract(epoch from free_at - now_at);
-    granted := greatest(0, least(wanted, floor((most_ahead - wait) * rate)::bigint + 1));
+    select extract(epoch from next_at) into first_at
+    from users_sync_fleet.host where api_host = wanted_host for update;
+    now_at := extract(epoch from clock_timestamp());
+    -- What was not claimed is not saved up.
+    first_at := greatest(first_at, now_at);
+    granted := greatest(
+        0, least(wanted, floor((most_ahead - (first_at - now_at)) * rate)::bigint + 1)
+    );
     if granted > 0 then
-        update users_sync_fleet.host
-        set next_at = free_at + make_interval(secs => granted / rate)
+        update users_sync_fleet.host set next_at = to_timestamp(first_at + granted / rate)
         where api_host = wanted_host;
     end if;
 end
 $$;
 comment on function users_sync_fleet.claim is
-    'Claim moments for requests to a host, `rate` a second: how many were granted, and the seconds'
-    ' until the first one. None is further ahead than `most_ahead`.';
+    'Claim moments for requests to a host, `rate` a second: how many were granted, when the first'
+    ' one is, and what time it is now, both in seconds of this clock. None is further ahead than'
+    ' `most_ahead`.';
 
 create function users_sync_fleet.tick(
     worker text, machine text, version text, projects int, mirror_bytes bigint,
-    every double precision, out workers bigint, out enabled bigint, out looks boolean
+    every double precision, silence double precision,
+    out workers bigint, out enabled bigint, out looks boolean
 ) language plpgsql as $$
+declare
+    at timestamptz := clock_timestamp();
+    silent_since timestamptz := at - make_interval(secs => silence);
 begin
     insert into users_sync_fleet.worker as w (name, machine, version, projects, mirror_bytes)
     values (worker, machine, version, projects, mirror_bytes)
-    on conflict (name) do update set seen_at = clock_timestamp(),
-        projects = excluded.projects, mirror_bytes = excluded.mirror_bytes;
-    update users_sync_fleet.roster r set ran_at = clock_timestamp()
-    where r.ran_at < clock_timestamp() - make_interval(secs => every);
+    on conflict (name) do update
+        set seen_at = at, projects = excluded.projects, mirror_bytes = excluded.mirror_bytes;
+    update users_sync_fleet.roster r set ran_at = at
+    where r.ran_at < at - make_interval(secs => every)
+       or r.ran_at < at - make_interval(secs => least(every, 1)) and (
+           exists (select from users_sync_fleet.worker w where w.seen_at < silent_since)
+           or exists (select from procrastinate_workers w where w.last_heartbeat < silent_since)
+       );
     looks := found;
     select count(*) into workers from users_sync_fleet.worker;
-    select count(*) into enabled from users_sync_fleet.project p where p.enabled;
+    select coalesce(sum(h.projects), 0) into enabled from users_sync_fleet.host h;
 end
 $$;
 comment on function users_sync_fleet.tick is
-    'Tell that a worker is alive; `looks` says that it is the one to look after the roster now.';
+    'Tell that a worker is alive. `looks` says that it is the one to look after the roster now: when'
+    ' nobody did for `every` seconds, and as soon as a worker was silent for `silence` seconds.'
+    ' `enabled` is how many projects there were when somebody last looked.';
 
 create function users_sync_fleet.look_after(
     silence double precision, lateness double precision, rate double precision, out deferred bigint
@@ -284,11 +302,15 @@ begin
     get diagnostics deferred = row_count;
     -- One part in ten is left for hints, and for what fails and is asked again.
     insert into users_sync_fleet.host as h (api_host, projects, cycle_seconds)
-    select p.api_host, count(*), sum(v.requests) / (0.9 * rate)
+    select p.api_host, count(*) filter (where p.enabled),
+           coalesce(sum(v.requests) filter (where p.enabled), 0) / (0.9 * rate)
     from users_sync_fleet.project p join users_sync_fleet.visit v using (name)
-    where p.enabled group by p.api_host
+    group by p.api_host
     on conflict (api_host) do update
         set projects = excluded.projects, cycle_seconds = excluded.cycle_seconds;
+    delete from users_sync_fleet.host h
+    where not exists (select from users_sync_fleet.project p where p.api_host = h.api_host)
+      and h.next_at < clock_timestamp();
 end
 $$;
 comment on function users_sync_fleet.look_after is
@@ -329,8 +351,10 @@ select name,
     visitor, next_visit_at, users, held, candidates, quarantined, failures, failing_since, error,
     nullif(concat_ws('; ',
         case when fatal and failures > 0 then error end,
-        case when held > 0 then held || ' deletions are held' end,
-        case when quarantined > 0 then quarantined || ' records are in quarantine' end
+        case when held > 0 then
+            format('held deletions: %s (users-sync deletions --project %s)', held, name) end,
+        case when quarantined > 0 then
+            format('in quarantine: %s (users-sync quarantine --project %s)', quarantined, name) end
     ), '') as waits_for_a_person,
     api_host, schema, enabled
 from seen;
