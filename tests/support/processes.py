@@ -115,7 +115,10 @@ def command(*arguments: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Site:
-    """A fake Stack Auth API, an empty database, and a shell that is set up for both."""
+    """A fake Stack Auth API, an empty database, and a shell that is set up for both.
+
+    Workers of this shell open no port: the usual one may be taken.
+    """
 
     project: Project
     api: FakeStackApi
@@ -147,6 +150,7 @@ def opened_site(database_url: str, folder: Path, users_api: str = "today") -> It
                 "STACK_SECRET_SERVER_KEY": project.secret_server_key,
                 "DATABASE_URL": database_url,
                 "USERS_SYNC_DELETIONS__GRACE_SECONDS": "0",
+                "USERS_SYNC_HTTP__PORT": "0",
             },
         )
         try:
