@@ -15,14 +15,15 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
         slow = _seconds(conditions, databases, api, REAL_SERVER, page)
         fast = _seconds(conditions, databases, api, FREE, page)
     return [
-        Figure("first sweep over bare reading", slow.ratio("first", "bare"), at_most=1.05),
-        Figure("later sweep over bare reading", slow.ratio("later", "bare"), at_most=1.05),
+        Figure("first sweep over bare reading", slow.ratio("first", "bare first"), at_most=1.05),
+        Figure("later sweep over bare reading", slow.ratio("later", "bare later"), at_most=1.05),
         Figure("users in the project", users),
-        Figure("bare reading", slow.median("bare"), "s"),
         Figure("first sweep", slow.median("first"), "s"),
+        Figure("bare reading of its pages", slow.median("bare first"), "s"),
         Figure("later sweep", slow.median("later"), "s"),
-        Figure("no cost: first sweep over bare reading", fast.ratio("first", "bare")),
-        Figure("no cost: later sweep over bare reading", fast.ratio("later", "bare")),
+        Figure("bare reading of its pages, outwards", slow.median("bare later"), "s"),
+        Figure("no cost: first sweep over bare reading", fast.ratio("first", "bare first")),
+        Figure("no cost: later sweep over bare reading", fast.ratio("later", "bare later")),
     ]
 
 
@@ -32,9 +33,10 @@ def _seconds(
     with ExitStack() as opened:
         url = opened.enter_context(databases.fresh())
         warm = opened.enter_context(warmed(api, url, page))
-        api.call("pages")
+        # A later sweep goes outwards: its pages cost the API fewer rows.
+        first_pages = api.call("pages")
         warm.sweep()
-        pages = api.call("pages")
+        later_pages = api.call("pages")
         api.call("spend", costs)
 
         def first() -> float:
@@ -44,8 +46,9 @@ def _seconds(
         return in_turns(
             conditions.rounds,
             {
-                "bare": lambda: read_pages(api, pages),
+                "bare first": lambda: read_pages(api, first_pages),
                 "first": first,
+                "bare later": lambda: read_pages(api, later_pages),
                 "later": lambda: warm.sweep().duration_seconds,
             },
         )
