@@ -116,7 +116,7 @@ def test_answer_that_is_lost_leaves_it_open_and_is_not_tried_again(site: Site) -
 
 
 def test_user_is_created_beside_a_worker_that_is_running(site: Site) -> None:
-    worker = site.shell.having(USERS_SYNC_HTTP__PORT="0").start()
+    worker = site.shell.start()
     try:
         assert create(site).code == 0
         assert len(site.rows(ROWS)) == 1

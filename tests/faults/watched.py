@@ -39,7 +39,6 @@ RUN_OUT = "update users_sync_worker.lease set expires_at = clock_timestamp()"
 
 # The shortest lease there is, and small pages: many requests and transactions for few users.
 BRISK = {
-    "USERS_SYNC_HTTP__PORT": "0",
     "USERS_SYNC_STACK__PAGE_SIZE": "20",
     "USERS_SYNC_STACK__TIMEOUT_SECONDS": "3",
     "USERS_SYNC_DATABASE__LEASE_SECONDS": "3",

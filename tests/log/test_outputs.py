@@ -75,7 +75,7 @@ def full_pipe() -> Iterator[tuple[IO[bytes], int]]:
 
 def test_log_that_nobody_reads_stops_neither_the_work_nor_the_end(site: Site) -> None:
     site.project.populate(5)
-    with full_pipe() as (_, stdout), started(site, stdout, USERS_SYNC_HTTP__PORT="0") as worker:
+    with full_pipe() as (_, stdout), started(site, stdout) as worker:
         until("everybody has a row", lambda: live(site) == set(site.project.ids()))
         created = site.project.create()
         until("the new user has a row", lambda: created in live(site))

@@ -69,7 +69,6 @@ def sending(site: Site, endpoint: str, **variables: str) -> Shell:
     shell = site.shell.having(
         USERS_SYNC_OTEL__ENABLED="true",
         USERS_SYNC_STACK__PAGE_SIZE="10",
-        USERS_SYNC_HTTP__PORT="0",
         OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
         OTEL_EXPORTER_OTLP_HEADERS="api-key=hush-hush,second=hush-two",
         OTEL_EXPORTER_OTLP_TIMEOUT="1",

@@ -45,7 +45,6 @@ def site(database_url: str, tmp_path: Path) -> Iterator[Site]:
 @pytest.fixture
 def shell(site: Site) -> Shell:
     return site.shell.having(
-        USERS_SYNC_HTTP__PORT="0",
         USERS_SYNC_DATABASE__LEASE_SECONDS=str(LEASE_SECONDS),
         USERS_SYNC_STACK__PAGE_SIZE="10",
         USERS_SYNC_SCHEDULE__POLL_PAGE_SIZE="5",

@@ -147,6 +147,8 @@ def opened_site(database_url: str, folder: Path, users_api: str = "today") -> It
                 "STACK_SECRET_SERVER_KEY": project.secret_server_key,
                 "DATABASE_URL": database_url,
                 "USERS_SYNC_DELETIONS__GRACE_SECONDS": "0",
+                # The one of the default may be taken, by whatever else is at work here.
+                "USERS_SYNC_HTTP__PORT": "0",
             },
         )
         try:
