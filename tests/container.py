@@ -166,7 +166,7 @@ def written_secrets(container: Container, given: dict[str, str]) -> dict[str, st
         path.chmod(0o400)
         os.chown(path, user, group)
     port = {"USERS_SYNC_HTTP__PORT": str(free_port())}
-    return port | {key: value for key, value in given.items() if key not in SECRETS}
+    return {key: value for key, value in given.items() if key not in SECRETS} | port
 
 
 def work_and_stop(container: Container, site: Site, variables: dict[str, str]) -> str:

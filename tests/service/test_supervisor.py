@@ -541,6 +541,8 @@ def test_worker_looks_again_at_what_a_command_touched_and_at_nothing_else(
     ids = world.project.populate(60)
     # No poll and no sweep comes between that would find the changes by itself.
     worker = world.at_work(poll_seconds=3600, sweep_seconds=3600, quiet=quiet)
+    if quiet:
+        until("it rests", lambda: world.connections() == 0)
     created = world.project.create()
     world.project.edit(ids[0], display_name="Changed")
     world.project.delete(ids[1])
