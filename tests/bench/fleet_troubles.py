@@ -35,13 +35,13 @@ where not exists (select from users_sync_fleet.project p where p.name = j.lock a
 
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:
     """Measure three workers with a hundred projects: several minutes."""
-    projects, seconds = conditions.choose(30, 100), conditions.choose(15, 60)
+    projects, seconds = conditions.choose(30, 100), conditions.choose(15, 40)
     found = []
     with _at_work(databases, projects) as bench:
         found += _failing(bench, seconds)
         found += _coming_and_going(bench, projects // 5, seconds)
     with _at_work(databases, projects) as bench:
-        found += _without_control(bench, seconds)
+        found += _without_control(bench, conditions.choose(15, 60))
     with _pooler(databases) as way, _at_work(databases, projects, way) as bench:
         found += _pooled(bench, seconds)
     return found
