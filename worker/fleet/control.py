@@ -1,6 +1,7 @@
 """The control database: which projects there are, whose visit is due, and what the visits found."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from threading import Event
@@ -200,6 +201,8 @@ class Control:
     def __init__(self, url: str, stop: Event, retry_minutes: float = RETRY_MINUTES) -> None:
         retry = Retry("the control database", retry_minutes, stop, DatabaseUnavailable, _Untold())
         self._database = Database(url, Clock(), retry, CALL_SECONDS, names=NAMES)
+        self._failed_at = float("-inf")
+        self._failure = ""
 
     def close(self) -> None:
         self._database.close()
@@ -315,7 +318,16 @@ class Control:
         return self._call(lambda conn: {row[0] for row in conn.execute(query, params)})
 
     def _call(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
-        return self._database.call(work, seconds)
+        asked_at = time.monotonic()
+        with self._database.lock:
+            # All threads wait for the same attempt: one after another they would wait for long.
+            if self._failed_at > asked_at:
+                raise DatabaseUnavailable(self._failure)
+            try:
+                return self._database.call(work, seconds)
+            except DatabaseUnavailable as error:
+                self._failed_at, self._failure = time.monotonic(), str(error)
+                raise
 
 
 def _unless_taken(
