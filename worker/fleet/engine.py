@@ -39,7 +39,8 @@ def make_app(url: str, visit: Callable[[str], Awaitable[None]]) -> App:
     # They tell of every attempt to connect, and of every statement that fails, with a trace; that
     # the database is away is told once.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    logging.getLogger("procrastinate.worker").setLevel(logging.CRITICAL)
+    for each in ("procrastinate.worker", "procrastinate.utils"):
+        logging.getLogger(each).setLevel(logging.CRITICAL)
     # No session state: transaction pooling takes it.
     kwargs = {
         "autocommit": True,
