@@ -118,6 +118,7 @@ _WORKERS = """
 select count(*) from users_sync_fleet.worker
 where seen_at > clock_timestamp() - make_interval(secs => %s)
 """
+_IS_DEAD = "select exists (select from users_sync_fleet.dead_worker where name = %s)"
 _COUNTS = "select state, count(*) from users_sync_fleet.status group by state"
 _HOSTS = "select api_host, projects, cycle_seconds from users_sync_fleet.host where projects > 0"
 
@@ -305,6 +306,10 @@ class Control:
         """Count the workers that were not silent for so many seconds."""
         row = self._call(lambda conn: conn.execute(_WORKERS, (silence,)).fetchone())
         return int(row[0]) if row else 0
+
+    def is_dead(self, worker: str) -> bool:
+        """Whether a worker of this fleet fell silent, and has not been heard of since."""
+        return self._call(lambda conn: conn.execute(_IS_DEAD, (worker,)).fetchone()) == (True,)
 
     def overview(self, most: int) -> Overview:
         """Return how the fleet is, with at most so many of its projects."""
