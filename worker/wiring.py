@@ -54,8 +54,11 @@ def opened_database(
         database.close()
 
 
-def open_store(settings: Settings, database: Database) -> Store:
-    """Create what is missing in the database, and describe the target."""
+def open_store(settings: Settings, database: Database, holder: str | None = None) -> Store:
+    """Create what is missing in the database, and describe the target.
+
+    `holder` is the name under which to hold the lease; no two that are at work may have the same.
+    """
     stack, target = settings.require_stack(), settings.database.schema_name
     shape = prepare(database, target)
     return Store(
@@ -65,7 +68,7 @@ def open_store(settings: Settings, database: Database) -> Store:
             LeaseRequest(
                 target=target,
                 project=stack.project_id,
-                holder=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+                holder=holder or f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
                 seconds=settings.database.lease_seconds,
                 quiet=settings.database.quiet,
                 sweep_seconds=settings.schedule.sweep_seconds,

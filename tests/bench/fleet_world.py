@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -43,15 +44,21 @@ _LIVE = "select id::text from {} where deleted_at is null and %s::text[] is not 
 
 @dataclass
 class Apis:
-    """All projects behind one host, in a process of their own; `at` is when each was asked."""
+    """All projects behind one host, in a process of their own.
+
+    `at` is when any was asked, `times` how often each.
+    """
 
     projects: dict[str, Project] = field(default_factory=dict)
     apis: dict[str, FakeStackApi] = field(default_factory=dict)
     at: list[float] = field(default_factory=list)
+    times: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         self.at.append(time.time())
-        api = self.apis[environ["HTTP_X_STACK_PROJECT_ID"]]
+        project_id = environ["HTTP_X_STACK_PROJECT_ID"]
+        self.times[project_id] += 1
+        api = self.apis[project_id]
         api.requests.clear()
         return api(environ, start_response)
 
@@ -91,6 +98,10 @@ class Apis:
 
     def ids(self, project_id: str) -> set[str]:
         return set(self.projects[project_id].ids())
+
+    def asked_each(self) -> Counter[str]:
+        times, self.times = self.times, Counter()
+        return times
 
     def asked(self) -> list[float]:
         at, self.at = self.at, []
@@ -144,6 +155,7 @@ class Bench:
     control: Control
     folder: Path
     way: Callable[[str], str] = lambda url: url
+    added: int = 0
     ids: dict[str, str] = field(default_factory=dict)
     urls: dict[str, str] = field(default_factory=dict)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -151,7 +163,8 @@ class Bench:
 
     def add(self, users: int, url: str | None = None, page_seconds: float = 0.0) -> str:
         """Add a project with so many users, in one of the databases by turns; returns its name."""
-        number = len(self.ids)
+        number = self.added
+        self.added += 1
         name, project_id = f"p{number:05}", str(uuid4())
         self.apis.do("add", project_id, users, page_seconds)
         self.ids[name] = project_id

@@ -1,14 +1,16 @@
 """The budget of an API host: shared by all workers, hints first, kept to on one's own as well."""
 
 import random
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from threading import Event, Thread, local
 
 import pytest
 
 from tests.support.fleet_world import FleetWorld
-from worker.errors import Stopped
+from worker.errors import DatabaseUnavailable, Stopped
 from worker.fleet.budget import KEPT_RATE, MOST_AHEAD_SECONDS, HostBudget
 from worker.fleet.control import Claim, Control
 
@@ -132,3 +134,31 @@ def test_without_the_control_database_those_who_claim_together_keep_to_it_as_wel
     budget._claim(together := budget._batches[False], 1.0)  # noqa: SLF001
     moments = [together.moment(place) for place in range(3)]
     assert moments == [pytest.approx(n * 0.2 / KEPT_RATE) for n in range(3)]
+
+
+def test_all_threads_wait_for_the_same_attempt_at_a_control_database_that_is_away() -> None:
+    attempts: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"postgresql://127.0.0.1:{server.getsockname()[1]}/none?sslmode=disable"
+        control = Control(url, Event(), retry_minutes=0)
+        told: list[str] = []
+
+        def ask() -> None:
+            with pytest.raises(DatabaseUnavailable) as caught:
+                control.claim(HOST, 1, 1.0, 1.0)
+            told.append(str(caught.value))
+
+        threads = [Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        attempts.append(server.accept()[0])
+        time.sleep(1)  # all the others have come by now, or each will make an attempt
+        server.settimeout(0.5)
+        with suppress(TimeoutError):
+            while True:
+                attempts[-1].close()
+                attempts.append(server.accept()[0])
+        for thread in threads:
+            thread.join()
+    assert len(told) == 8
+    assert len(attempts) < 8

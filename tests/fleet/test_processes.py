@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
+import psycopg
 import pytest
 
 from tests.support.fleet_world import FleetWorld
@@ -15,6 +16,7 @@ from worker.sandbox.api import Reply, Request
 
 VISITORS = "select name, visitor from users_sync_fleet.visit where visitor is not null"
 JOBS = "select lock, queue_name from procrastinate_jobs where status = 'todo' order by lock"
+HOLDER = "select holder from users_sync_worker.lease where target = %s and expires_at > now()"
 DOING = "select count(*) from procrastinate_jobs where status = 'doing'"
 
 # As if a worker had fallen silent long ago, and nobody had looked after the roster since.
@@ -67,7 +69,8 @@ def test_sigterm_in_a_visit_ends_the_worker_within_five_seconds_and_loses_no_vis
 
 
 def test_killed_worker_is_replaced_by_another(fleet: FleetWorld, shell: Shell) -> None:
-    a, b = (fleet.add(name, 3, database={"lease_seconds": 3}) for name in "ab")
+    # Nobody could wait for the lease of the dead to run out.
+    a, b = (fleet.add(name, 3, database={"lease_seconds": 3600}) for name in "ab")
     go_on = held_up(fleet, "b")
     worker = shell.start("fleet", "work")
     until("a is in step, and b is being visited", lambda: a.in_step and b.api.requests)
@@ -75,6 +78,8 @@ def test_killed_worker_is_replaced_by_another(fleet: FleetWorld, shell: Shell) -
     worker.end()
     assert fleet.value(DOING) >= 1
     [*_, (_, visitor)] = fleet.query(VISITORS)
+    with psycopg.connect(b.url) as conn:
+        assert conn.execute(HOLDER, (b.schema,)).fetchone() == (visitor,)
     go_on.set()
     a.project.create()
     fleet.query(AGE)

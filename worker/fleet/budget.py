@@ -27,7 +27,7 @@ KEPT_RATE = 0.95
 # moment by more lets it go, and claims another one.
 LATE_SECONDS = 0.02
 # Without the control database a request is not held up by asking it: another one soon is.
-ALONE_SECONDS = 2.0
+ALONE_SECONDS = 3.0
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """The control database: which projects there are, whose visit is due, and what the visits found."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from threading import Event
@@ -125,6 +126,7 @@ _WORKERS = """
 select count(*) from users_sync_fleet.worker
 where seen_at > clock_timestamp() - make_interval(secs => %s)
 """
+_IS_DEAD = "select exists (select from users_sync_fleet.dead_worker where name = %s)"
 _COUNTS = "select state, count(*) from users_sync_fleet.status group by state"
 _HOSTS = "select api_host, projects, cycle_seconds from users_sync_fleet.host where projects > 0"
 
@@ -208,6 +210,8 @@ class Control:
     def __init__(self, url: str, stop: Event, retry_minutes: float = RETRY_MINUTES) -> None:
         retry = Retry("the control database", retry_minutes, stop, DatabaseUnavailable, _Untold())
         self._database = Database(url, Clock(), retry, CALL_SECONDS, names=NAMES)
+        self._failed_at = float("-inf")
+        self._failure = ""
 
     def close(self) -> None:
         self._database.close()
@@ -311,6 +315,10 @@ class Control:
         row = self._call(lambda conn: conn.execute(_WORKERS, (silence,)).fetchone())
         return int(row[0]) if row else 0
 
+    def is_dead(self, worker: str) -> bool:
+        """Whether a worker of this fleet fell silent, and has not been heard of since."""
+        return self._call(lambda conn: conn.execute(_IS_DEAD, (worker,)).fetchone()) == (True,)
+
     def overview(self, most: int) -> Overview:
         """Return how the fleet is, with at most so many of its projects."""
         counts: dict[str, int] = self._call(
@@ -323,7 +331,16 @@ class Control:
         return self._call(lambda conn: {row[0] for row in conn.execute(query, params)})
 
     def _call(self, work: Callable[[Connection], T], seconds: float | None = None) -> T:
-        return self._database.call(work, seconds)
+        asked_at = time.monotonic()
+        with self._database.lock:
+            # All threads wait for the same attempt: one after another they would wait for long.
+            if self._failed_at > asked_at:
+                raise DatabaseUnavailable(self._failure)
+            try:
+                return self._database.call(work, seconds)
+            except DatabaseUnavailable as error:
+                self._failed_at, self._failure = time.monotonic(), str(error)
+                raise
 
 
 def _unless_taken(

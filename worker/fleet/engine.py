@@ -36,8 +36,11 @@ CONNECTIONS = 2
 
 def make_app(url: str, visit: Callable[[str], Awaitable[None]]) -> App:
     """Make the engine for the control database at `url`; each job calls `visit` with a project."""
-    # It tells of every attempt to connect; that the database is away is told once.
+    # They tell of every attempt to connect, and of every statement that fails, with a trace; that
+    # the database is away is told once.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    for each in ("procrastinate.worker", "procrastinate.utils"):
+        logging.getLogger(each).setLevel(logging.CRITICAL)
     # No session state: transaction pooling takes it.
     kwargs = {
         "autocommit": True,

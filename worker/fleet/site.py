@@ -31,6 +31,7 @@ from worker.settings.settings import Settings
 from worker.stack_auth.client import StackApi
 from worker.store import Store
 from worker.store.database import Database
+from worker.store.lease import Lease
 from worker.sync.api_time import Purpose
 from worker.sync.cache import Cache
 from worker.sync.fetcher import Fetcher
@@ -76,6 +77,9 @@ class Site:
     settings: Settings
     metrics: Metrics
     take_turn: Callable[[Purpose, Event], object]
+    # The name of the worker, and which others of the fleet are dead: their leases are not awaited.
+    worker: str
+    is_dead: Callable[[str], bool]
     transport: httpx.BaseTransport | None = None
     # Set at the end of a visit's time, and cleared for the next one; `ending` is for good.
     stop: Event = field(default_factory=Event)
@@ -197,7 +201,7 @@ class Site:
         """Look at the table, take the lease and load the mirror. Raises LeaseLost."""
         store = self._store = self._store or self._opened_store()
         lease = store.lease
-        if not lease.acquire():
+        if not lease.acquire() and not self._take_from_the_dead(lease):
             status = lease.look()
             if status is not None and status.project not in {None, self.project.project_id}:
                 raise another_project(lease, status.project)
@@ -218,12 +222,17 @@ class Site:
         )
         return self._leader
 
+    def _take_from_the_dead(self, lease: Lease) -> bool:
+        status = lease.look()
+        holder = None if status is None else status.holder
+        return holder is not None and self.is_dead(holder) and lease.acquire(dead=holder)
+
     def _sweep_soon(self) -> None:
         if self._leader is not None:
             self._leader.pace.hurry()
 
     def _opened_store(self) -> Store:
-        return open_store(self.settings, self._database)
+        return open_store(self.settings, self._database, self.worker)
 
     def _opened_fetcher(self) -> Fetcher:
         """Make the way to the API; until the store is there, no lease has to be kept alive."""

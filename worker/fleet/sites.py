@@ -28,6 +28,8 @@ class Sites:
     most_bytes: int
     visits: int
     ending: Event
+    worker: str
+    is_dead: Callable[[str], bool]
     on_wait: Callable[[float], None] = lambda _seconds: None
     _sites: OrderedDict[str, Site] = field(default_factory=OrderedDict)
     # What each took after its last visit: to ask all of them after each visit would take longer the
@@ -65,6 +67,8 @@ class Sites:
             settings,
             self.metrics,
             lambda purpose, stop: self.on_wait(budget.take_turn(purpose, stop)),
+            self.worker,
+            self.is_dead,
             ending=self.ending,
         )
         with self._lock:

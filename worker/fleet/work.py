@@ -93,6 +93,8 @@ class FleetWorker:
             fleet.memory_mb * MEGABYTE,
             fleet.visits,
             self.stop,
+            self.name,
+            self._control.is_dead,
             self.telemetry.waited,
         )
         self._visitor = Visitor(

@@ -39,7 +39,7 @@ set epoch = epoch + 1, holder = %(holder)s, quiet = %(quiet)s, acquired_at = clo
     sweep_seconds = %(sweep_seconds)s, sweep_share = %(sweep_share)s,
     expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
 where target = %(target)s
-  and (expires_at <= clock_timestamp() or holder = %(holder)s)
+  and (expires_at <= clock_timestamp() or holder in (%(holder)s, %(dead)s))
   and lower(coalesce(project, %(project)s)) = %(project)s
 returning epoch, writes, sweep, lower(project), clock_timestamp(), {IDENTITY}
 """  # noqa: S608  our own statements
@@ -168,10 +168,15 @@ class Lease:
         kept = [each for each in self.own_transactions if int(each) >= int(horizon)]
         self.own_transactions[:] = kept
 
-    def acquire(self) -> bool:
-        """Take the lease if it is free or has run out. False if not, or for another project."""
+    def acquire(self, dead: str | None = None) -> bool:
+        """Take the lease if it is free or has run out. False if not, or for another project.
+
+        That of a holder who is known to be `dead` is not waited for. Should it live after all, the
+        fence keeps it from writing.
+        """
         with self._database.lock:
             self._run(_CREATE)
+            self._params["dead"] = dead
             row = self._run(_ACQUIRE)
             if row is None:
                 return False

@@ -64,6 +64,13 @@ create table users_sync_fleet.worker (
 );
 comment on table users_sync_fleet.worker is 'Who works for the fleet, and was seen when.';
 
+create table users_sync_fleet.dead_worker (
+    name text primary key,
+    noticed_at timestamptz not null default clock_timestamp()
+);
+comment on table users_sync_fleet.dead_worker is
+    'Which workers fell silent within a day: nobody waits for the leases that they held.';
+
 create table users_sync_fleet.roster (
     only_one boolean primary key default true check (only_one),
     ran_at timestamptz not null default 'epoch'
@@ -251,6 +258,7 @@ begin
     values (worker, machine, version, projects, mirror_bytes)
     on conflict (name) do update
         set seen_at = at, projects = excluded.projects, mirror_bytes = excluded.mirror_bytes;
+    delete from users_sync_fleet.dead_worker d where d.name = worker;
     update users_sync_fleet.roster r set ran_at = at
     where r.ran_at < at - make_interval(secs => every)
        or r.ran_at < at - make_interval(secs => least(every, 1)) and (
@@ -271,8 +279,15 @@ create function users_sync_fleet.look_after(
     silence double precision, lateness double precision, rate double precision, out deferred bigint
 ) language plpgsql as $$
 begin
-    delete from users_sync_fleet.worker
-    where seen_at < clock_timestamp() - make_interval(secs => silence);
+    with silent as (
+        delete from users_sync_fleet.worker
+        where seen_at < clock_timestamp() - make_interval(secs => silence)
+        returning name
+    )
+    insert into users_sync_fleet.dead_worker (name) select name from silent
+    on conflict do nothing;
+    delete from users_sync_fleet.dead_worker
+    where noticed_at < clock_timestamp() - interval '1 day';
     update users_sync_fleet.visit v set visitor = null
     where v.visitor is not null
       and not exists (select from users_sync_fleet.worker w where w.name = v.visitor);
