@@ -52,7 +52,7 @@ def make_app(health: Health, metrics: Metrics) -> WSGIApplication:
         {
             "/": lambda: Answer(HTTPStatus.OK, render(health.snapshot()), HTML),
             "/healthz": lambda: verdict("ok", health.not_alive),
-            "/readyz": lambda: _readiness(health),
+            "/readyz": lambda: verdict("ready", (*health.not_alive, *health.snapshot().not_ready)),
             "/metrics": lambda: Answer(HTTPStatus.OK, *metrics.render()),
         }
     )
@@ -79,10 +79,6 @@ def _answer(method: str, path: Callable[[], Answer] | None) -> Answer:
     if path is None:
         return Answer(HTTPStatus.NOT_FOUND, "there are /, /healthz, /readyz and /metrics\n")
     return path()
-
-
-def _readiness(health: Health) -> Answer:
-    return verdict("ready", (*health.not_alive, *health.snapshot().not_ready))
 
 
 def verdict(good: str, reasons: tuple[str, ...]) -> Answer:
