@@ -146,12 +146,12 @@ def nested(given: Mapping[Setting, Given]) -> dict[str, dict[str, Any]]:
 
 def names_of(given: Mapping[Setting, Given]) -> Names:
     """Say by which variables or files the settings of the project were set."""
-    settings = (API_URL, PROJECT_ID, SECRET_SERVER_KEY, DATABASE_URL, SCHEMA)
-    return Names(*(_named(each, given.get(each)) for each in settings))
-
-
-def _named(setting: Setting, given: Given | None) -> str:
-    return (given and given.called) or named(setting, given.places if given else ())
+    names = []
+    for setting in (API_URL, PROJECT_ID, SECRET_SERVER_KEY, DATABASE_URL, SCHEMA):
+        found = given.get(setting)
+        called = found.called if found else ""
+        names.append(called or named(setting, found.places if found else ()))
+    return Names(*names)
 
 
 def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfigured:
