@@ -52,19 +52,21 @@ class WsgiServer:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        left: dict[int, Any] = {}
+
+        def leave_all() -> None:
+            polled: dict[int, Any] = self.polling._map  # noqa: SLF001  it has no public name
+            left.update(polled)
+            polled.clear()
+
         # Polling ends with nothing left to poll. Things are closed only then: pulling the trigger
         # writes to a descriptor of its own, and the threads that answer pull it, too.
-        self.polling.trigger.pull_trigger(self._leave_all)
+        self.polling.trigger.pull_trigger(leave_all)
         self.thread.join()
         for channel in list(self.polling.active_channels.values()):
             channel.handle_close()  # a thread may wait for its client
         self.polling.task_dispatcher.shutdown()
-        self.polling.asyncore.close_all(self._left, ignore_all=True)
-
-    def _leave_all(self) -> None:
-        polled: dict[int, Any] = self.polling._map  # noqa: SLF001  it has no public name
-        self._left = dict(polled)
-        polled.clear()
+        self.polling.asyncore.close_all(left, ignore_all=True)
 
 
 class HttpServer:

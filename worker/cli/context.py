@@ -50,10 +50,8 @@ def read_settings(
     configure_logging(level, settings.log.format, sys.stderr)
     for name, used in settings.outdated:
         log.warning("setting.outdated", setting=name, used=used)
-    return settings if project is None else _settings_of(project, settings)
-
-
-def _settings_of(project: str, settings: Settings) -> Settings:
+    if project is None:
+        return settings
     from worker.fleet.lookup import settings_of  # noqa: PLC0415  an extra
 
     with stopped_by_signals() as signals:

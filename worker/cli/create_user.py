@@ -8,8 +8,8 @@ import typer
 
 from worker.cli.context import read_settings
 from worker.cli.options import DONE, AsJson, Config, LogFormat, LogLevel
-from worker.cli.session import Session, UserResult, command_session
-from worker.errors import DatabaseUnavailable, Misconfigured, UsersSyncError
+from worker.cli.session import command_session
+from worker.errors import Misconfigured, UsersSyncError
 
 # An answer may come from a replica that does not know the new user yet.
 AWAITED_SECONDS = 10.0
@@ -55,21 +55,16 @@ def create_user(
     with command_session(settings) as session:
         user_id = session.fetcher.create_user(given)
         try:
-            became = _synced(session, user_id)
+            result = session.sync(user_id, session.await_user(user_id, AWAITED_SECONDS))
         except UsersSyncError as error:
             return _without_row(user_id, str(error), as_object=as_object)
-    if became.exit_code != DONE:
-        return _without_row(user_id, became.sentence(settings), as_object=as_object)
+    if result.became == "unknown":
+        reason = "the API does not give the new user yet"
+        return _without_row(user_id, reason, as_object=as_object)
+    if result.exit_code != DONE:
+        return _without_row(user_id, result.sentence(settings), as_object=as_object)
     print(json.dumps({"id": user_id, "in_table": True}) if as_object else user_id)
     return DONE
-
-
-def _synced(session: Session, user_id: str) -> UserResult:
-    """Bring the new user's row into the table. Raises DatabaseUnavailable if it is not there."""
-    result = session.sync(user_id, session.await_user(user_id, AWAITED_SECONDS))
-    if result.became == "unknown":
-        raise DatabaseUnavailable("the API does not give the new user yet")
-    return result
 
 
 def _without_row(user_id: str, reason: str, *, as_object: bool) -> int:

@@ -131,18 +131,14 @@ def _database() -> Iterator[str]:
         with psycopg.connect(server.url(), autocommit=True) as conn:
             # Without a connection to it, another demo would take the new database for an old one.
             conn.execute("select pg_advisory_lock(hashtext('users_sync_demo'))")
-            _drop_old_demos(conn)
+            # What demos left behind that were killed.
+            for (old,) in conn.execute(_OLD_DEMOS, (_NAME,)).fetchall():
+                with suppress(psycopg.errors.ObjectInUse):
+                    conn.execute(sql.SQL("drop database if exists {}").format(sql.Identifier(old)))
             url = server.create_database(name)
             ending.callback(server.drop_database, name)
             ending.enter_context(psycopg.connect(url))
         yield url
-
-
-def _drop_old_demos(conn: psycopg.Connection) -> None:
-    """Drop what demos left behind that were killed."""
-    for (name,) in conn.execute(_OLD_DEMOS, (_NAME,)).fetchall():
-        with suppress(psycopg.errors.ObjectInUse):
-            conn.execute(sql.SQL("drop database if exists {}").format(sql.Identifier(name)))
 
 
 def _settings(project: Project, api_url: str, url: str) -> Settings:

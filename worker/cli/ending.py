@@ -24,17 +24,13 @@ def leave(code: int, message: str | None = None) -> NoReturn:
     deadline = Timer(LONGEST_ENDING_SECONDS, os._exit, (code,))
     deadline.daemon = True
     deadline.start()
-    _say_last(message)
-    sys.exit(code)
-
-
-def _say_last(message: str | None) -> None:
     if message:
         _say(message)
     error = write_error(sys.stdout)
     if error and error.errno != errno.EPIPE:  # a reader that wants no more, such as `head`
         _say(f"stdout could not be written: {error.strerror}")
     sys.stderr.flush()
+    sys.exit(code)
 
 
 def _say(text: str) -> None:

@@ -137,7 +137,8 @@ def _outcome() -> tuple[int, str | None]:
         text = f"{error.format_message()} (`users-sync --help` lists the commands)"
         return USAGE, _pasteable(text)
     except UsersSyncError as error:
-        return _exit_code(error), _pasteable(str(error))
+        codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        return next(codes, BUG), _pasteable(str(error))
     except typer.Abort:
         return 130, None
     except Exception as error:
@@ -174,11 +175,6 @@ def root(
 
         return run(once=once, config=config, log_format=log_format, log_level=log_level)
     return DONE
-
-
-def _exit_code(error: UsersSyncError) -> int:
-    codes = (code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-    return next(codes, BUG)
 
 
 def _pasteable(message: str) -> str:

@@ -41,7 +41,7 @@ class _Speed(ProgressColumn):
 def progress(console: Console) -> Iterator[OnPage]:
     """Show the progress of a sweep on a terminal; gives the function to call after each page."""
     if not console.is_terminal:
-        yield _say_nothing
+        yield lambda _state: None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Speed())
     # Log lines on the same terminal go above the bar; elsewhere they are none of its business.
@@ -50,7 +50,14 @@ def progress(console: Console) -> Iterator[OnPage]:
         *columns, console=console, transient=True, redirect_stdout=redirect, redirect_stderr=False
     ) as shown:
         task = shown.add_task("sweeping", total=None)
-        yield lambda state: shown.update(task, completed=state.counts["users"], total=_about(state))
+
+        def on_page(state: SweepState) -> None:
+            users = state.counts["users"]
+            # About as many as there are rows, if there were rows to begin with.
+            about = max(len(state.mirror), users) if state.known_at_start else None
+            shown.update(task, completed=users, total=about)
+
+        yield on_page
 
 
 @contextmanager
@@ -116,13 +123,3 @@ def _padded(text: str, width: int, *, centre: bool = False) -> str:
     room = width - cell_len(text)
     left = room // 2 if centre else 0
     return " " * left + text + " " * (room - left)
-
-
-def _about(state: SweepState) -> float | None:
-    """Tell about how many users there are: as many as rows, if there were rows to begin with."""
-    live = len(state.mirror)
-    return max(live, state.counts["users"]) if state.known_at_start else None
-
-
-def _say_nothing(_state: SweepState) -> None:
-    pass

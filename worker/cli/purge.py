@@ -125,15 +125,13 @@ class Purge:
 
     def _due(self, rows: Purging) -> Iterator[list[str]]:
         behind = _BEFORE_ALL
-        while ids := self._next(rows, behind):
+        while ids := self.session.database.call(
+            partial(rows.due, behind=behind, limit=BATCH), LONGEST_SECONDS
+        ):
             yield ids
             behind = ids[-1]
             if self.session.fetcher.stop.is_set():
                 raise Stopped("asked to stop")
-
-    def _next(self, rows: Purging, behind: str) -> list[str]:
-        due = partial(rows.due, behind=behind, limit=BATCH)
-        return self.session.database.call(due, LONGEST_SECONDS)
 
     def _purge(self, rows: Purging, ids: Sequence[str]) -> None:
         """Purge in one transaction, or in ever smaller ones to pass what is refused."""

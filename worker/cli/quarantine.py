@@ -14,7 +14,7 @@ from worker.cli.options import (
     own_name,
 )
 from worker.cli.session import command_session
-from worker.store.quarantine import Quarantine, QuarantineRow
+from worker.store.quarantine import Quarantine
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -38,7 +38,17 @@ def quarantine(
         print("Nothing is in quarantine.")
         return DONE
     header = ("user", "error", "first seen", "last seen", "times")
-    print(output.as_psql(header, [_cells(row) for row in rows]))
+    cells = [
+        (
+            row.user_id or row.record,
+            row.error,
+            f"{row.first_seen:%Y-%m-%d %H:%M:%S}",
+            f"{row.last_seen:%Y-%m-%d %H:%M:%S}",
+            row.times,
+        )
+        for row in rows
+    ]
+    print(output.as_psql(header, cells))
     own_project = f" --project {project}" if project else ""
     print(f"Once the cause is fixed: {own_name()} quarantine retry{own_project}")
     return DONE
@@ -63,8 +73,3 @@ def retry(
         left = len(session.database.call(session.quarantine.listed))
     print(f"{left} left in quarantine." if left else "Nothing is in quarantine.")
     return DONE
-
-
-def _cells(row: QuarantineRow) -> tuple[object, ...]:
-    seen = [f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (row.first_seen, row.last_seen)]
-    return (row.user_id or row.record, row.error, *seen, row.times)

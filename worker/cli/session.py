@@ -145,14 +145,11 @@ class Session:
             case Unreadable() as bad:
                 return self._reject(user_id, "unreadable", unreadable_record(bad))
             case User() as user:
-                return self._apply(user, single)
-
-    def _apply(self, user: User, single: Single) -> UserResult:
-        try:
-            letter = self._write(user, single)
-        except DataRefused as error:
-            return self._reject(user.id, "refused", refused_record(user, error))
-        return UserResult(user.id, _BECAME[letter])
+                try:
+                    letter = self._write(user, single)
+                except DataRefused as error:
+                    return self._reject(user.id, "refused", refused_record(user, error))
+                return UserResult(user.id, _BECAME[letter])
 
     def _write(self, user: User, single: Single) -> str:
         """Write a user's row; returns a letter. Raises UpdatesRefused if there is one to update."""

@@ -49,7 +49,11 @@ def protect_outputs() -> None:
     A closed one becomes the null device, and characters that its encoding lacks are escaped.
     """
     for number in range(3):
-        _open_if_closed(number)
+        # A connection could get the number of a closed one, and be written to.
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
     sys.stdout = _protected(sys.stdout, 1)
     sys.stderr = _protected(sys.stderr, 2)
 
@@ -68,14 +72,6 @@ def write_error(stream: TextIO) -> OSError | None:
 def _raw(stream: TextIO) -> _Output | None:
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw if isinstance(raw, _Output) else None
-
-
-def _open_if_closed(number: int) -> None:
-    """Open the null device under this number; else a connection could get it and be written to."""
-    try:
-        os.fstat(number)
-    except OSError:
-        os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
 
 
 def _protected(stream: TextIO | None, number: int) -> TextIO:

@@ -50,7 +50,8 @@ def configure_logging(level: str, log_format: Format, stream: TextIO) -> None:
     lines: Queue[logging.LogRecord] = Queue()
     handler = LineHandler(lines)
     handler.set_name(HANDLER_NAME)
-    handler.setFormatter(_formatter(_json_renderer() if as_json else _console_renderer(stream)))
+    renderer = structlog.processors.JSONRenderer() if as_json else _console_renderer(stream)
+    handler.setFormatter(_formatter(renderer))
     threshold = logging.getLevelNamesMapping()[level.upper()]
     _writers.append(LineWriter(lines, stream))
     _writers[-1].start()
@@ -161,10 +162,6 @@ def _leave_out_answers(_logger: WrappedLogger, _method: str, event: EventDict) -
 def _name_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Log what a library says as an event of one name: its own words are none of our events."""
     return {**event, "event": LIBRARY_EVENT, "message": event["event"]}
-
-
-def _json_renderer() -> Processor:
-    return structlog.processors.JSONRenderer()
 
 
 def _console_renderer(stream: TextIO) -> Processor:

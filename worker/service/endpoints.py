@@ -52,7 +52,7 @@ def make_app(health: Health, metrics: Metrics) -> WSGIApplication:
         {
             "/": lambda: Answer(HTTPStatus.OK, render(health.snapshot()), HTML),
             "/healthz": lambda: verdict("ok", health.not_alive),
-            "/readyz": lambda: _readiness(health),
+            "/readyz": lambda: verdict("ready", (*health.not_alive, *health.snapshot().not_ready)),
             "/metrics": lambda: Answer(HTTPStatus.OK, *metrics.render()),
         }
     )
@@ -62,8 +62,14 @@ def answering(paths: Mapping[str, Callable[[], Answer]]) -> WSGIApplication:
     """Return a WSGI app that answers GET and HEAD for these paths, and nothing else."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        method = environ["REQUEST_METHOD"]
-        answer = _answer(method, paths.get(environ["PATH_INFO"]))
+        method, path = environ["REQUEST_METHOD"], paths.get(environ["PATH_INFO"])
+        if method not in {"GET", "HEAD"}:
+            answer = Answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n")
+        elif path is None:
+            text = "there are /, /healthz, /readyz and /metrics\n"
+            answer = Answer(HTTPStatus.NOT_FOUND, text)
+        else:
+            answer = path()
         body = answer.text.encode() if isinstance(answer.text, str) else answer.text
         allow = [("Allow", "GET, HEAD")] if answer.status is HTTPStatus.METHOD_NOT_ALLOWED else []
         own = [("Content-Type", answer.content_type), ("Content-Length", str(len(body)))]
@@ -71,18 +77,6 @@ def answering(paths: Mapping[str, Callable[[], Answer]]) -> WSGIApplication:
         return [] if method == "HEAD" else [body]
 
     return app
-
-
-def _answer(method: str, path: Callable[[], Answer] | None) -> Answer:
-    if method not in {"GET", "HEAD"}:
-        return Answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n")
-    if path is None:
-        return Answer(HTTPStatus.NOT_FOUND, "there are /, /healthz, /readyz and /metrics\n")
-    return path()
-
-
-def _readiness(health: Health) -> Answer:
-    return verdict("ready", (*health.not_alive, *health.snapshot().not_ready))
 
 
 def verdict(good: str, reasons: tuple[str, ...]) -> Answer:

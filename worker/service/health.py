@@ -114,10 +114,6 @@ class _Trouble:
     since: float
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @dataclass(slots=True, kw_only=True)
 class Health:
     """Safe to be called from any thread. Moments are seconds of `monotonic`."""
@@ -129,7 +125,7 @@ class Health:
     longest_step_seconds: float = LONGEST_STEP_SECONDS
     kept_sweeps: int = KEPT_SWEEPS
     monotonic: Callable[[], float] = time.monotonic
-    now: Callable[[], datetime] = _utc_now
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     version: str = field(default_factory=installed_version)
 
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)

@@ -23,6 +23,10 @@ HEAD = (
     '<th scope="col" class="number">Users</th><th scope="col" class="number">Took</th>'
     '<th scope="col">Outcome</th></tr>'
 )
+_KEY_PARTS = (f'<li class="{name}">{name}</li>' for name in CHANGES)
+KEY = f'<ul class="key">{"".join(_KEY_PARTS)}</ul>'
+# Other outcomes are bad.
+OUTCOME_TONES = {"complete": "soft", "stopped": "soft", "held": "toned warn"}
 # Values of facts that need no attention.
 NOTHING = ("0", "not yet", "unknown", "not ours")
 
@@ -48,10 +52,10 @@ def render(seen: Snapshot) -> str:
         version=escape(seen.version),
         api_host=escape(seen.api_host),
         target=escape(seen.target),
-        state=escape(_state(seen)),
+        state=escape(f"{seen.state}, up {span((seen.now - seen.started_at).total_seconds())}"),
         notices="\n".join(_notices(seen)),
         facts="\n".join(_facts(seen)),
-        key=_key() if seen.sweeps else "",
+        key=KEY if seen.sweeps else "",
         sweeps=_sweeps(seen.sweeps[:SHOWN_SWEEPS], seen.now),
         now=f"{_utc(seen.now):%H:%M:%S}",
         now_iso=_utc(seen.now).isoformat(timespec="seconds"),
@@ -83,8 +87,10 @@ def _judge_rows(seen: Snapshot, age: float) -> Verdict:
         return Verdict("warn", "Deletions held", f"{last}. What is gone waits for a person.")
     if seen.trouble is not None:
         return Verdict("warn", "Up to date so far", f"{last}, but there is trouble now.")
-    users = "" if seen.users is None else f" The table holds {_users(seen.users)}."
-    return Verdict("ok", "Up to date", f"{last}.{users}")
+    if seen.users is None:
+        return Verdict("ok", "Up to date", f"{last}.")
+    users = f"{seen.users:,} user{'' if seen.users == 1 else 's'}"
+    return Verdict("ok", "Up to date", f"{last}. The table holds {users}.")
 
 
 def span(seconds: float) -> str:
@@ -97,10 +103,6 @@ def span(seconds: float) -> str:
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
     first = next((at for at, (number, _) in enumerate(parts) if number), len(parts) - 1)
     return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number)
-
-
-def _state(seen: Snapshot) -> str:
-    return f"{seen.state}, up {span((seen.now - seen.started_at).total_seconds())}"
 
 
 def _notices(seen: Snapshot) -> Iterable[str]:
@@ -125,14 +127,15 @@ def _notice(tone: Tone, title: str, body: str) -> str:
 
 
 def _facts(seen: Snapshot) -> Iterable[str]:
-    ready = not seen.not_ready
+    ready, suspected = not seen.not_ready, seen.oldest_candidate_seconds
+    suspected_for = "" if suspected is None else f"for {span(suspected)}"
     yield _fact("Everything", _ago(seen.seconds_since_sweep), note="last complete sweep")
     yield _fact("Sign-ups", _ago(seen.seconds_since_poll), note="last poll of the newest users")
     yield _fact("Active users", _ago(seen.seconds_since_activity), note="last poll by activity")
     yield _fact("Hinted changes", _ago(seen.seconds_since_hints), note="last hint followed")
     yield _fact("Users", _number(seen.users))
     yield _fact("Ready", "yes" if ready else "no", kind="" if ready else "alert")
-    yield _fact("Suspected gone", _number(seen.candidates), note=_suspected_for(seen))
+    yield _fact("Suspected gone", _number(seen.candidates), note=suspected_for)
     yield _fact("In quarantine", _number(seen.quarantined), kind="warn alert")
     yield _fact("Lease", "ours" if seen.lease_held else "not ours")
     yield _fact("Page size", _number(seen.page_size))
@@ -144,26 +147,12 @@ def _fact(name: str, value: str, *, note: str = "", kind: str = "") -> str:
     return f'<div><dt>{escape(name)}</dt><dd class="{kinds}">{escape(value)}{small}</dd></div>'
 
 
-def _suspected_for(seen: Snapshot) -> str:
-    seconds = seen.oldest_candidate_seconds
-    return "" if seconds is None else f"for {span(seconds)}"
-
-
 def _ago(seconds: float | None) -> str:
     return "not yet" if seconds is None else f"{span(seconds)} ago"
 
 
 def _number(number: int | None) -> str:
     return "unknown" if number is None else f"{number:,}"
-
-
-def _users(number: int) -> str:
-    return f"{number:,} user{'' if number == 1 else 's'}"
-
-
-def _key() -> str:
-    names = "".join(f'<li class="{name}">{name}</li>' for name in CHANGES)
-    return f'<ul class="key">{names}</ul>'
 
 
 def _sweeps(sweeps: tuple[SweepSummary, ...], now: datetime) -> str:
@@ -181,7 +170,7 @@ def _row(sweep: SweepSummary, largest: int, now: datetime) -> str:
         ("soft", _moment(sweep.finished_at, now)),
         ("number users", f"{sweep.counts.get('users', 0):,}"),
         ("number soft took", span(sweep.duration_seconds)),
-        (_tone_of(sweep.outcome), sweep.outcome),
+        (OUTCOME_TONES.get(sweep.outcome, "toned bad"), sweep.outcome),
     )
     tags = [f'<td class="{kinds}">{escape(text)}</td>' for kinds, text in cells]
     tags.insert(2, f'<td class="changes">{_bar(sweep, largest)}</td>')
@@ -205,10 +194,6 @@ def _bar(sweep: SweepSummary, largest: int) -> str:
 def _changes(sweep: SweepSummary) -> dict[str, int]:
     counts = {name: sweep.counts.get(name, 0) for name in CHANGES}
     return {**counts, "deleted": sum(sweep.counts.get(name, 0) for name in DELETED)}
-
-
-def _tone_of(outcome: str) -> str:
-    return {"complete": "soft", "stopped": "soft", "held": "toned warn"}.get(outcome, "toned bad")
 
 
 def _moment(moment: datetime, now: datetime) -> str:

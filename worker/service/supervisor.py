@@ -128,17 +128,14 @@ class Supervisor:
 
         def leave(user_id: str) -> None:
             writer.leave(user_id)
-            self._hinted()
+            # Followed at once, without waiting for the next look.
+            with self._lock:
+                if self._leader is not None:
+                    self._schedule("hints", self._leader.hints, 0, keep_sooner=True)
 
         secrets = [secret.get_secret_value() for secret in webhook.secrets]
         app = make_app(secrets, leave, self.metrics.count_webhook)
         return HttpServer("webhook", webhook.host, webhook.port, app, options=WAITRESS)
-
-    def _hinted(self) -> None:
-        """Follow the hints that this process received, without waiting for the next look."""
-        with self._lock:
-            if self._leader is not None:
-                self._schedule("hints", self._leader.hints, 0, keep_sooner=True)
 
     def _beat(self) -> None:
         """Look after the clock, and at whether the jobs get anywhere; once a second."""

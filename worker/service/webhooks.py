@@ -87,7 +87,13 @@ def make_app(
 ) -> WSGIApplication:
     """Return the WSGI app; `leave` stores a hint, `count` is given the status of each answer."""
     verifiers = [Webhook(secret) for secret in secrets]
-    return answering_alone(lambda environ: _answer(environ, verifiers, leave), count)
+
+    def receives(environ: WSGIEnvironment) -> HTTPStatus:
+        if environ["PATH_INFO"] != PATH:
+            return HTTPStatus.NOT_FOUND
+        return receive(environ, verifiers, leave)
+
+    return answering_alone(receives, count)
 
 
 def answering_alone(
@@ -104,14 +110,6 @@ def answering_alone(
         return []
 
     return app
-
-
-def _answer(
-    environ: WSGIEnvironment, verifiers: Sequence[Webhook], leave: Callable[[str], None]
-) -> HTTPStatus:
-    if environ["PATH_INFO"] != PATH:
-        return HTTPStatus.NOT_FOUND
-    return receive(environ, verifiers, leave)
 
 
 def receive(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from worker.errors import Misconfigured
 from worker.settings.names import (
@@ -147,12 +146,12 @@ def nested(given: Mapping[Setting, Given]) -> dict[str, dict[str, Any]]:
 
 def names_of(given: Mapping[Setting, Given]) -> Names:
     """Say by which variables or files the settings of the project were set."""
-    settings = (API_URL, PROJECT_ID, SECRET_SERVER_KEY, DATABASE_URL, SCHEMA)
-    return Names(*(_named(each, given.get(each)) for each in settings))
-
-
-def _named(setting: Setting, given: Given | None) -> str:
-    return (given and given.called) or named(setting, given.places if given else ())
+    names = []
+    for setting in (API_URL, PROJECT_ID, SECRET_SERVER_KEY, DATABASE_URL, SCHEMA):
+        found = given.get(setting)
+        called = found.called if found else ""
+        names.append(called or named(setting, found.places if found else ()))
+    return Names(*names)
 
 
 def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfigured:
@@ -160,7 +159,10 @@ def refused(error: ValidationError, given: Mapping[Setting, Given]) -> Misconfig
     reasons: dict[Setting, list[str]] = {}
     for detail in error.errors(include_url=False, include_input=False):
         reason = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
-        reasons.setdefault(_setting_of(detail), []).append(reason)
+        # Of the place only section and name, not the branch of a union nor the place in a list.
+        checked = detail.get("ctx", {}).get("setting")
+        place = (*detail["loc"], checked) if checked else detail["loc"]
+        reasons.setdefault(tuple(str(part) for part in place[:2]), []).append(reason)
     setting = next(iter(reasons))
     found = given.get(setting)
     origin = f" (from {found.origin})" if found else ""
@@ -245,13 +247,6 @@ def _text(path: Path) -> str:
         raise _misconfigured(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:  # it carries the file's bytes
         raise _misconfigured(f"{path} cannot be read: it is not UTF-8") from None
-
-
-def _setting_of(detail: ErrorDetails) -> Setting:
-    """Return section and name, without the branch of a union or the place in a list."""
-    named = detail.get("ctx", {}).get("setting")
-    place = (*detail["loc"], named) if named else detail["loc"]
-    return tuple(str(part) for part in place[:2])
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> Misconfigured:

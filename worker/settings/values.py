@@ -65,17 +65,13 @@ def comparable(setting: Setting, value: str) -> object:
     if setting == PROJECT_ID:
         return value.lower()
     if setting == API_URL:
-        return _comparable_url(value)
+        try:
+            parts = _split(_api_url(value))
+        except ValueError:  # it will be refused in other words
+            return value
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        return parts.scheme, parts.hostname, port, parts.path
     return value
-
-
-def _comparable_url(text: str) -> object:
-    try:
-        parts = _split(_api_url(text))
-    except ValueError:  # it will be refused in other words
-        return text
-    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    return parts.scheme, parts.hostname, port, parts.path
 
 
 def _header_value(text: str) -> str:
@@ -150,20 +146,14 @@ def _schema_name(text: str) -> str:
 def _names(value: Any) -> Any:
     """Read a list of TOML, or one from the environment: as JSON, or separated by commas."""
     if isinstance(value, str):
-        value = _listed(value)
+        try:
+            value = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+        except ValueError:
+            raise ValueError("should be a JSON list or names separated by commas") from None
     if not isinstance(value, list | tuple):
         return value
     names = [name.strip() if isinstance(name, str) else name for name in value]
     return [name for name in names if name != ""]
-
-
-def _listed(text: str) -> Any:
-    if not text.lstrip().startswith("["):
-        return text.split(",")
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ValueError("should be a JSON list or names separated by commas") from None
 
 
 def _ignorable(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -197,10 +187,6 @@ def _ping_url(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
 ApiUrl = Annotated[str, AfterValidator(_api_url)]
 ProjectId = Annotated[str, AfterValidator(_project_id)]
 SecretServerKey = Annotated[SecretStr, AfterValidator(_secret_server_key)]
@@ -212,7 +198,7 @@ WebhookSecrets = Annotated[
     tuple[SecretStr, ...], BeforeValidator(_names), AfterValidator(_webhook_secrets)
 ]
 PingUrl = Annotated[SecretStr, AfterValidator(_ping_url)]
-any_case = BeforeValidator(_lower)
+any_case = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 # Longer waits than a day are mistakes, and overflow the millisecond time-outs of Postgres.
 DAY_SECONDS = 86_400

@@ -4,7 +4,7 @@ import ctypes
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -127,7 +127,10 @@ def opening(conninfo: str) -> PQGenConn[PGconn]:
         raise _failure("connection is bad", pgconn)
     _set_verbosity(pgconn, _VERBOSE)
     ends_at = time.monotonic() + CONNECT_SECONDS
-    for wait in _polled(pgconn):
+    while (status := pgconn.connect_poll()) != pq.PollingStatus.OK:
+        if status == pq.PollingStatus.FAILED:
+            raise _failure("connection failed", pgconn)
+        wait = Wait.R if status == pq.PollingStatus.READING else Wait.W
         # Nothing is sent when psycopg's look at the socket, ten times a second, found nothing.
         while not (yield pgconn.socket, wait):
             if time.monotonic() > ends_at:
@@ -135,14 +138,6 @@ def opening(conninfo: str) -> PQGenConn[PGconn]:
     _set_verbosity(pgconn, _DEFAULT)
     pgconn.nonblocking = 1
     return pgconn
-
-
-def _polled(pgconn: PGconn) -> Iterator[Wait]:
-    """Give what the connection waits for until it is open."""
-    while (status := pgconn.connect_poll()) != pq.PollingStatus.OK:
-        if status == pq.PollingStatus.FAILED:
-            raise _failure("connection failed", pgconn)
-        yield Wait.R if status == pq.PollingStatus.READING else Wait.W
 
 
 def _failure(what: str, pgconn: PGconn) -> psycopg.OperationalError:

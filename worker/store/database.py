@@ -144,19 +144,16 @@ class Database:
         self._connection.limit(seconds, self._stopping)
         row = self._connection.execute(_GREETING).fetchone()
         if row is not None:
-            self._require_unicode(row[1])
-            self.clock.learn(row[0])
+            now, encoding = row
+            if encoding != "UTF8":
+                self.close()
+                raise Misconfigured(
+                    f"{self.names.database}'s encoding is {encoding}, which cannot hold every name:"
+                    " create a database with the encoding UTF8, and set"
+                    f" {self.names.database_url} to it"
+                )
+            self.clock.learn(now)
         return self._connection
-
-    def _require_unicode(self, encoding: str) -> None:
-        """Raise Misconfigured for a database that cannot hold every name."""
-        if encoding != "UTF8":
-            self.close()
-            raise Misconfigured(
-                f"{self.names.database}'s encoding is {encoding}, which cannot hold every name:"
-                " create a database with the encoding UTF8, and set"
-                f" {self.names.database_url} to it"
-            )
 
 
 def connect(url: str) -> DeadlineConnection:

@@ -130,17 +130,14 @@ def missing_migrations(conn: Connection) -> set[int]:
         return set(migrations())
     applied: dict[int, str | None] = dict(conn.execute(_APPLIED).fetchall())
     if newer := applied.keys() - migrations().keys():
-        raise _too_new(applied[max(newer)])
+        version = applied[max(newer)]
+        made_by = f"users-sync {version}" if version else "a newer users-sync"
+        wanted = f"{version} or later" if version else "the version that ran last"
+        raise Misconfigured(
+            f"the tables in {OWN_SCHEMA} were made by {made_by}, and this is"
+            f" {installed_version()}: update this one to {wanted}"
+        )
     return migrations().keys() - applied.keys()
-
-
-def _too_new(version: str | None) -> Misconfigured:
-    made_by = f"users-sync {version}" if version else "a newer users-sync"
-    wanted = f"{version} or later" if version else "the version that ran last"
-    return Misconfigured(
-        f"the tables in {OWN_SCHEMA} were made by {made_by}, and this is"
-        f" {installed_version()}: update this one to {wanted}"
-    )
 
 
 def require_tables(conn: Connection) -> None:

@@ -106,13 +106,10 @@ class ProbedTable(Table):
         return [name for (names,) in conn.execute(query, params) for name in names]
 
     def _letter(self, conn: Connection, user: User) -> str:
-        letters: str = _only_row(conn, self.apply(Users.of([user]), _now(conn)))[0]
+        # A second ahead: the statement before may have rounded its moment up to the millisecond.
+        [(now,)] = conn.execute("select clock_timestamp() + interval '1 second'").fetchall()
+        letters: str = _only_row(conn, self.apply(Users.of([user]), now))[0]
         return letters
-
-
-def _now(conn: Connection) -> Any:
-    # A second ahead: the statement before may have rounded its moment up to the millisecond.
-    return conn.execute("select clock_timestamp() + interval '1 second'").fetchall()[0][0]
 
 
 def _only_row(conn: Connection, statement: Statement) -> Row:

@@ -118,7 +118,10 @@ class Purging:
         """Count the rows that refer to each of these users by this foreign key."""
         pairs = zip(reference.columns, reference.referred, strict=True)
         same = [
-            _equal(sql.Identifier("c", own), sql.Identifier("u", other)) for own, other in pairs
+            sql.SQL("{} = {}").format(
+                _doubled(sql.Identifier("c", own)), _doubled(sql.Identifier("u", other))
+            )
+            for own, other in pairs
         ]
         child = _doubled(sql.Identifier(reference.schema, reference.table))
         query = self._sql(_REFERRING, child=child, same=sql.SQL(" and ").join(same))
@@ -128,10 +131,6 @@ class Purging:
     def _sql(self, template: str, **parts: sql.Composable) -> sql.Composed:
         name = quoted(self.table.schema)
         return sql.SQL(template).format(table=name, id_type=self.table.shape.id_type, **parts)
-
-
-def _equal(one: sql.Identifier, other: sql.Identifier) -> sql.Composed:
-    return sql.SQL("{} = {}").format(_doubled(one), _doubled(other))
 
 
 def _doubled(name: sql.Identifier) -> sql.SQL:

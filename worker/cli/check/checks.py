@@ -47,7 +47,10 @@ where target = %s
 def check(settings: Settings, url: str, stop: Event) -> Iterator[Finding]:
     """Give the findings as they are made. Nothing is written anywhere. Raises Stopped."""
     yield Finding("ok", "configuration", "read, and complete")
-    yield from _webhook(settings)
+    webhook = settings.webhook
+    if webhook.secrets:
+        where = f"POST /webhooks/stack-auth on {webhook.host}:{webhook.port}"
+        yield Finding("ok", "webhook", f"the worker receives {where}")
     users: list[User] = []
     source = partial(_check_source, settings, users, stop)
     yield from _guarded("stack auth", source, settings.names)
@@ -58,14 +61,6 @@ def check(settings: Settings, url: str, stop: Event) -> Iterator[Finding]:
         yield from _check_database(database, settings, users)
     finally:
         database.close()
-
-
-def _webhook(settings: Settings) -> Iterator[Finding]:
-    """Say where webhooks are received; nothing where they are off."""
-    webhook = settings.webhook
-    if webhook.secrets:
-        where = f"POST /webhooks/stack-auth on {webhook.host}:{webhook.port}"
-        yield Finding("ok", "webhook", f"the worker receives {where}")
 
 
 def _check_database(
@@ -133,12 +128,6 @@ def _ask_page(fetcher: Fetcher, chain: Chain, users: list[User]) -> Page:
     known = {user.id for user in users}
     users += [user for user in page.users if user.id not in known]
     return page
-
-
-class _NoLease:
-    """What a source keeps alive while it waits: the check holds none."""
-
-    def renew_if_due(self) -> None: ...
 
 
 def _check_server(conn: Connection, names: Names) -> list[Finding]:

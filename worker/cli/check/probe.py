@@ -1,5 +1,6 @@
 """What the check finds out by trying: a made-up user is written, and all of it rolled back."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +8,6 @@ import psycopg
 
 from worker.cli.check.publications import find_publications
 from worker.cli.check.result import Finding
-from worker.cli.check.server_words import server_words
 from worker.store.connection import Connection
 from worker.store.probe import ProbedTable
 from worker.store.table_shape import Shape
@@ -41,6 +41,18 @@ _PASSING = {"08", "40", "53", "57", "58"}
 # A time-out may be a lock's.
 _LOCKED = {"55P03", "57014"}
 _NO_REPLICA_IDENTITY = {"42P10", "55000"}
+
+# Of errors in a function, such as a trigger's, Postgres' own words in these cases name objects
+# alone: a lacking right, a missing table, function or schema. All others may quote a row.
+_NAME_OBJECTS = {"42501", "42P01", "42883", "3F000"}
+_RAISE = "exec_stmt_raise"
+
+# These say in their detail what is wrong with a publication or a column.
+_DETAILED = {"42P10", "0A000", "55000"}
+
+_FUNCTION = re.compile(
+    r"^(?:PL/\w+|SQL) function (.+?)(?= line \d+| during | statement \d+|$)", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +127,7 @@ def _refused(
     conn: Connection, table: ProbedTable, step: _Step, error: psycopg.Error
 ) -> list[Finding]:
     state = error.sqlstate or ""
-    text = f"{step.what} of a made-up user is refused: {server_words(error)}"
+    text = f"{step.what} of a made-up user is refused: {_server_words(error)}"
     if state in _LOCKED:
         return [Finding("warn", "table", f"{text}; run the check again later")]
     if state[:2] in _OF_DATA:
@@ -129,6 +141,23 @@ def _refused(
         [(role,)] = conn.execute(_ROLE)
         return [Finding("FAIL", "table", f"{text}; let its owner grant that right to {role}", 2)]
     return [Finding("FAIL", "table", f"{text}{_because(conn, table)}", 2)]
+
+
+def _server_words(error: psycopg.Error) -> str:
+    """Give the server's words and SQLSTATE in one line, and the function that failed."""
+    diag = error.diag
+    words = type(error).__name__
+    if not diag.context:
+        words = diag.message_primary or words
+        if diag.message_detail and error.sqlstate in _DETAILED:
+            words = f"{words}: {diag.message_detail.rstrip('.')}"
+    elif error.sqlstate in _NAME_OBJECTS and diag.source_function not in {None, _RAISE}:
+        words = diag.message_primary or words
+    elif diag.constraint_name:
+        words = f"{words} {diag.constraint_name}"
+    inside = _FUNCTION.search(diag.context or "")
+    where = f" in the function {inside[1]}" if inside else ""
+    return f"{' '.join(words.split())} ({error.sqlstate}){where}"
 
 
 def _because(conn: Connection, table: ProbedTable) -> str:

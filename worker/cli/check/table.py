@@ -153,16 +153,14 @@ def find_foreign_keys(conn: Connection, schema: str) -> list[Finding]:
         _FOREIGN_KEYS, {"schema": schema}
     ):
         key = f"{name} ({columns})" if composite else f"{name}.{columns}"
-        effects.append(f"{key}: {_effect(action)}")
+        if action in _ACTIONS:
+            effect = f"{_ACTIONS[action]} acts only when the row goes: users-sync purge"
+        else:
+            effect = "users-sync purge keeps users as long as rows here refer to them"
+        effects.append(f"{key}: {effect}")
         if not indexed:
             # On a partitioned table Postgres makes no index concurrently.
             how = "create index on" if partitioned else "create index concurrently on"
             fix = f"run `{how} {name} ({columns})`"
             scans.append(f"{key} has no index: a purge reads the table for each user; {fix}")
     return [*alike("note", "foreign key", effects), *alike("note", "foreign key", scans)]
-
-
-def _effect(action: str) -> str:
-    if action in _ACTIONS:
-        return f"{_ACTIONS[action]} acts only when the row goes: users-sync purge"
-    return "users-sync purge keeps users as long as rows here refer to them"

@@ -1,6 +1,6 @@
 """The way to a collector, and one line in the log for an outage of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -70,11 +70,10 @@ class Line(requests.Session):
 
 def _reason(error: Exception) -> str:
     """Say why there was no answer; the library's own words would quote the address."""
-    said = [each.strerror for each in _causes(error) if isinstance(each, OSError)]
-    return next((text for text in reversed(said) if text), type(error).__name__)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    reason = type(error).__name__
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, OSError) and each.strerror:
+            reason = each.strerror
+        each = each.__cause__ or each.__context__
+    return reason

@@ -8,7 +8,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace import SpanKind, StatusCode
 
 from worker import installed_version
 from worker.errors import Stopped
@@ -34,7 +34,7 @@ class Traces:
         Of an error only type and SQLSTATE are kept: its words might quote a row.
         """
         if name != "sweep" and not trace.get_current_span().get_span_context().is_valid:
-            yield _unheard
+            yield lambda **_what: None
             return
         with self._tracer.start_as_current_span(
             name,
@@ -47,7 +47,11 @@ class Traces:
                     {f"users_sync.{key}": value for key, value in what.items()}
                 )
             except BaseException as error:
-                _note_error(span, error)
+                span.set_attribute("error.type", type(error).__name__)
+                if state := getattr(error, "sqlstate", None):
+                    span.set_attribute("db.response.status_code", state)
+                if not isinstance(error, Stopped):  # that was asked for
+                    span.set_status(StatusCode.ERROR)
                 raise
 
     def close(self) -> None:
@@ -69,15 +73,3 @@ class _Spans(SpanExporter):
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
-
-
-def _unheard(**what: str | float) -> None:
-    """Drop a note."""
-
-
-def _note_error(span: Span, error: BaseException) -> None:
-    span.set_attribute("error.type", type(error).__name__)
-    if state := getattr(error, "sqlstate", None):
-        span.set_attribute("db.response.status_code", state)
-    if not isinstance(error, Stopped):  # that was asked for
-        span.set_status(StatusCode.ERROR)
