@@ -140,7 +140,7 @@ def _coming_and_going(bench: Bench, some: int, seconds: float) -> list[Figure]:
     return [
         Figure("projects added, paused and removed, each", some),
         Figure("within", took, "s"),
-        Figure("until those that were added were in step", in_step, "s"),
+        Figure("2 s later, until those that were added were in step", in_step, "s"),
         Figure("paused ones that were visited afterwards", len(late), "", at_most=0),
         Figure("paused or removed ones that were written", len(written), "", at_most=0),
         Figure("sign-up to row of the others: median", statistics.median(sign_ups.seconds), "s"),

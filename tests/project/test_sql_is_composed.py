@@ -17,7 +17,7 @@ HARMLESS = {
     ("cli/status.py", "', '.join(COUNTS)"): "the names of our own counts",
     ("cli/status.py", "', '.join(_FACTS)"): "the names of our own columns",
     ("fleet/control.py", "_PROJECT"): "a query of ours",
-    ("fleet/control.py", "text.encode()"): "a file of ours, or of the engine's",
+    ("fleet/ready.py", "text.encode()"): "a file of ours, or of the engine's",
     ("store/lease.py", "IDENTITY"): "a query of ours",
     ("store/sweeps.py", "_INSERT"): "a query of ours",
     ("store/sweeps.py", "form.format(name)"): "the names of our own counts",
