@@ -109,6 +109,8 @@ create function users_sync_fleet.begin_visit(
 declare
     p users_sync_fleet.project;
     v users_sync_fleet.visit;
+    of_host bigint;
+    of_database bigint;
 begin
     select * into p from users_sync_fleet.project where name = wanted and enabled;
     if not found then
@@ -121,14 +123,18 @@ begin
     if v.database_host is not null then
         perform pg_advisory_xact_lock(1970365812, hashtext(v.database_host));
     end if;
-    if exists (
+    -- From the few visits under way: from the projects of a host it would take longer with each.
+    with under_way as materialized (
+        select o.name, o.database_host from users_sync_fleet.visit o
+        where o.visitor is not null and o.name <> wanted
+    )
+    select count(*) filter (where (
+               select op.api_host from users_sync_fleet.project op where op.name = u.name
+           ) = p.api_host),
+           count(*) filter (where u.database_host = v.database_host)
+    into of_host, of_database from under_way u;
+    if of_host >= most_of_host or of_database >= most_of_database or exists (
         select from users_sync_fleet.worker w where w.name = v.visitor and w.name <> worker
-    ) or most_of_host <= (
-        select count(*) from users_sync_fleet.visit o join users_sync_fleet.project op using (name)
-        where o.visitor is not null and op.api_host = p.api_host and o.name <> wanted
-    ) or most_of_database <= (
-        select count(*) from users_sync_fleet.visit o
-        where o.visitor is not null and o.database_host = v.database_host and o.name <> wanted
     ) then
         perform users_sync_fleet.defer(
             wanted, queue, clock_timestamp() + make_interval(secs => 1 + random()), 0
