@@ -194,7 +194,10 @@ def _judged(status: Status, longest_age: timedelta) -> Status:
 def as_json(status: Status) -> dict[str, Any]:
     """Give all of it in types that JSON has: moments as ISO 8601, durations in seconds."""
     sweeps = [{name: _plain(value) for name, value in sweep.items()} for sweep in status.sweeps]
-    facts = dict(_plain_fact(*fact) for fact in status.facts.items())
+    facts = {
+        f"{name}_seconds" if name in _DURATIONS else name: _plain(value)
+        for name, value in status.facts.items()
+    }
     return {**facts, "sweeps": sweeps}
 
 
@@ -292,11 +295,7 @@ def _whole(age: timedelta) -> timedelta:
     return timedelta(seconds=int(age.total_seconds()))
 
 
-def _plain_fact(name: str, value: Any) -> tuple[str, Any]:
-    if name in _DURATIONS:
-        return f"{name}_seconds", value and value.total_seconds()
-    return name, _plain(value)
-
-
 def _plain(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     return value.isoformat() if isinstance(value, datetime) else value
