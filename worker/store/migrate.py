@@ -98,6 +98,7 @@ def _prepare(conn: Connection, schema: str, setting: str) -> Shape:
     if shape is not None and not missing:
         return shape
     with long_transaction(conn):
+        # Another worker may have created all of it meanwhile; each statement allows for that.
         conn.execute("select pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         if shape is None:
             _ensure_schema(conn, schema)
