@@ -227,6 +227,11 @@ def test_json_holds_all_of_it(swept: World) -> None:
     assert told["sweeps"][0]["inserted"] == 12
 
 
+def test_json_holds_a_limit_of_no_time_at_all(swept: World) -> None:
+    told = json.loads(json.dumps(as_json(status(swept, timedelta(0)))))
+    assert (told["healthy"], told["longest_age_seconds"]) == (False, 0)
+
+
 def test_nothing_that_was_never_synced_has_a_status(swept: World) -> None:
     with pytest.raises(Misconfigured, match=r"other\.users_sync was never synced"):
         read_status(swept.conn, "other", None)

@@ -132,6 +132,7 @@ def main() -> NoReturn:
 def _outcome() -> tuple[int, str | None]:
     """Run the command; return its exit code, and the error message for stderr."""
     try:
+        # Standing alone, Typer would print errors in its own words and end the process.
         code = typer.main.get_command(app).main(prog_name="users-sync", standalone_mode=False)
     except typer.TyperException as error:
         text = f"{error.format_message()} (`users-sync --help` lists the commands)"

@@ -91,18 +91,22 @@ class Purge:
     dry_run: bool
     on_asked: OnAsked = lambda _asked, _of: None
     purged: Purged = field(default_factory=Purged)
-    _asked: int = 0
-    _of: int = 0
 
     def run(self) -> Purged:
         """Purge in batches; locked rows and rows that others refer to are skipped."""
-        rows = Purging(self.session.table, self.seconds)
-        references = self.session.database.call(rows.references) if self.dry_run else []
+        rows, database = Purging(self.session.table, self.seconds), self.session.database
+        references = database.call(rows.references) if self.dry_run else []
         self.purged.uncounted = [each for each in references if not each.countable]
-        self._of = self.session.database.call(rows.count_due, LONGEST_SECONDS)
-        self.on_asked(0, self._of)
+        asked, of = 0, database.call(rows.count_due, LONGEST_SECONDS)
+        self.on_asked(asked, of)
         for ids in self._due(rows):
-            gone = self._gone(ids)
+            gone: set[str] = set()
+            for at in range(0, len(ids), ASKED_AT_ONCE):
+                some = ids[at : at + ASKED_AT_ONCE]
+                gone |= self.session.gone(some)
+                asked += len(some)
+                of = max(of, asked)  # rows may fall due while it works
+                self.on_asked(asked, of)
             self.purged.known += len(ids) - len(gone)
             batch = [user_id for user_id in ids if user_id in gone]
             if self.dry_run:
@@ -110,18 +114,6 @@ class Purge:
             else:
                 self._purge(rows, batch)
         return self.purged
-
-    def _gone(self, ids: Sequence[str]) -> set[str]:
-        """Ask for these users, a few at a time; gives those that are gone."""
-        gone: set[str] = set()
-        for at in range(0, len(ids), ASKED_AT_ONCE):
-            some = ids[at : at + ASKED_AT_ONCE]
-            gone |= self.session.gone(some)
-            self._asked += len(some)
-            # Rows may fall due while it works.
-            self._of = max(self._of, self._asked)
-            self.on_asked(self._asked, self._of)
-        return gone
 
     def _due(self, rows: Purging) -> Iterator[list[str]]:
         behind = _BEFORE_ALL

@@ -31,6 +31,7 @@ class Signals:
         """Give one more event that a signal sets."""
         stop = Event()
         self._stops.append(stop)
+        # Only now: a signal may come between any two lines, and sets those that are listed.
         if self.exit_code:
             stop.set()
         return stop

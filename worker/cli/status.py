@@ -133,7 +133,7 @@ def read_status(conn: Connection, target: str, longest_age: timedelta | None) ->
         )
     names = ("number", "kind", "started", "finished", "outcome", "error", *COUNTS)
     sweeps = [dict(zip(names, sweep, strict=True)) for sweep in found]
-    facts = dict(zip(_FACTS, row, strict=False))
+    facts = dict(zip(_FACTS, row, strict=False))  # the row ends with the moment
     facts["hints"], facts["oldest_hint_seconds"] = _hints(conn, target)
     facts["polled_at"] = _polled_at(conn, target)
     if conn.execute(_MAY_READ, (target,)).fetchone() == (False,):
@@ -194,27 +194,38 @@ def _judged(status: Status, longest_age: timedelta) -> Status:
 def as_json(status: Status) -> dict[str, Any]:
     """Give all of it in types that JSON has: moments as ISO 8601, durations in seconds."""
     sweeps = [{name: _plain(value) for name, value in sweep.items()} for sweep in status.sweeps]
-    facts = dict(_plain_fact(*fact) for fact in status.facts.items())
+    facts = {
+        f"{name}_seconds" if name in _DURATIONS else name: _plain(value)
+        for name, value in status.facts.items()
+    }
     return {**facts, "sweeps": sweeps}
 
 
 def lines(status: Status) -> list[str]:
     """Say in a few lines who works, how fresh the table is, and what waits for a person."""
     facts = status.facts
-    deletions = ", ".join(
-        f"{facts[name]:,} {name}" for name in ("held", "approved", "candidates", "hidden")
-    )
     told = {
         "target": f"{facts['target']}.users_sync, project {facts['project'] or 'not known yet'}",
         "worker": _worker(status),
         "last sweep": _freshness(facts),
-        **_sign_ups(status),
-        **_failing(status),
-        **_waiting_hints(facts),
-        "users": _users(facts),
-        "deletions": deletions,
-        "quarantine": f"{facts['quarantined']:,}",
     }
+    if facts["polled_at"] is not None:
+        # Until then sign-ups are rows: polls are noted when the lease is renewed.
+        told["sign-ups"] = f"polled {_whole(status.now - facts['polled_at'])} ago"
+    if facts["failures"]:
+        told["last error"] = _last_error(status)
+    if facts["hints"]:
+        seconds = facts["oldest_hint_seconds"]
+        told["hints"] = f"{facts['hints']:,} wait, the oldest for {seconds:.0f} s"
+    told["users"] = (
+        "cannot be counted"
+        if facts["users_live"] is None
+        else f"{facts['users_live']:,} live, {facts['users_deleted']:,} deleted"
+    )
+    told["deletions"] = ", ".join(
+        f"{facts[name]:,} {name}" for name in ("held", "approved", "candidates", "hidden")
+    )
+    told["quarantine"] = f"{facts['quarantined']:,}"
     return [f"{name:<11} {text}" for name, text in told.items()]
 
 
@@ -250,35 +261,12 @@ def _freshness(facts: dict[str, Any]) -> str:
     return f"completed {_whole(facts['last_complete_age'])} ago{limit}"
 
 
-def _sign_ups(status: Status) -> dict[str, str]:
-    """Say until when sign-ups are rows: polls are noted when the lease is renewed."""
-    polled_at = status.facts["polled_at"]
-    if polled_at is None:
-        return {}
-    return {"sign-ups": f"polled {_whole(status.now - polled_at)} ago"}
-
-
-def _waiting_hints(facts: dict[str, Any]) -> dict[str, str]:
-    if not facts["hints"]:
-        return {}
-    seconds = facts["oldest_hint_seconds"]
-    return {"hints": f"{facts['hints']:,} wait, the oldest for {seconds:.0f} s"}
-
-
-def _failing(status: Status) -> dict[str, str]:
+def _last_error(status: Status) -> str:
     """Say what keeps sweeps from their end since the last complete one."""
     facts = status.facts
-    if not facts["failures"]:
-        return {}
     since = _whole(status.now - facts["failing_since"])
     times = "once" if facts["failures"] == 1 else f"{facts['failures']:,} times"
-    return {"last error": f"{facts['last_error']} (failed {times}, first {since} ago)"}
-
-
-def _users(facts: dict[str, Any]) -> str:
-    if facts["users_live"] is None:
-        return "cannot be counted"
-    return f"{facts['users_live']:,} live, {facts['users_deleted']:,} deleted"
+    return f"{facts['last_error']} (failed {times}, first {since} ago)"
 
 
 def _seconds(sweep: dict[str, Any]) -> str:
@@ -292,11 +280,7 @@ def _whole(age: timedelta) -> timedelta:
     return timedelta(seconds=int(age.total_seconds()))
 
 
-def _plain_fact(name: str, value: Any) -> tuple[str, Any]:
-    if name in _DURATIONS:
-        return f"{name}_seconds", value and value.total_seconds()
-    return name, _plain(value)
-
-
 def _plain(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     return value.isoformat() if isinstance(value, datetime) else value

@@ -158,6 +158,7 @@ class Health:
 
     def beat(self) -> None:
         """Tell that the main loop goes round; once a second."""
+        # Without the lock, which whatever stalls might hold: a float is replaced as a whole.
         self._beat_at = self.monotonic()
 
     def moved(self) -> None:

@@ -87,6 +87,7 @@ class Leader:
         schedule = self.settings.schedule
         began, at = self._monotonic(), self._now()
         small = self.warm and len(self.cache.mirror) < schedule.poll_page_size
+        # A sweep under way is not waited for: the newest users are looked at beside it.
         if small and self._sweeping.acquire(blocking=False):
             try:
                 worked = self._worked("sweep", lambda: self._swept("poll"))

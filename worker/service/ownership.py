@@ -42,6 +42,7 @@ def take_lease(lease: Lease, project: str, stop: Event) -> None:
         if first is None:
             first = status
             log.info("lease.awaited", holder=status.holder, seconds=round(status.remaining, 1))
+        # What moved shows life, unless it moved into the past: the lease was given back.
         if (status.epoch, status.expires_at) != (
             first.epoch,
             first.expires_at,

@@ -148,6 +148,7 @@ class Scheduler:
 
     def _run(self, name: str, armed: _Armed) -> None:
         with self._lock:
+            # APScheduler took it up, and meanwhile it was cancelled or replaced.
             if self._armed.get(name) is not armed or name in self._running:
                 return
             del self._armed[name]

@@ -102,6 +102,8 @@ class Supervisor:
             database = opened.enter_context(
                 opened_database(self.settings, self.url, self.clock, self.stop, self._outages)
             )
+            # Undone from the last to the first: the jobs end, then the API is closed and the lease
+            # given back, then the database and the endpoints are closed.
             inner = opened.enter_context(ExitStack())
             opened.callback(self.scheduler.stop)
             self.scheduler.start()

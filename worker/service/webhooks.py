@@ -61,6 +61,7 @@ class HintWriter:
         with self._joining:
             batch = self._batch
             batch.ids.add(user_id)
+        # The first of a batch to come through writes for all; the others find it done.
         with self._writing:
             if not batch.done:
                 with self._joining:

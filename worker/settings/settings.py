@@ -334,14 +334,13 @@ def load_settings(
     )
     found = agreed(layers)
     given = without_outdated(found)
-    settings = validated(given)
-    settings.remember(names_of(given), tuple(sorted(found.keys() - given.keys())))
-    return settings
+    return validated(given, outdated=tuple(sorted(found.keys() - given.keys())))
 
 
-def validated(given: Mapping[Setting, Given]) -> Settings:
+def validated(given: Mapping[Setting, Given], outdated: Sequence[Setting] = ()) -> Settings:
     """Return the settings that were given, and the defaults of all others.
 
+    `outdated` are those whose value was given, but is no longer known.
     Raises Misconfigured with one line that quotes no value.
     """
     for (section, name), each in given.items():
@@ -353,7 +352,7 @@ def validated(given: Mapping[Setting, Given]) -> Settings:
     except ValidationError as error:
         # Not chained: the library's error carries the values.
         raise refused(error, given) from None
-    settings.remember(names_of(given), ())
+    settings.remember(names_of(given), outdated)
     return settings
 
 

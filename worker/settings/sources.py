@@ -112,18 +112,18 @@ def from_config_file(
 
 def agreed(given: Mapping[Setting, Sequence[Given]]) -> dict[Setting, Given]:
     """Join what several names say of one setting. Raises Misconfigured where they disagree."""
-    return {setting: _joined(setting, found) for setting, found in given.items()}
-
-
-def _joined(setting: Setting, found: Sequence[Given]) -> Given:
-    first = found[0]
-    for other in found[1:]:
-        if comparable(setting, other.value) != comparable(setting, first.value):
-            raise _misconfigured(
-                f"{first.places[0]} and {other.places[0]} disagree about {'.'.join(setting)}: unset"
-                f" one of them, or set {variables(setting)[0]}, which wins over both"
-            )
-    return Given(first.value, first.kind, tuple(place for each in found for place in each.places))
+    joined = {}
+    for setting, found in given.items():
+        first = found[0]
+        for other in found[1:]:
+            if comparable(setting, other.value) != comparable(setting, first.value):
+                raise _misconfigured(
+                    f"{first.places[0]} and {other.places[0]} disagree about {'.'.join(setting)}:"
+                    f" unset one of them, or set {own_variable(setting)}, which wins over both"
+                )
+        places = tuple(place for each in found for place in each.places)
+        joined[setting] = Given(first.value, first.kind, places)
+    return joined
 
 
 def without_outdated(given: Mapping[Setting, Given]) -> dict[Setting, Given]:

@@ -98,13 +98,21 @@ def _prepare(conn: Connection, schema: str, setting: str) -> Shape:
     if shape is not None and not missing:
         return shape
     with long_transaction(conn):
+        # Another worker may have created all of it meanwhile; each statement allows for that.
         conn.execute("select pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         if shape is None:
             _ensure_schema(conn, schema)
             _run_script(conn, _create_table_sql(schema).as_string())
             log.info("table.created", table=f"{schema}.users_sync")
         if missing:
-            _migrate(conn)
+            _ensure_schema(conn, OWN_SCHEMA)
+            _run_script(conn, _BOOKKEEPING)
+            still_missing = missing_migrations(conn)
+            for number, (name, text) in migrations().items():
+                if number in still_missing:
+                    _run_script(conn, text)
+                    conn.execute(_record_sql(number, name))
+                    log.info("migration.applied", name=name)
     return shape or Shape.GENERATED
 
 
@@ -144,17 +152,6 @@ def require_tables(conn: Connection) -> None:
     """Raise Misconfigured where the worker's tables do not exist yet, or not all of them."""
     if missing_migrations(conn):
         raise Misconfigured("the worker's tables are not there yet: run `users-sync init`")
-
-
-def _migrate(conn: Connection) -> None:
-    _ensure_schema(conn, OWN_SCHEMA)
-    _run_script(conn, _BOOKKEEPING)
-    missing = missing_migrations(conn)
-    for number, (name, text) in migrations().items():
-        if number in missing:
-            _run_script(conn, text)
-            conn.execute(_record_sql(number, name))
-            log.info("migration.applied", name=name)
 
 
 def _run_script(conn: Connection, text: str) -> None:

@@ -24,4 +24,5 @@ def print_findings(settings: Settings, url: str, stop: Event) -> int:
     for finding in find_problems(settings, url, stop):
         print(f"{finding.verdict:<5} {finding.subject:<14} {finding.text}", flush=True)
         codes.append(finding.exit_code)
+    # The least one counts: what is set wrongly comes before what does not answer.
     return min((code for code in codes if code), default=DONE)

@@ -23,6 +23,7 @@ class Traces:
 
     def __init__(self, line: Line, resource: Resource) -> None:
         self.line = line
+        # The SDK's own shutdown on exit would wait for a dead collector for as long as it takes.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(_Spans(line)))
         self._tracer = self._provider.get_tracer("users-sync", installed_version())
