@@ -243,9 +243,11 @@ class Supervisor:
         finally:
             if name not in IDLE_JOBS:
                 self.health.moved()
-        if again is not None and tenure == self._tenure and not self.stop.is_set():
-            # What was asked for meanwhile comes first.
-            self._schedule(name, work, again, keep_sooner=True)
+        # A lease that is lost after this cancels the job.
+        with self._lock:
+            if again is not None and tenure == self._tenure and not self.stop.is_set():
+                # What was asked for meanwhile comes first.
+                self._schedule(name, work, again, keep_sooner=True)
 
     def _work(self, name: str, work: Work) -> float | None:
         """Run one job; if the mirror turns out to be outdated, load it again and sweep soon."""
