@@ -59,7 +59,7 @@ def make(conn: Connection) -> int:
             engine = resources.files("procrastinate") / "sql" / "schema.sql"
             _run_script(conn, engine.read_text("utf-8"))
         _run_script(conn, _BOOKKEEPING)
-        numbers = missing(conn)  # somebody else may have been quicker
+        numbers = missing(conn)  # another process may have been quicker
         for number in numbers:
             name, text = migrations()[number]
             _run_script(conn, text)
