@@ -51,11 +51,11 @@ create index if not exists users_sync_deleted_at_idx on {table} (deleted_at);
 """
 
 
-def migrations() -> dict[int, tuple[str, str]]:
-    """Give every numbered SQL file: number, then name and text, in order."""
-    folder = resources.files("worker.store") / "migrations"
+def migrations(package: str = "worker.store") -> dict[int, tuple[str, str]]:
+    """Give every numbered SQL file of a package: number, then name and text, in order."""
+    folder = resources.files(package) / "migrations"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
-    return {int(file.name[:3]): (file.name, file.read_text()) for file in files}
+    return {int(file.name[:3]): (file.name, file.read_text("utf-8")) for file in files}
 
 
 def prepare(database: Database, schema: str) -> Shape:
@@ -102,15 +102,15 @@ def _prepare(conn: Connection, schema: str, setting: str) -> Shape:
         conn.execute("select pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         if shape is None:
             _ensure_schema(conn, schema)
-            _run_script(conn, _create_table_sql(schema).as_string())
+            run_script(conn, _create_table_sql(schema).as_string())
             log.info("table.created", table=f"{schema}.users_sync")
         if missing:
             _ensure_schema(conn, OWN_SCHEMA)
-            _run_script(conn, _BOOKKEEPING)
+            run_script(conn, _BOOKKEEPING)
             still_missing = missing_migrations(conn)
             for number, (name, text) in migrations().items():
                 if number in still_missing:
-                    _run_script(conn, text)
+                    run_script(conn, text)
                     conn.execute(_record_sql(number, name))
                     log.info("migration.applied", name=name)
     return shape or Shape.GENERATED
@@ -154,7 +154,7 @@ def require_tables(conn: Connection) -> None:
         raise Misconfigured("the worker's tables are not there yet: run `users-sync init`")
 
 
-def _run_script(conn: Connection, text: str) -> None:
+def run_script(conn: Connection, text: str) -> None:
     """Run several statements at once, which the protocol allows for results as text only."""
     Cursor(conn).execute(text.encode())
 
