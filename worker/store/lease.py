@@ -14,7 +14,7 @@ In quiet mode `rest` releases the lease after each job, and the next commit acqu
 epoch or writes moved more than by that, MirrorOutdated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -176,8 +176,7 @@ class Lease:
         """
         with self._database.lock:
             self._run(_CREATE)
-            self._params["dead"] = dead
-            row = self._run(_ACQUIRE)
+            row = self._run(_ACQUIRE, dead=dead)
             if row is None:
                 return False
             self._params["epoch"], self._writes, sweep, project, now, self._identity = row
@@ -294,15 +293,17 @@ class Lease:
         if not self._quiet:
             raise LeaseLost(f"the lease on {self.target} is not held any more")
 
-    def _run(self, query: str) -> Row | None:
+    def _run(self, query: str, **more: object) -> Row | None:
         """Run one statement on the lease row alone, within the same limits as any write."""
-        return self._call(lambda conn: self._run_limited(conn, query))
+        return self._call(lambda conn: self._run_limited(conn, query, {**self._params, **more}))
 
-    def _run_limited(self, conn: Connection, query: str) -> Row | None:
+    def _run_limited(
+        self, conn: Connection, query: str, params: Mapping[str, object]
+    ) -> Row | None:
         try:
             with transaction(conn):
                 conn.execute(LIMITS, self._limits)
-                cursor = conn.execute(query, self._params)
+                cursor = conn.execute(query, params)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
             raise lease_row_is_locked() from error
         return cursor.fetchone() if cursor.description else None
