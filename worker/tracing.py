@@ -18,17 +18,13 @@ Tracer = Callable[[str], AbstractContextManager[Note]]
 """Follows one stretch of work, by its name, from when it is entered until it is left."""
 
 
-def _unheard(**what: str | float) -> None:
-    """Drop a note."""
-
-
-_NOBODY: AbstractContextManager[Note] = nullcontext(_unheard)
+_UNTRACED: AbstractContextManager[Note] = nullcontext(lambda **_what: None)
 _tracers: list[Tracer] = []
 
 
 def traced(name: str) -> AbstractContextManager[Note]:
     """Trace what happens inside: a `sweep`, a `page` or a `transaction`; gives what notes it."""
-    return _tracers[-1](name) if _tracers else _NOBODY
+    return _tracers[-1](name) if _tracers else _UNTRACED
 
 
 @contextmanager

@@ -23,8 +23,8 @@ ANY_TIME_SECONDS = 3600.0
 # than the budget asks for: in no second are there more requests than it allows, as long as none is
 # later than all others by 1 / 0.92 - 1 = 0.09 s.
 KEPT_RATE = 0.92
-# A quarter of that is the worker's, the rest the network's and the server's: who misses a
-# moment by more lets it go, and claims another one.
+# A quarter of that is the worker's, the rest the network's and the server's. A request that misses
+# its moment by more lets it go, and claims another one.
 LATE_SECONDS = 0.02
 # Without the control database a request is not held up by asking it: another one soon is.
 ALONE_SECONDS = 3.0

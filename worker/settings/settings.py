@@ -340,7 +340,7 @@ def load_settings(
 def validated(given: Mapping[Setting, Given], outdated: Sequence[Setting] = ()) -> Settings:
     """Return the settings that were given, and the defaults of all others.
 
-    `outdated` are those whose value was given, but is no longer known.
+    `outdated` are the settings that were given a value of earlier versions, which is not used.
     Raises Misconfigured with one line that quotes no value.
     """
     for (section, name), each in given.items():

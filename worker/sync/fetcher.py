@@ -75,7 +75,7 @@ class Fetcher:
     ) -> None:
         self.page_size = page_size
         self.api_time = ApiTime()
-        # How many single users were asked for, to prove something of all of them together.
+        # How many users were asked for one by one, as proofs are.
         self.users_asked = 0
         self._api = api
         self._retry = retry
