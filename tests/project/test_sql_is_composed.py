@@ -17,11 +17,10 @@ HARMLESS = {
     ("cli/status.py", "', '.join(COUNTS)"): "the names of our own counts",
     ("cli/status.py", "', '.join(_FACTS)"): "the names of our own columns",
     ("fleet/control.py", "_PROJECT"): "a query of ours",
-    ("fleet/ready.py", "text.encode()"): "a file of ours, or of the engine's",
     ("store/lease.py", "IDENTITY"): "a query of ours",
     ("store/sweeps.py", "_INSERT"): "a query of ours",
     ("store/sweeps.py", "form.format(name)"): "the names of our own counts",
-    ("store/migrate.py", "text.encode()"): "a file of ours, or what psycopg composed",
+    ("store/migrate.py", "text.encode()"): "a file of ours or of the engine's, or composed",
 }
 
 

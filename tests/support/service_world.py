@@ -111,12 +111,14 @@ class ServiceWorld:
         return worker
 
     def at_work(self, **options: Any) -> Worker:
-        """Start a worker and wait until it has swept and polled."""
+        """Start a worker and wait until it has swept and polled, and saved what it knows."""
         worker = self.start(**options)
         until("the table is right", lambda: self.live() == set(self.project.ids()))
         health = worker.service.health
         until("it polls", lambda: health.snapshot().seconds_since_poll is not None)
         until("it sweeps", lambda: health.snapshot().seconds_since_sweep is not None)
+        # The sweep is told of before its job is over, which goes on to save the mirror.
+        until("it has saved", lambda: "sweep" not in worker.service.scheduler.running())
         return worker
 
     def query(self, text: str, *params: object) -> list[tuple[Any, ...]]:
