@@ -109,15 +109,7 @@ def storable(users: Users, ignored_fields: Collection[str]) -> Storable:
     Fingerprints stay those of the records as they came, so that each is known the next time.
     """
     records = [bytes(record) for record in users.records]
-    plain = _is_plain(b"".join(records))
-    odd = [
-        n
-        for n, each in enumerate(records)
-        # A level costs a bracket; some of them may be in strings.
-        if each.count(b"{") + each.count(b"[") > MAX_NESTING
-        or not _is_text(each)
-        or not (plain or _is_plain(each))
-    ]
+    odd = [number for number, record in enumerate(records) if not _is_plain(record)]
     if not odd:
         return Storable(replace(users, records=records))
     unreadable, put_aside, cleaned = [], set(), []
@@ -136,20 +128,26 @@ def storable(users: Users, ignored_fields: Collection[str]) -> Storable:
     return Storable(kept, unreadable, cleaned)
 
 
+def _is_plain(record: bytes) -> bool:
+    """Whether jsonb surely has room for this JSON, of which the fast reader refused nothing.
+
+    It has none for NUL, for what is no UTF-8, for the longest numbers, and for deep nesting: a
+    level costs a bracket, some of which may be in strings.
+    """
+    return (
+        record.count(b"{") + record.count(b"[") <= MAX_NESTING
+        and not (b"\\" in record and b"\\u0000" in record)
+        and (len(record) <= MAX_INTEGER_DIGITS or not _has_long_number(record))
+        and (record.isascii() or _is_text(record))
+    )
+
+
 def _is_text(record: bytes) -> bool:
     try:
         record.decode()
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _is_plain(records: bytes) -> bool:
-    """Whether jsonb has room for all characters and integers of JSON that is UTF-8.
-
-    It has none for NUL. The fast reader refuses all else that is odd.
-    """
-    return b"\\u0000" not in records and not _has_long_number(records)
 
 
 def _load(body: bytes | bytearray) -> tuple[Any, bool]:
