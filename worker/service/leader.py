@@ -160,7 +160,9 @@ class Leader:
         try:
             page = self.fetcher.await_answer(self.fetcher.submit_active(ACTIVE_USERS))
             applier = PageApplier(self.store, state)
-            applier.take_single(page.users, page.unreadable, page.observed_at)
+            with self.cache.lock:
+                found = page.users, page.unreadable, page.observed_at
+                applier.write(applier.compare_single(*found))
         finally:
             self.cache.answered(at)
         self.telemetry.activity_ended(state)

@@ -27,11 +27,23 @@ MOST_TO_RETRY = 5_000
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """What an answer changes, not written yet: users, further statements, keys that are no more."""
+
+    users: Users
+    observed_at: datetime
+    statements: Sequence[Extra] = ()
+    moved: Sequence[Key] = ()
+    cleaned: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PageApplier:
     """Compares answers with the mirror, writes what differs, and updates the mirror.
 
     Walks, polls, hints and the confirmation of deletions all use it: there is one way for answers
-    into the table. Deletions are written by `deletions`, from proofs alone.
+    into the table. Deletions are written by `deletions`, from proofs alone. Whoever compares holds
+    the cache's lock until it is written.
     """
 
     store: Store
@@ -41,71 +53,66 @@ class PageApplier:
     def quarantine(self) -> QuarantineFilter:
         return QuarantineFilter(self.store, self.state)
 
-    def take(
-        self,
-        page: Page,
-        span: Span | None,
-        checkpoint: Sequence[Extra] = (),
-        *,
-        checkpoint_is_due: bool = False,
-    ) -> bool:
-        """Bring the table into line with a page; returns whether anything was committed.
+    def compare(self, page: Page, span: Span | None) -> Change:
+        """Find what a page changes; without a span it says nothing about who is missing.
 
-        Without a span the page says nothing about who is missing. `checkpoint` is committed with
-        what the page changes, or alone if it is due. Raises MirrorOutdated for a page that was
-        requested before the mirror was loaded, and whatever Batch.apply raises.
+        Raises MirrorOutdated for a page that was requested before the mirror was loaded.
+        """
+        self.state.cache.check(self.state.generation)
+        delta = self._compare(page, span)
+        found = storable(delta.changed, self.store.table.ignored_fields)
+        rejected = [unreadable_record(each) for each in (*page.unreadable, *found.unreadable)]
+        self._count(page, span)
+        put_aside = {each.id for each in found.unreadable}
+        return Change(
+            statements=self._record(page, rejected, delta),
+            users=self.quarantine.leave_out(found.users, page.observed_at),
+            observed_at=page.observed_at,
+            moved=[key for key in delta.moved if key[1] not in put_aside],
+            cleaned=(*page.cleaned, *found.cleaned),
+        )
+
+    def compare_single(
+        self, users: Users, unreadable: Sequence[Unreadable], observed_at: datetime
+    ) -> Change:
+        """Find what an answer about single users changes, wherever in the list they stand.
+
+        The answer says nothing about other users. Raises as `compare` does.
         """
         state = self.state
-        with state.cache.lock:
-            state.cache.check(state.generation)
-            delta = self._compare(page, span)
-            found = storable(delta.changed, self.store.table.ignored_fields)
-            rejected = [unreadable_record(each) for each in (*page.unreadable, *found.unreadable)]
-            self._count(page, span)
-            extras = self._record(page, rejected, delta)
-            changed = self.quarantine.leave_out(found.users, page.observed_at)
-            if len(state.to_retry) >= MOST_TO_RETRY:
-                self.retry_refused()
-            commits = bool(changed or extras or (checkpoint and checkpoint_is_due))
-            if commits:
-                self.apply(changed, page.observed_at, [*extras, *checkpoint])
-            put_aside = {each.id for each in found.unreadable}
-            state.mirror.remove([key for key in delta.moved if key[1] not in put_aside])
-        for user_id in (*page.cleaned, *found.cleaned):
-            log.warning("record.cleaned", user=user_id)
-        return commits
-
-    def take_single(
-        self,
-        users: Users,
-        unreadable: Sequence[Unreadable],
-        observed_at: datetime,
-        extras: Sequence[Extra] = (),
-    ) -> None:
-        """Bring the rows of single users into line, wherever in the list they stand.
-
-        `extras` are committed with what changes. The answer says nothing about other users. Raises
-        as `take` does.
-        """
-        state = self.state
-        with state.cache.lock:
-            state.cache.check(state.generation)
-            # Of users who are hidden from the list it is known that the API finds them.
-            struck = self._strike(set(users.ids), observed_at, but="hidden")
-            delta = Delta(state.mirror.differing(users))
-            changed = state.cache.still_news(delta, observed_at).changed
-            found = storable(changed, self.store.table.ignored_fields)
-            rejected = [unreadable_record(each) for each in (*unreadable, *found.unreadable)]
-            statements = [
-                *extras,
+        state.cache.check(state.generation)
+        # Of users who are hidden from the list it is known that the API finds them.
+        struck = self._strike(set(users.ids), observed_at, but="hidden")
+        delta = Delta(state.mirror.differing(users))
+        changed = state.cache.still_news(delta, observed_at).changed
+        found = storable(changed, self.store.table.ignored_fields)
+        rejected = [unreadable_record(each) for each in (*unreadable, *found.unreadable)]
+        return Change(
+            statements=[
                 *self.quarantine.reject(rejected),
                 *([self.store.suspects.strike(struck)] if struck else []),
-            ]
-            changed = self.quarantine.leave_out(found.users, observed_at)
-            if changed or statements:
-                self.apply(changed, observed_at, statements)
-        for user_id in found.cleaned:
+            ],
+            users=self.quarantine.leave_out(found.users, observed_at),
+            observed_at=observed_at,
+            cleaned=found.cleaned,
+        )
+
+    def write(
+        self, change: Change, extras: Sequence[Extra] = (), *, extras_are_due: bool = True
+    ) -> bool:
+        """Write a change, and `extras` with it, or alone if they are due.
+
+        Returns whether anything was committed. Raises whatever Batch.apply raises.
+        """
+        if len(self.state.to_retry) >= MOST_TO_RETRY:
+            self.retry_refused()
+        commits = bool(change.users or change.statements or (extras and extras_are_due))
+        if commits:
+            self.apply(change.users, change.observed_at, [*change.statements, *extras])
+        self.state.mirror.remove(change.moved)
+        for user_id in change.cleaned:
             log.warning("record.cleaned", user=user_id)
+        return commits
 
     def apply(self, users: Users, observed_at: datetime, extras: Sequence[Extra]) -> BatchResult:
         """Write users to the table, and tell state, cache and mirror what became of them."""

@@ -134,13 +134,13 @@ class HintFollower:
             stale = stale_ids(results)
             return self.store.hints.remove({i: due[i] for i in found if i not in stale})
 
-        applier.take_single(
+        change = applier.compare_single(
             Users.of(s.found for s in found.values() if isinstance(s.found, User)),
             [s.found for s in found.values() if isinstance(s.found, Unreadable)],
             # The earliest moment is true of all of them.
             min(single.observed_at for single in found.values()),
-            [remove],
         )
+        applier.write(change, [remove])
         now, monotonic = self.store.database.clock.now(), self._monotonic()
         for user_id in found:
             if user_id in applier.state.stale:

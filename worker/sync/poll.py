@@ -54,7 +54,8 @@ class Poll:
                 proven, strangers = chain.take(page) is not None, self._are_strangers(page)
                 # An unproven page says nothing about those behind it: ask again from further back.
                 goes_on = (strangers or not proven) and self._is_worth_it(chain)
-                PageApplier(self.store, state).take(page, None)
+                applier = PageApplier(self.store, state)
+                applier.write(applier.compare(page, None))
             return goes_on
         finally:
             self.cache.answered(at)

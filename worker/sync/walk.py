@@ -10,7 +10,7 @@ import structlog
 
 from worker.errors import UpdatesRefused
 from worker.model import Key, Page, key_before
-from worker.sync.apply import PageApplier
+from worker.sync.apply import Change, PageApplier
 from worker.sync.chain import Chain
 from worker.sync.fetcher import Fetcher
 from worker.sync.mirror import Span
@@ -86,7 +86,7 @@ class Walk:
     def run(self) -> None:
         """Walk to the proven end of the list; then retry the users whom the database refused.
 
-        One page is fetched while the one before is applied. Raises SweepIncomplete, and whatever
+        One page is fetched while the one before is written. Raises SweepIncomplete, and whatever
         fetching and writing raise.
         """
         requested: Requested | None = self._request()
@@ -107,9 +107,14 @@ class Walk:
             self.state.count_api_time(self.fetcher.api_time.of("sweep"))
             proven = self._prove(page)
             note(users=len(page.users), proven=proven is not None)
-            ahead = None if self.chain.ended else self._request()
-            if proven is not None:
-                self._take(page, proven)
+            if proven is None:
+                ahead = self._request_next()
+            else:
+                with self.state.cache.lock:
+                    change = self.applier.compare(page, proven.span)
+                    # Only now: to read the next page slows comparing, but not the database.
+                    ahead = self._request_next()
+                    self._write(change, proven.reached)
             self._forget(requested)
             return ahead
 
@@ -118,6 +123,9 @@ class Walk:
         if self._reached is not None:
             statement = self.applier.checkpoint(self._reached)
             self.applier.store.write([statement], self.state.number)
+
+    def _request_next(self) -> Requested | None:
+        return None if self.chain.ended else self._request()
 
     def _request(self) -> Requested:
         """Request the next page; from now on its answer may be older than others."""
@@ -151,15 +159,14 @@ class Walk:
             self._middle, self.chain = None, Chain(self.state.mirror.pairs_before, middle)
             return Proven(_downwards(span, middle, ended=True), middle)
 
-    def _take(self, page: Page, proven: Proven) -> None:
-        """Apply a page. Where the table takes no updates, later pages may still have new users."""
-        span, reached = proven.span, proven.reached
+    def _write(self, change: Change, reached: Key | None) -> None:
+        """Write a page. Where the table takes no updates, later pages may still have new users."""
         checkpoint = []
         if reached is not None and self._refusal is None:
             checkpoint = [partial(self.applier.checkpoint, reached)]
         due = self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS
         try:
-            if self.applier.take(page, span, checkpoint, checkpoint_is_due=due):
+            if self.applier.write(change, checkpoint, extras_are_due=due):
                 self._checkpoint_at = self._monotonic()
         except UpdatesRefused as error:
             self._refusal = error
