@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from tests.bench.projects import Listed, Long
-from worker.sandbox.api import TODAY, FakeStackApi, Kind, serve
+from worker.sandbox.api import APRIL, TODAY, FakeStackApi, Kind, serve
 from worker.sandbox.project import Asked, Shown
 from worker.sandbox.replies import Reply, json_reply
 from worker.sandbox.requests import Request, listing
@@ -43,6 +43,7 @@ REAL_POLLS = replace(REAL_SERVER, newest_first=0.1)
 
 # What is measured is the worker: unpacking gzip takes each client the same time.
 UNPACKED = replace(TODAY, gzip=False)
+KINDS = {"today": UNPACKED, "April": replace(APRIL, gzip=False)}
 
 
 @dataclass

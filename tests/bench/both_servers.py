@@ -1,17 +1,15 @@
 """Measures a sweep on both kinds of users API, over bare reading of the same list by cursor."""
 
 from contextlib import ExitStack
-from dataclasses import replace
 
-from tests.bench.api import REAL_SERVER, UNPACKED, RemoteApi, started_api
+from tests.bench.api import KINDS, REAL_SERVER, RemoteApi, started_api
 from tests.bench.bare import read_list
 from tests.bench.figures import Conditions, Figure, in_turns
 from tests.bench.postgres import Databases
 from tests.bench.workers import warmed
-from worker.sandbox.api import APRIL, Kind
+from worker.sandbox.api import Kind
 
 PAGE_SIZE = 1_000
-KINDS = {"today": UNPACKED, "April": replace(APRIL, gzip=False)}
 
 
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:
