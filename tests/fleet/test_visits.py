@@ -150,6 +150,25 @@ def test_long_first_load_is_cut_into_visits_and_others_come_between(fleet: Fleet
     assert worker.telemetry.ended["cut"] >= 2
 
 
+def test_sweep_from_the_middle_that_takes_longer_than_a_visit_comes_to_its_end(
+    fleet: FleetWorld,
+) -> None:
+    a = fleet.add("a", 600, stack={"page_size": 30})
+    with fleet.at_work(visit_seconds=1) as worker:
+        until("a is fresh", lambda: fleet.states() == {"a": "fresh"})
+
+        def slowly(request: Request) -> Reply | None:
+            if "limit" in request.query:
+                time.sleep(0.2)
+            return None
+
+        a.api.on_request(slowly)
+        until("a sweep was cut on its way down", lambda: worker.telemetry.ended.get("cut", 0) > 0)
+        # Only a sweep that reads the whole list finds out who is gone.
+        a.project.delete(a.project.ids()[0])
+        until("a is in step", lambda: a.in_step)
+
+
 def test_proofs_of_deletions_that_take_longer_than_a_visit_come_to_their_end(
     fleet: FleetWorld,
 ) -> None:

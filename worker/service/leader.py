@@ -55,13 +55,15 @@ class Leader:
     # Called to begin a sweep as soon as the API has rested.
     wants_sweep: Callable[[], None] = lambda: None
     warm: bool = False
-    # A sweep was cut short by a stop: the next one goes on where it stopped.
+    # A sweep was cut short by a stop: the next one goes on from its checkpoint.
     cut: bool = False
     pace: Pace = field(init=False)
     _follower: HintFollower = field(init=False)
     _following: Lock = field(default_factory=Lock)
     # A sweep failed, and perhaps left a row that says so: the next one leaves its row, too.
     _failed: bool = True
+    # A walk leaves no checkpoint on its way down. Cut there visit after visit, it would never end.
+    _outwards: bool = True
     _audited_at: float = 0.0
     _counted_at: float = 0.0
     _saved_at: float = float("-inf")
@@ -178,7 +180,7 @@ class Leader:
         try:
             report = self._sweep(kind).run()
         except Stopped:
-            self.cut = True
+            self.cut, self._outwards = True, False
             raise
         except LeaseLost:
             raise
@@ -234,6 +236,7 @@ class Leader:
             on_page=lambda _: self.telemetry.page_read(self.fetcher.page_size.limit),
             resume_minutes=None if self.warm and not self.cut else schedule.resume_minutes,
             kind=kind,
+            outwards=self._outwards,
             trace=self._failed or (kind != "poll" and not self.settings.database.quiet),
         )
 

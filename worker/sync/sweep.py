@@ -75,7 +75,8 @@ class Sweep:
     """One sweep of one target.
 
     Without `resume_minutes` it begins at the start of the list; else it goes on from a checkpoint
-    that is younger. `trace` says whether a sweep that changed nothing leaves its row, too.
+    that is younger. With `outwards` a long list is walked from the middle of what is known. `trace`
+    says whether a sweep that changed nothing leaves its row, too.
     """
 
     fetcher: Fetcher
@@ -85,6 +86,7 @@ class Sweep:
     on_page: Callable[[SweepState], None]
     resume_minutes: float | None = None
     kind: str = "sweep"
+    outwards: bool = True
     trace: bool = True
 
     def run(self) -> Report:
@@ -139,7 +141,8 @@ class Sweep:
         tell = log.debug if self.kind in {"poll", "plan"} else log.info
         tell("sweep.started", sweep=state.number, resumed=state.resume_at is not None)
         state.count_api_time(self.fetcher.api_time.of("sweep"))
-        return Walk(self.fetcher, PageApplier(store, state), self.on_page)
+        applier = PageApplier(store, state)
+        return Walk(self.fetcher, applier, self.on_page, outwards=self.outwards)
 
     def _attempt(self, walk: Walk, began: float) -> Report:
         try:

@@ -48,12 +48,14 @@ class Walk:
 
     For a page the server reads every row behind its cursor. So a walk through a long list goes
     outwards, from the middle of what is known: down to the start, then up to the end. That is half
-    of the rows. A walk that goes on from a checkpoint goes up.
+    of the rows. A walk that goes on from a checkpoint goes up, and so does one not to go `outwards`:
+    on the way down there is no checkpoint, so that a walk that is stopped there begins again.
     """
 
     fetcher: Fetcher
     applier: PageApplier
     on_page: Callable[[SweepState], None]
+    outwards: bool = True
     chain: Chain = field(init=False)
     # Where the way up begins; None on it.
     _middle: Key | None = field(init=False)
@@ -71,7 +73,8 @@ class Walk:
     def _begin(self) -> None:
         state, mirror = self.state, self.state.mirror
         least = OUTWARDS_PAGES * self.fetcher.page_size.limit
-        middle = None if state.resume_at else mirror.middle(least)
+        goes_up = state.resume_at is not None or not self.outwards
+        middle = None if goes_up else mirror.middle(least)
         if middle is None:
             self._middle, self.chain = None, Chain(mirror.pairs_before, state.resume_at)
             return
