@@ -18,6 +18,7 @@ from worker.errors import MirrorOutdated, Misconfigured
 from worker.sandbox.api import Reply, Request, server_error
 from worker.sandbox.replies import known_error
 from worker.store.lease import Lease, LeaseRequest
+from worker.sync import walk
 from worker.wiring import opened_database
 
 SWEEPS = "select kind, outcome from users_sync_worker.sweep order by number"
@@ -281,6 +282,20 @@ def test_quiet_worker_leaves_the_database_alone_until_something_changes(
     until("it is quiet again", lambda: world.connections() == 0)
     assert (world.lease("epoch"), world.lease("holder")) == (epoch + 1, None)
     assert worker.not_ready == ()
+    worker.stop()
+
+
+def test_quiet_worker_writes_no_checkpoint_in_a_long_sweep_without_changes(
+    world: ServiceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.project.populate(30)
+    worker = world.at_work(quiet=True)
+    until("it is quiet", lambda: world.connections() == 0)
+    # As if each page took so long.
+    monkeypatch.setattr(walk, "CHECKPOINT_SECONDS", 0.0)
+    writes, sweeps = world.lease("writes"), worker.sweeps()
+    until("it has swept", lambda: worker.sweeps() > sweeps + 2)
+    assert world.lease("writes") == writes
     worker.stop()
 
 

@@ -48,8 +48,8 @@ class Walk:
 
     For a page the server reads every row behind its cursor. So a walk through a long list goes
     outwards, from the middle of what is known: down to the start, then up to the end. That is half
-    of the rows. A walk that goes on from a checkpoint goes up, and so does one not to go `outwards`:
-    on the way down there is no checkpoint, so that a walk that is stopped there begins again.
+    of the rows. The way down leaves no checkpoint: a walk that is stopped there begins again. One
+    that goes on from a checkpoint goes up, and so does one that is not to go `outwards`.
     """
 
     fetcher: Fetcher
@@ -167,7 +167,9 @@ class Walk:
         checkpoint = []
         if reached is not None and self._refusal is None:
             checkpoint = [partial(self.applier.checkpoint, reached)]
-        due = self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS
+        # In quiet mode, where the database is awake anyway.
+        awake = self.applier.store.lease.held
+        due = awake and self._monotonic() - self._checkpoint_at >= CHECKPOINT_SECONDS
         try:
             if self.applier.write(change, checkpoint, extras_are_due=due):
                 self._checkpoint_at = self._monotonic()
