@@ -129,10 +129,11 @@ def storable(users: Users, ignored_fields: Collection[str]) -> Storable:
 
 
 def _is_plain(record: bytes) -> bool:
-    """Whether jsonb surely has room for this JSON, of which the fast reader refused nothing.
+    """Whether jsonb has room for this JSON, as far as is cheap to tell.
 
     It has none for NUL, for what is no UTF-8, for the longest numbers, and for deep nesting: a
-    level costs a bracket, some of which may be in strings.
+    level costs a bracket, some of which may be in strings. Lone surrogates were refused by the fast
+    reader. A number with a huge exponent passes, and the database refuses its record.
     """
     return (
         record.count(b"{") + record.count(b"[") <= MAX_NESTING

@@ -1,4 +1,8 @@
-"""A short hash of a user's record, the same in every process: equal ones mean equal records."""
+"""A short hash of a user's record, the same in every process: equal ones mean equal records.
+
+Equal records may have two: the careful reader hashes canonical JSON, not what came. The users of a
+page that changes readers are compared by the database once.
+"""
 
 from collections.abc import Collection, Sequence
 from hashlib import blake2b

@@ -97,7 +97,7 @@ def read_user(
 ) -> Single | None:
     """Read one answer of `GET /users/{id}`; None if it needs a careful look.
 
-    The fingerprint is the one that the user has on a page.
+    The fingerprint is the one that the user has on a page that is read fast.
     """
     try:
         ids, millis, fingerprints = read_columns([msgspec.Raw(bytes(body).strip())], ignored_fields)

@@ -80,7 +80,7 @@ class Batch:
                 self._write(_cut(part, length), closing)
             except UpdatesRefused as error:
                 if self._refusal is not None:
-                    raise  # it is a table of ours that takes no updates
+                    raise  # `add` updates no row of users_sync: a table of the worker refuses
                 self._refusal = error
                 work.append(part)
             except (DataRefused, Blocked) as error:
@@ -134,7 +134,7 @@ class Batch:
         return []
 
     def _not_locked(self, users: Users) -> Users:
-        """Leave rows that an application keeps locked for the next sweep, however many."""
+        """Take out users whose rows another session has locked: the next sweep tries them again."""
         try:
             [row] = self.lease.commit([self.table.locked(users)], self.sweep)
         except Blocked:
@@ -146,7 +146,7 @@ class Batch:
         return users.without(locked) if locked else users
 
     def _leave(self, user: User, error: Blocked) -> None:
-        """Leave a user at whom the database keeps waiting for the next sweep."""
+        """Give up a user for now whose row stays locked: the next sweep tries again."""
         self.blocked += 1
         if self.blocked >= MOST_BLOCKED:
             raise Transient(f"{self.table.schema}.users_sync is locked: {error}")

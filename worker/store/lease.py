@@ -1,6 +1,7 @@
 """Who may write: one row per target, and a fence that every writing transaction passes first.
 
-`epoch` counts the holders, `writes` the writing transactions. A fence is an update of the row that
+`epoch` counts the acquisitions, also those by the same worker again; `writes` the fenced
+transactions, and those of commands that changed a live row. A fence is an update of the row that
 succeeds only under the own epoch, and tells `writes`:
 
              acquire: epoch + 1                 commit, renew: epoch and writes as expected
@@ -81,7 +82,8 @@ where target = %(target)s and epoch = %(epoch)s
 """
 
 # Its own time-outs end a transaction long before. A backend that blocks the row beyond the end of a
-# lease is beyond them: one that is sending to a stopped client, say.
+# lease is beyond them: one that is sending to a stopped client, say. `xmax` of a row is the
+# transaction that changes or locks it; of several lockers it is no transaction, and none is found.
 _END_BLOCKER = """
 select a.pid, pg_terminate_backend(a.pid)
 from users_sync_worker.lease l join pg_stat_activity a on a.backend_xid = l.xmax
@@ -137,8 +139,9 @@ class Lease:
         self.bound = False
         self.held = False
         self.sweep = 0
-        # How often the table was found to be another one, or to lack rows.
-        self.replaced = 0
+        # How often all that is known of the table was given up: it is another one, lacks rows, was
+        # written much by others, or could not be loaded again.
+        self.distrusted = 0
         # The writing transactions of this worker that the next census of rows may meet.
         self.own_transactions: list[str] = []
         self._database = database
@@ -155,7 +158,7 @@ class Lease:
 
     @property
     def writes(self) -> int | None:
-        """How often the table was written, as far as is known; None after others wrote."""
+        """How many fenced transactions there were so far, as is known; None after others wrote."""
         return self._writes
 
     @property
@@ -169,7 +172,7 @@ class Lease:
         self.own_transactions[:] = kept
 
     def acquire(self, dead: str | None = None) -> bool:
-        """Take the lease if it is free or has run out. False if not, or for another project.
+        """Take the lease if it is free, ours or has run out. False if not, or for another project.
 
         That of a holder who is known to be `dead` is not waited for. Should it live after all, the
         fence keeps it from writing.
@@ -212,7 +215,7 @@ class Lease:
     def distrust(self) -> None:
         """Let nothing be written until all that is known of the table was loaded again."""
         with self._database.lock:
-            self.replaced += 1
+            self.distrusted += 1
             self._writes = self._true_until = None
 
     def rest(self) -> None:

@@ -9,7 +9,7 @@ from psycopg import sql
 from worker.model import UNKNOWN_FINGERPRINT, User, Users
 from worker.store.connection import Connection
 from worker.store.table import RESTORED, UPDATED, Table
-from worker.store.table_sql import SAME_RECORD
+from worker.store.table_sql import RECORD_DIFFERS
 from worker.store.transaction import Row, Statement
 
 # The API draws ids of version 4; this one is of version 8, and spells "users-" and "check".
@@ -97,7 +97,9 @@ class ProbedTable(Table):
         """Name the columns of the user's row that hold another value than was written."""
         own = {name: of for name, of in self.own_values.items() if name != "created_at"}
         others = [sql.SQL(_OTHER).format(name=sql.SQL(n), of=sql.SQL(of)) for n, of in own.items()]
-        query = self._sql(_DIFFERING, record=sql.SQL(SAME_RECORD), others=sql.SQL(" ").join(others))
+        query = self._sql(
+            _DIFFERING, record=sql.SQL(RECORD_DIFFERS), others=sql.SQL(" ").join(others)
+        )
         params = {
             "id": PROBE_ID,
             "record": probe_user().json.decode(),

@@ -16,16 +16,16 @@ from worker.store.identity import no_table
 from worker.store.table_shape import TABLE, Shape, detect_shape
 from worker.store.table_sql import (
     ADD,
+    ANSWER_NOT_OLDER,
     APPLY,
     FRESH,
     LOAD,
     LOCKED,
     MILLIS,
     MOVED,
-    NOT_NEWER,
-    NOT_STALE,
     PLAIN_VALUES,
-    SAME_RECORD,
+    PROOF_NOT_OLDER,
+    RECORD_DIFFERS,
     SAMPLE,
     SOFT_DELETE,
     STATE,
@@ -41,7 +41,8 @@ RowResults = tuple[Users, str]
 """Users and what became of them, a letter for each."""
 
 # With the letters of a whole transaction this stays below what fits into a socket's buffers: a
-# backend that sends more to a stopped client is ended by no time-out.
+# backend that sends more to a stopped client is ended by no time-out. Old keys beyond it stay in
+# the mirror: a later sweep finds them missing, asks for their users, and drops them.
 MOST_MOVED = 200
 
 _LOAD_CHUNK = 20_000
@@ -171,15 +172,15 @@ class Table:
         columns = {"raw_json": "i.record", **own}
         if self.shape is not Shape.GENERATED:
             columns["id"] = "i.id"
-        differs = [SAME_RECORD, *(f"u.{name} is distinct from {of}" for name, of in own.items())]
+        differs = [RECORD_DIFFERS, *(f"u.{name} is distinct from {of}" for name, of in own.items())]
         return sql.SQL(template).format(
             **names,
             table=self.relation,
             id_type=self.shape.id_type,
             millis=sql.SQL(MILLIS).format(u=sql.Identifier("u")),
             no_millis=sql.Literal(NO_MILLIS),
-            not_stale=sql.SQL(NOT_STALE),
-            not_newer=sql.SQL(NOT_NEWER),
+            answer_not_older=sql.SQL(ANSWER_NOT_OLDER),
+            proof_not_older=sql.SQL(PROOF_NOT_OLDER),
             fresh=sql.SQL(FRESH),
             young=sql.SQL(YOUNG),
             moved=sql.SQL(MOVED),

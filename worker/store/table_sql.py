@@ -21,7 +21,8 @@ order by millis, id
 
 THESE = "u.id = any(%(ids)s::{id_type}[])"
 
-# What an answer says of these users, and those of them who have a row.
+# What an answer says of these users, and those of them who have a row. The records come in one
+# parameter: `copy` into a temporary table takes as long for new users, and another round trip.
 COMPARED = """
 with incoming as materialized (
     select position, record, (record->>'id')::{id_type} as id,
@@ -33,18 +34,15 @@ with incoming as materialized (
     from incoming i join {table} u on u.id = i.id
 )"""
 
-# Joined to the old rows first: `on conflict do update` would lock the unchanged ones, too. The
-# tests that a concurrent writer may upset stand on the target row itself, because after waiting for
-# a lock Postgres re-checks only those. The records come in one parameter: `COPY` into a temporary
-# table takes as long for new users, and another round trip. `letters` has no records: sorting those
-# would take longer than all that is found out about them.
+# Not `on conflict do update`, which would lock the unchanged rows, too. After waiting for a lock
+# Postgres looks at `where` again, with the new row `u` but the old `i`: hence `differs` once more.
 CHANGED = """, changed as (
     update {table} u
     set {assignments}, updated_at = clock_timestamp(), deleted_at = null
     from old i
     where u.id = i.id and not i.same
       and ({differs} or u.deleted_at is not null)
-      and {not_stale}
+      and {answer_not_older}
     returning u.id
 )"""
 
@@ -56,6 +54,7 @@ ADDED = """, added as (
     returning id
 )"""
 
+# Without the records: sorting those would take longer than all the rest here.
 LETTERS = """, letters as (
     select position, o.old_millis, i.millis,
            case when a.id is not null then 'i'
@@ -86,9 +85,10 @@ from incoming i left join old o using (position) left join added a on a.id = i.i
 # For a table that refuses every update, also one that would find no row.
 ADD = f"{COMPARED}{ADDED}{LETTERS_OF_ADDED}"
 
-NOT_STALE = """
+# A replica that lags may show a user for a while after the deletion: an answer that was asked for
+# within grace_seconds of it restores nobody. Times in the future are not believed.
+ANSWER_NOT_OLDER = """
 not coalesce(%(observed_at)s < u.updated_at and u.updated_at <= clock_timestamp(), false)
-and not coalesce(%(observed_at)s < u.deleted_at and u.deleted_at <= clock_timestamp(), false)
 and not coalesce(
     u.deleted_at <= clock_timestamp()
     and %(observed_at)s <= u.deleted_at + make_interval(secs => %(grace_seconds)s), false)
@@ -104,7 +104,7 @@ PLAIN_VALUES = {
     ),
 }
 
-SAME_RECORD = """
+RECORD_DIFFERS = """
 (case when jsonb_typeof(u.raw_json) = 'object' then u.raw_json - %(ignored)s::text[]
       else u.raw_json end) is distinct from i.record - %(ignored)s::text[]
 """
@@ -119,7 +119,7 @@ with proof as materialized (
 MARKED = """, marked as (
     update {table} u set deleted_at = clock_timestamp()
     from proof p
-    where u.id = p.id and u.deleted_at is null and not ({young}) and {not_newer} and {fresh}
+    where u.id = p.id and u.deleted_at is null and not ({young}) and {proof_not_older} and {fresh}
     returning u.id
 ), counted as (
     update users_sync_worker.sweep
@@ -138,7 +138,7 @@ SOFT_DELETE = f"{PROVEN}{MARKED}"
 # A user who was gone longer ago may be back since.
 FRESH = "(p.observed_at > clock_timestamp() - make_interval(secs => %(proof_seconds)s))"
 
-NOT_NEWER = """
+PROOF_NOT_OLDER = """
 not coalesce(p.observed_at < u.updated_at and u.updated_at <= clock_timestamp(), false)
 """
 
@@ -150,7 +150,8 @@ or coalesce(u.updated_at > clock_timestamp() - make_interval(secs => %(grace_sec
             and u.updated_at <= clock_timestamp(), false)
 """
 
-# In the mode in which an update of ours locks rows, whose key never changes.
+# Locks the free rows, unchanged ones too, until this short transaction ends: in the mode of an
+# update of ours, which a foreign key's lock does not block.
 LOCKED = """
 with free as materialized (
     select u.id from {table} u where {these} for no key update skip locked

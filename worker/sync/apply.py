@@ -122,6 +122,8 @@ class PageApplier:
             where = (store.table, store.lease, store.quarantine, state.number)
             return Batch(*where, observed_at).apply(users, extras)
 
+        # Each commit retries by itself: this is for a table that is locked as a whole. What was
+        # committed before that comes back as unchanged, and is not counted.
         applied = store.database.retry.call(attempt)
         state.count(applied.results)
         state.has_written = True
@@ -164,6 +166,7 @@ class PageApplier:
             return cache.still_news(delta, page.observed_at)
         if not users:
             return Delta()
+        # Around the page: so an unchanged one is found equal as a slice. It proves nobody missing.
         covered = Span(cache.mirror.below(users.key(0)), users.key(len(users) - 1))
         delta = cache.mirror.compare(users, covered, lambda: page.ids)
         return Delta(cache.still_news(delta, page.observed_at).changed)

@@ -55,8 +55,8 @@ class Cache:
     _under_way: list[datetime] = field(default_factory=list)
     # When an answer was asked for, and the packed ids of those of whom it was accepted.
     _accepted: list[tuple[datetime, bytes]] = field(default_factory=list)
-    # How often the table was replaced, as far as the mirror knows.
-    _replaced: int = 0
+    # Of how many times that the lease distrusted the table the mirror knows.
+    _distrusted: int = 0
     # Live rows whose ids are not Stack Auth's.
     _strange: int = 0
     _saved: Saved = field(default_factory=Saved)
@@ -157,8 +157,8 @@ class Cache:
             self.load(store)
         else:
             self._load_users(store, ids)
-        if store.lease.replaced != self._replaced:
-            self._replaced = store.lease.replaced
+        if store.lease.distrusted != self._distrusted:
+            self._distrusted = store.lease.distrusted
             self.on_replaced()
 
     def recount(self, store: Store, *, trust_counters: bool = True) -> None:

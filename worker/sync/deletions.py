@@ -182,7 +182,11 @@ class Deletions:
         log.warning("deletions.held", held=len(held), proven=len(gone), sweep=state.number)
 
     def _soft_delete(self, proofs: Sequence[Proof], *, approved: bool) -> None:
-        """Mark users deleted, some hundred in a transaction, but not those inserted just now."""
+        """Mark users deleted, some hundred in a transaction, but not those inserted just now.
+
+        The database cannot tell these: a new row has no `updated_at`, and the sign-up may be years
+        old. After a takeover nobody knows.
+        """
         since = self._store.database.clock.monotonic() - self.policy.grace_seconds
         ripe = [p for p in proofs if not self._state.mirror.inserted_since(p.user_id, since)]
         self._state.waiting += len(proofs) - len(ripe)

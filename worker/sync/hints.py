@@ -28,7 +28,8 @@ MOST_HINTS = 2_000
 # Hints followed between two looks at the table: new ones do not wait behind old ones for long.
 FOLLOWED_AT_ONCE = 20
 
-# Proofs are collected, for the guard to judge them together, but must stay younger than the lease.
+# Proofs are collected, for the guard to judge them together. Under a lease that is shorter than
+# this the oldest of them are too old to count: their hints are followed again.
 MOST_COLLECTING_SECONDS = 15.0
 
 # A user may be hinted at before the sign-up has reached a replica of the API.

@@ -31,9 +31,9 @@ class Span(NamedTuple):
 class Delta:
     """What a page and the mirror disagree on.
 
-    `changed` are users whose key or fingerprint differs or is unknown; `missing` are keys that the
-    mirror has within the span while their ids are not on the page; `moved` are such keys whose
-    users are on the page under another key.
+    `changed` are users whose key or fingerprint differs or is unknown. `missing` and `moved` are
+    keys that the mirror has within the span, but the page has not: of users who are not on the page
+    at all, or there under another key. An unreadable record is on the page.
     """
 
     changed: Users = NO_USERS

@@ -107,11 +107,12 @@ class Sweep:
         began = self.store.database.clock.monotonic()
         walk = self._begin(self.resume_minutes)
         for restart in range(MOST_RESTARTS):
-            replaced = self.store.lease.replaced
+            distrusted = self.store.lease.distrusted
             try:
                 return self._attempt(walk, began)
             except MirrorOutdated:
-                from_start = self.store.lease.replaced != replaced and restart < MOST_FROM_START
+                anew = self.store.lease.distrusted != distrusted
+                from_start = anew and restart < MOST_FROM_START
                 walk = self._go_on(walk.state, began, from_start=from_start)
         error = SweepIncomplete(f"another writer changed the table {MOST_RESTARTS} times")
         self._end(walk, "incomplete", error, began)

@@ -184,9 +184,10 @@ class Walk:
 
 
 def _downwards(span: Span, middle: Key, *, ended: bool) -> Span:
-    """Turn what a page proves on the way down: from its last user up to below the one before it.
+    """Turn a span of the way down: from just below the page's last user to just below its first.
 
-    Above the middle a page proves nothing: that is read on the way up.
+    Above the middle a page proves nothing: that is read on the way up. A span whose ends meet is
+    empty.
     """
     high = middle if span.after is None else min(middle, key_before(span.after))
     if ended:
