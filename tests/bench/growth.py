@@ -39,6 +39,7 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
     first = most.first / mean([least.first, again.first])
     processor = most.processor / mean([least.processor, again.processor])
     full = not conditions.quick
+    ratio = f"{most.users:,} users over {least.users:,}"
     figures = [
         Figure("mirror", _mirror_bytes(sizes[-1]), "bytes a user", at_most=80),
         Figure(
@@ -47,9 +48,9 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
             "MB",
             at_most=250 if full else None,
         ),
-        Figure("first sweep, time a user, most over least", first, at_most=1.15),
-        Figure("later sweep, time a user, most over least", later, at_most=1.15),
-        Figure("later sweep, processor time a user, most over least", processor, at_most=1.15),
+        Figure(f"first sweep, time a user, {ratio}", first, at_most=1.15),
+        Figure(f"later sweep, time a user, {ratio}", later, at_most=1.15),
+        Figure(f"later sweep, processor time a user, {ratio}", processor, at_most=1.15),
     ]
     for each in grown:
         name = f"{each.users:,} users"

@@ -129,7 +129,7 @@ def main() -> None:
         )
 
 
-MEASURED = Costs(visit_cpu=0.0062, control_cpu=0.0034, api=0.05, site_bytes=33_800)
+MEASURED = Costs(visit_cpu=0.0078, control_cpu=0.0033, api=0.05, site_bytes=33_000)
 
 if __name__ == "__main__":
     main()
