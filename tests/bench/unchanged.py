@@ -41,11 +41,11 @@ def run(conditions: Conditions, databases: Databases) -> list[Figure]:
             },
         )
         wall = in_turns(conditions.rounds, {"wall": lambda: warm.sweep().duration_seconds})
-        silent = [_left_by(warm, url, link, trace=False) for _ in range(LOOKS)]
-        traced = [_left_by(warm, url, link, trace=True) for _ in range(LOOKS)]
+        silent = [_left_by(warm, url, link, leaves_row=False) for _ in range(LOOKS)]
+        with_row = [_left_by(warm, url, link, leaves_row=True) for _ in range(LOOKS)]
         pages = warm.sweep().counts["pages"]
     trips, wal = map(min, zip(*silent, strict=True))
-    row_trips, row_wal = map(min, zip(*traced, strict=True))
+    row_trips, row_wal = map(min, zip(*with_row, strict=True))
     return [
         Figure("speed", users / seconds.median("sweep"), "users/s per core", at_least=150_000),
         # The API's process is at work beside a sweep, on what may be the other half of one core.
@@ -65,10 +65,10 @@ def _look(body: bytes) -> Page | None:
     return read_page(body, datetime.now(UTC), IGNORED)
 
 
-def _left_by(warm: Warm, url: str, link: Link, *, trace: bool) -> tuple[int, int]:
+def _left_by(warm: Warm, url: str, link: Link, *, leaves_row: bool) -> tuple[int, int]:
     """Sweep, and say how often the database was spoken to, and how much WAL it wrote."""
     before, trips = written(url), link.trips
-    warm.sweep(trace=trace)
+    warm.sweep(leaves_row=leaves_row)
     trips = link.trips - trips
     return trips, written(url).since(before).wal_bytes
 

@@ -84,10 +84,10 @@ class Warm:
     cache: Cache
     settings: Settings
 
-    def sweep(self, *, trace: bool = True) -> Report:
+    def sweep(self, *, leaves_row: bool = True) -> Report:
         chosen = deletion_policy(self.settings)
         return Sweep(
-            self.fetcher, self.store, self.cache, chosen, lambda _: None, trace=trace
+            self.fetcher, self.store, self.cache, chosen, lambda _: None, leaves_row=leaves_row
         ).run()
 
 

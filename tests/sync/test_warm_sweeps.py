@@ -37,9 +37,11 @@ class Warm:
     store: Store
     cache: Cache
 
-    def sweep(self, *, trace: bool = True, **options: Any) -> Report:
+    def sweep(self, *, leaves_row: bool = True, **options: Any) -> Report:
         chosen = deletion_policy(settings(self.world.project, **options))
-        return Sweep(self.fetcher, self.store, self.cache, chosen, nothing, trace=trace).run()
+        return Sweep(
+            self.fetcher, self.store, self.cache, chosen, nothing, leaves_row=leaves_row
+        ).run()
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_sweep_in_which_nothing_changed_asks_the_database_nothing(warm: Warm) ->
     warm.store.database.close()
     until("no connection is left", lambda: warm.world.query(CONNECTIONS) == [(0,)])
     for _ in range(2):
-        report = warm.sweep(trace=False)
+        report = warm.sweep(leaves_row=False)
         assert (report.counts["users"], report.unchanged) == (40, 40)
     assert warm.world.query(CONNECTIONS) == [(0,)]
     assert warm.world.versions() == before

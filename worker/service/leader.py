@@ -60,7 +60,8 @@ class Leader:
     pace: Pace = field(init=False)
     _follower: HintFollower = field(init=False)
     _following: Lock = field(default_factory=Lock)
-    # A sweep failed, and perhaps left a row that says so: the next one leaves its row, too.
+    # A sweep failed, perhaps before this process began, and may have left a row that says so: the
+    # next one leaves its row, too.
     _failed: bool = True
     # A walk leaves no checkpoint on its way down. Cut there visit after visit, it would never end.
     _outwards: bool = True
@@ -237,7 +238,7 @@ class Leader:
             resume_minutes=None if self.warm and not self.cut else schedule.resume_minutes,
             kind=kind,
             outwards=self._outwards,
-            trace=self._failed or (kind != "poll" and not self.settings.database.quiet),
+            leaves_row=self._failed or (kind != "poll" and not self.settings.database.quiet),
         )
 
     def _inserted(self, users: Users) -> None:

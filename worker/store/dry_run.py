@@ -25,7 +25,7 @@ _COMPARE = f"""{COMPARED}, letters as (
     select position, o.old_millis, i.millis,
            case when o.same is null then 'i'
                 when o.same then '='
-                when not ({{not_stale}}) then 's'
+                when not ({{answer_not_older}}) then 's'
                 when o.was_deleted then 'r'
                 else 'u' end as letter,
            o.was_deleted, u.raw_json, {{disagreeing}} as columns
@@ -43,7 +43,7 @@ _PROVE = f"""{PROVEN}
 select coalesce(string_agg(
     case when u.id is null or u.deleted_at is not null then 's'
          when {{young}} then 'w'
-         when {{not_newer}} then 'd'
+         when {{proof_not_older}} then 'd'
          else 's' end, '' order by p.position), '')
 from proof p left join {{table}} u on u.id = p.id
 """  # noqa: S608

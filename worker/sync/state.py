@@ -104,8 +104,8 @@ class SweepState:
         return self.cache.refusals.reason(self.quarantined_seen)
 
     @property
-    def left_no_trace(self) -> bool:
-        """Whether nothing was written and there is nothing to forget: a sweep without a trace."""
+    def wrote_nothing(self) -> bool:
+        """Whether nothing was written and there is nothing to forget."""
         return not self.has_written and not (
             self.from_start
             and (

@@ -75,8 +75,8 @@ class Sweep:
     """One sweep of one target.
 
     Without `resume_minutes` it begins at the start of the list; else it goes on from a checkpoint
-    that is younger. With `outwards` a long list is walked from the middle of what is known. `trace`
-    says whether a sweep that changed nothing leaves its row, too.
+    that is younger. With `outwards` a long list is walked from the middle of what is known. Without
+    `leaves_row` a sweep that changed nothing leaves no row in the table of sweeps.
     """
 
     fetcher: Fetcher
@@ -87,7 +87,7 @@ class Sweep:
     resume_minutes: float | None = None
     kind: str = "sweep"
     outwards: bool = True
-    trace: bool = True
+    leaves_row: bool = True
 
     def run(self) -> Report:
         """Sweep to the end; the report's outcome is `complete` or `held`.
@@ -179,7 +179,7 @@ class Sweep:
             state.counts["held"] = len(state.in_state("held"))
             outcome = "held" if state.counts["held"] else "complete"
             self.cache.compared = True
-            if state.left_no_trace and not self.trace:
+            if state.wrote_nothing and not self.leaves_row:
                 return self._tell(state, outcome, None, began)
             closing += [store.sweeps.clear(), store.sweeps.prune()]
             report = self._end(walk, outcome, None, began, closing)
