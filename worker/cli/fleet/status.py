@@ -15,6 +15,8 @@ from worker.fleet.lookup import required
 
 # A terminal shows no more at once; JSON has all.
 SHOWN = 40
+# What `users-sync status` calls unhealthy, beside records in quarantine. The first visit of a new
+# project is to come, and a paused one is left alone.
 UNWELL = {"needs a person", "failing", "held", "late"}
 NO_WORKER = "No worker is at work: users-sync fleet work"
 HEADER = ("name", "state", "fresh", "swept", "users", "visited by", "what is wrong")
@@ -30,7 +32,7 @@ def status(
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> int:
-    """Show how fresh each project is, and what waits for a person; exit with 8 if any does."""
+    """Show how fresh each project is, and what is wrong; exit with 8 if any is not healthy."""
     settings = read_settings(config, log_format, log_level)
     with opened_control(settings) as control:
         if name is not None:
@@ -43,7 +45,12 @@ def status(
         print("\n".join(facts(rows[0])))
     else:
         print("\n".join(table(rows, workers)))
-    return UNHEALTHY if any(row["state"] in UNWELL for row in rows) else DONE
+    return DONE if all(map(_is_healthy, rows)) else UNHEALTHY
+
+
+def _is_healthy(row: Mapping[str, Any]) -> bool:
+    in_quarantine = row["enabled"] and row["quarantined"] > 0
+    return row["state"] not in UNWELL and not in_quarantine
 
 
 def table(rows: Sequence[Mapping[str, Any]], workers: int) -> list[str]:
