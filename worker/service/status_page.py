@@ -79,6 +79,9 @@ def judge(seen: Snapshot) -> Verdict:
 
 def _judge_rows(seen: Snapshot, age: float) -> Verdict:
     """Judge a worker that has seen the whole list once."""
+    if seen.table_replaced:
+        lead = "The table was replaced, or lost rows. The next complete sweep puts it right."
+        return Verdict("bad", "Out of date", lead)
     last = f"The last complete sweep ended {span(age)} ago"
     if age > seen.longest_sweep_age:
         lead = f"{last}; more than {span(seen.longest_sweep_age)} is too long."
