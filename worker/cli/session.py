@@ -182,6 +182,8 @@ class Session:
             self.unleased.commit(statements)
             return UserResult(user_id, "unknown" if live is None else "deleted before")
         self.unleased.commit([self.quarantine.forget(user_id)])
+        # There is no sweep 0, so this deletion, which a person asked for, does not count for the
+        # guard.
         statement = self.table.soft_delete([Proof(user_id, single.observed_at)], 0, approved=False)
         rows = self.unleased.commit([statement], lambda rows: _written(user_id, rows))
         became = _BECAME[_letter(rows)]

@@ -35,7 +35,8 @@ RETRY_MINUTES = 0.05
 # loses nothing but its jobs' rows: the lease keeps it from harm, and it is registered again.
 SILENCE_SECONDS = 5.0
 
-# What waits for any worker, and what waits for the one that holds the project's mirror.
+# The queue for any worker. `visits:NAME` (Visitor.queue) is for the worker that has the mirror in
+# memory.
 SHARED_QUEUE = "visits"
 
 _PROJECT = """

@@ -82,6 +82,8 @@ class FleetWorker:
 
     def __post_init__(self) -> None:
         fleet = self.settings.fleet
+        # Not our stop: visits under way must still be noted as ended, and what waits for us handed
+        # on, after a signal.
         self._control = Control(self.settings.require_fleet(), Event())
         self.telemetry = FleetTelemetry(self.name, fleet.metrics_projects)
         self.metrics = Metrics(None, self.telemetry)

@@ -310,7 +310,8 @@ def health_of(settings: Settings, kept_sweeps: int = KEPT_SWEEPS) -> Health:
         api_host=settings.stack.api_url.partition("://")[2],
         sweep_seconds=settings.schedule.sweep_seconds,
         sweep_share=settings.schedule.sweep_share,
-        # The API may ask for a long pause between two requests.
+        # Between two steps lie at most a pause that the API asked for (300 s) and one request: a
+        # time-out above 300 s is added.
         longest_step_seconds=LONGEST_STEP_SECONDS
         + max(0.0, settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
         kept_sweeps=kept_sweeps,

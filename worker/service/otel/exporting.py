@@ -36,7 +36,7 @@ def exporting(environ: Mapping[str, str]) -> Iterator[Callable[[Families], None]
     keep_out_of_logs(_secrets(environ))
     seconds = interval_seconds(environ)
     traces, metrics = _exporters(environ)
-    # What it says of a collector that is away, attempt by attempt, is told by the lines in one.
+    # The SDK logs every failed attempt; `Outage` logs one line for each outage instead.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
 
     def send_metrics(families: Families) -> None:
