@@ -111,6 +111,19 @@ def test_status_exits_with_8_if_any_project_is_not_healthy(
     assert codes == {case: code for case, (_, code) in found.items()}
 
 
+def test_status_of_one_project_says_up_to_when_each_sign_up_has_its_row(
+    site: Site, shell: Shell, database_url: str
+) -> None:
+    shell.run("fleet", "init")
+    add(site, shell)
+    before = shell.run("fleet", "status", "acme").stdout
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("update users_sync_fleet.visit set fresh_at = now()")
+    after = shell.run("fleet", "status", "acme").stdout
+    assert "fresh       never yet\nswept       never yet\n" in before
+    assert re.search(r"\nfresh       every sign-up has its row up to \d+\.\d s ago\n", after)
+
+
 def test_no_secret_gets_into_the_control_database(site: Site, shell: Shell) -> None:
     shell.run("fleet", "init")
     secret = "ssk_very_secret_value"

@@ -19,6 +19,7 @@ SHOWN = 40
 # project is to come, and a paused one is left alone.
 UNWELL = {"needs a person", "failing", "held", "late"}
 NO_WORKER = "No worker is at work: users-sync fleet work"
+NEVER = "never yet"
 HEADER = ("name", "state", "fresh", "swept", "users", "visited by", "what is wrong")
 
 
@@ -70,11 +71,12 @@ def table(rows: Sequence[Mapping[str, Any]], workers: int) -> list[str]:
 
 def facts(row: Mapping[str, Any]) -> list[str]:
     """Say all that is known of one project, a line each."""
+    fresh, swept = row["fresh_seconds"], row["swept_seconds"]
     told = {
         "project": row["name"],
         "state": row["state"],
-        "fresh": _since("sign-ups are rows until", row["fresh_seconds"]),
-        "swept": _since("the whole list was read", row["swept_seconds"]),
+        "fresh": NEVER if fresh is None else output.sign_ups(_ago(fresh), row["quarantined"]),
+        "swept": NEVER if swept is None else f"the whole list was read {_ago(swept)}",
         "budget": f"{row['api_host']} allows a visit every {_every(row['cycle_seconds'])}",
         "users": "unknown" if row["users"] is None else f"{row['users']:,}",
         "deletions": f"{row['held']:,} held, {row['candidates']:,} candidates",
@@ -105,10 +107,6 @@ def _count(number: int, what: str) -> str:
 
 def _every(cycle_seconds: float) -> str:
     return f"{max(1.0, cycle_seconds):.1f} s"
-
-
-def _since(what: str, seconds: float | None) -> str:
-    return "never yet" if seconds is None else f"{what} {_ago(seconds)}"
 
 
 def _ago(seconds: float | None) -> str:
