@@ -43,8 +43,11 @@ class SweepSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One consistent picture. What is not known, or never happened, is None."""
+class HealthReading:
+    """What health, metrics and the status page show, read at one moment.
+
+    What is not known, or never happened, is None.
+    """
 
     state: State
     started_at: datetime
@@ -264,12 +267,12 @@ class Health:
             before, self._trouble = self._trouble, None
             return None if before is None else self.monotonic() - before.since
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> HealthReading:
         with self._lock:
-            return self._snapshot(self._trouble)
+            return self._read(self._trouble)
 
-    def _snapshot(self, trouble: _Trouble | None) -> Snapshot:
-        return Snapshot(
+    def _read(self, trouble: _Trouble | None) -> HealthReading:
+        return HealthReading(
             state=self._state,
             started_at=self._started_at,
             now=self.now(),
