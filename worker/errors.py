@@ -25,15 +25,22 @@ class Transient(UsersSyncError):
     """Worth another try.
 
     `retry_after` is what the server asked for, in seconds. `too_much` says that a smaller page
-    might have passed: a time-out, a 5xx, a body that was cut off or too long.
+    might have passed: a time-out, a 5xx, a body that was cut off or too long. `unsent` says that
+    the API cannot have acted on the request: there was no connection, or it answered 429.
     """
 
     def __init__(
-        self, message: str, *, retry_after: float | None = None, too_much: bool = False
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        too_much: bool = False,
+        unsent: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.too_much = too_much
+        self.unsent = unsent
 
 
 class SourceUnavailable(UsersSyncError):

@@ -324,6 +324,17 @@ def test_publication_that_keeps_rows_from_being_updated_is_named_with_the_fix(
     assert find_refusals(published, "s", shape) == []
 
 
+def test_generated_column_outside_the_key_need_not_be_published(
+    connection: psycopg.Connection, published: Connection
+) -> None:
+    generated = "alter table s.users_sync add other text generated always as (name) stored"
+    connection.execute(f"{PLAIN}; {generated}; {IDENTITY} nothing; {ALL}".encode())
+    _, *named = find_refusals(published, "s", Shape.PLAIN)
+    assert fixes(named) == ["alter table s.users_sync replica identity default"]
+    connection.execute(fixes(named)[0].encode())
+    assert find_refusals(published, "s", Shape.PLAIN) == []
+
+
 def test_check_of_a_table_tries_it(plain: Target, conn: Connection) -> None:
     plain.query("create index on users_sync (deleted_at)")
     assert [found.verdict for found in look_at_table(conn, plain.schema)] == ["ok"]

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 from threading import Event, Timer
 
 import psycopg
@@ -176,6 +178,17 @@ def test_young_row_waits_for_the_grace_period(
     quick_world.project.delete(created)
     assert became(open_session(grace_seconds=60), created) == "waiting"
     assert created in quick_world.live()
+
+
+def test_answer_that_is_older_than_the_lease_proves_no_deletion(
+    quick_world: World, session: Session, open_session: OpenSession
+) -> None:
+    user_id = some_user(quick_world)
+    quick_world.project.delete(user_id)
+    single = session.ask(user_id)
+    single = replace(single, observed_at=single.observed_at - timedelta(seconds=30))
+    told = open_session(lease_seconds=20).sync(user_id, single).became
+    assert (told, user_id in quick_world.live()) == ("waiting", True)
 
 
 def test_nobody_knows_a_stranger(quick_world: World, session: Session) -> None:

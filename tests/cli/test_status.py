@@ -196,6 +196,19 @@ def test_held_deletions_and_quarantine_wait_for_a_person(swept: World) -> None:
     assert not status(swept, timedelta(hours=1)).healthy
 
 
+@pytest.mark.parametrize(
+    ("quarantined", "has_row"), [(0, "has its row"), (1, "has its row or is in quarantine")]
+)
+def test_status_says_up_to_when_each_sign_up_has_its_row(
+    swept: World, quarantined: int, has_row: str
+) -> None:
+    found = status(swept)
+    assert not any(line.startswith("sign-ups") for line in lines(found))
+    polled = {"polled_at": found.now - timedelta(seconds=90), "quarantined": quarantined}
+    told = lines(replace(found, facts={**found.facts, **polled}))
+    assert f"sign-ups    every sign-up {has_row} up to 0:01:30 ago" in told
+
+
 def test_holder_and_its_sweep_are_told(swept: World) -> None:
     swept.query(
         "update users_sync_worker.lease set holder = 'host:1:ab',"

@@ -86,6 +86,44 @@ def test_project_is_added_listed_changed_paused_resumed_and_removed(
     assert "no project acme" in complaint(shell.run("fleet", "remove", "acme"))
 
 
+def test_status_exits_with_8_if_any_project_is_not_healthy(
+    site: Site, shell: Shell, database_url: str
+) -> None:
+    shell.run("fleet", "init")
+    add(site, shell)
+    found = {
+        "new": ("", 0),
+        "fresh": ("fresh_at = now(), swept_at = now()", 0),
+        "in quarantine": ("quarantined = 1", 8),
+        "held": ("quarantined = 0, held = 1", 8),
+        "late": ("held = 0, fresh_at = now() - interval '1 hour'", 8),
+        "failing": ("fresh_at = now(), failures = 1", 8),
+        "paused": ("failures = 0, quarantined = 1", 0),
+    }
+    codes = {}
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        for case, (change, _) in found.items():
+            if change:
+                conn.execute(b"update users_sync_fleet.visit set " + change.encode())
+            if case == "paused":
+                shell.run("fleet", "pause", "acme")
+            codes[case] = shell.run("fleet", "status").code
+    assert codes == {case: code for case, (_, code) in found.items()}
+
+
+def test_status_of_one_project_says_up_to_when_each_sign_up_has_its_row(
+    site: Site, shell: Shell, database_url: str
+) -> None:
+    shell.run("fleet", "init")
+    add(site, shell)
+    before = shell.run("fleet", "status", "acme").stdout
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("update users_sync_fleet.visit set fresh_at = now()")
+    after = shell.run("fleet", "status", "acme").stdout
+    assert "fresh       never yet\nswept       never yet\n" in before
+    assert re.search(r"\nfresh       every sign-up has its row up to \d+\.\d s ago\n", after)
+
+
 def test_no_secret_gets_into_the_control_database(site: Site, shell: Shell) -> None:
     shell.run("fleet", "init")
     secret = "ssk_very_secret_value"

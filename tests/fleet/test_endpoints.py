@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import Webhook
 from tests.support.fleet_world import FleetWorld, Member
 from tests.support.waiting import until
 from worker.fleet.control import Overview
-from worker.fleet.page import TONES, render
+from worker.fleet.page import SHOWN_PROJECTS, TONES, render
 from worker.fleet.telemetry import FLEET_METRICS, FleetTelemetry
 from worker.fleet.work import FleetWorker
 from worker.service.metrics import Metrics
@@ -110,6 +110,34 @@ def test_metrics_name_projects_up_to_a_bound(telemetry: FleetTelemetry) -> None:
     assert "fresh_seconds{" not in Metrics(None, telemetry).render()[0].decode()
     telemetry.overview = Overview({"held": 2}, [ROW, {**ROW, "name": "b"}], ())
     assert "fresh_seconds{" not in Metrics(None, telemetry).render()[0].decode()
+
+
+# Of projects whose secrets are not there, so that their visits end at once.
+MANY = """
+with added as (
+    insert into users_sync_fleet.project
+        (name, api_url, api_host, project_id, secret_ref, database_ref, schema)
+    select 'p' || n, 'https://api.example.com', 'api.example.com', 'p' || n, 'file:none.key',
+           'file:none.url', 's' || n
+    from generate_series(1, 120) n
+    returning name
+)
+insert into users_sync_fleet.visit (name, fresh_at) select name, clock_timestamp() from added
+"""
+
+
+@pytest.mark.parametrize(("most", "named"), [(120, 120), (119, 0)])
+def test_metrics_name_each_project_or_none_and_the_page_shows_the_worst(
+    fleet: FleetWorld, most: int, named: int
+) -> None:
+    fleet.query(MANY)
+    with fleet.at_work(metrics_projects=most) as worker:
+        until("it saw the fleet", lambda: worker.telemetry.overview.counts)
+        text = worker.metrics.render()[0].decode()
+        assert len(set(re.findall(r'fresh_seconds\{project="(p\d+)"\}', text))) == named
+        html = render(worker.telemetry)
+    assert html.count("<tr><td") == SHOWN_PROJECTS == 100
+    assert "100 of 120" in html
 
 
 def test_every_state_is_counted_from_the_start(telemetry: FleetTelemetry) -> None:

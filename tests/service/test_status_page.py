@@ -84,6 +84,16 @@ def test_sweep_too_long_ago_is_out_of_date(health: Health, ticks: Ticks) -> None
     assert "ended 6 min 52 s ago; more than 5 min is too long." in page(health)
 
 
+def test_replaced_table_is_out_of_date_until_a_complete_sweep(health: Health) -> None:
+    swept(health)
+    health.table_replaced()
+    replaced, html = headline(health), page(health)
+    health.sweep_finished(sample_sweep(4, users=29_981))
+    assert (replaced, headline(health)) == (("bad", "Out of date"), ("ok", "Up to date"))
+    lead = "The table was replaced, or lost rows. The next complete sweep puts it right."
+    assert lead in html
+
+
 def test_trouble_that_may_pass_is_a_warning(health: Health, ticks: Ticks) -> None:
     swept(health)
     health.trouble("Stack Auth answers 500")

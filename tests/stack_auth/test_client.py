@@ -585,6 +585,64 @@ def test_faults_of_the_network_pass(
     assert "ada@" not in str(caught.value)
 
 
+def creation_error(
+    router: respx.MockRouter, api: StackApi, outcome: httpx.Response | Exception
+) -> str:
+    """Try to create a user; returns what is said of it."""
+    router.post("/users").mock(side_effect=[outcome])
+    with pytest.raises(Transient) as caught:
+        api.create_user({"primary_email": "ada@example.com"})
+    assert router.calls.call_count == 1
+    assert "ada@" not in str(caught.value)
+    return str(caught.value)
+
+
+UNKNOWN = "it is not known whether the user was created: look for the email address"
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        httpx.ReadTimeout("t"),
+        httpx.WriteTimeout("t"),
+        httpx.ReadError("reset"),
+        httpx.WriteError("reset"),
+        httpx.RemoteProtocolError("cut off"),
+        httpx.Response(408),
+        httpx.Response(425),
+        httpx.Response(500),
+        httpx.Response(502, html="<p>Bad Gateway</p>"),
+        httpx.Response(200, html="<p>Welcome</p>"),
+        httpx.Response(200, headers={"content-encoding": "br"}, stream=httpx.ByteStream(b"{}")),
+        httpx.Response(201, content=b'{"id":'),
+        httpx.Response(201, json={"signed_up_at_millis": 1}),
+    ],
+    ids=repr,
+)
+def test_user_that_may_have_been_created_is_told_as_such(
+    router: respx.MockRouter, api: StackApi, outcome: httpx.Response | Exception
+) -> None:
+    assert creation_error(router, api, outcome).endswith(UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        httpx.ConnectTimeout("t"),
+        httpx.PoolTimeout("t"),
+        httpx.ConnectError("[Errno -2] Name or service not known"),
+        httpx.ProxyError("502 Bad Gateway"),
+        httpx.Response(429),
+        known_error(429, "RATE_LIMITED"),
+    ],
+    ids=repr,
+)
+def test_user_that_cannot_have_been_created_is_not_looked_for(
+    router: respx.MockRouter, api: StackApi, outcome: httpx.Response | Exception
+) -> None:
+    assert "created" not in creation_error(router, api, outcome)
+
+
 @pytest.mark.parametrize("said", ["407 Proxy Authentication Required", "403 Forbidden"])
 def test_proxy_that_refuses_is_for_a_person(
     router: respx.MockRouter, api: StackApi, said: str

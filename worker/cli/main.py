@@ -51,8 +51,7 @@ NO_SANDBOX = (
 )
 
 # Where each command is, and its line in the list of commands. A module is imported when its command
-# is used: most of them need the database, the API client or the scheduler. `probe` is hidden: it is
-# for the image's health check.
+# is used: most of them need the database, the API client or the scheduler.
 COMMANDS = {
     "run": ("run:run", "Sync the table with the project continuously, until stopped."),
     "init": ("init:init", "Create the schema, the tables and the index; keep existing ones."),

@@ -37,6 +37,12 @@ class _Speed(ProgressColumn):
         return Text(f"{task.completed:,.0f} users {about}  {speed}")
 
 
+def sign_ups(ago: str, quarantined: int) -> str:
+    """Say up to when every sign-up has its row, apart from records that cannot be stored."""
+    has_row = "has its row or is in quarantine" if quarantined else "has its row"
+    return f"every sign-up {has_row} up to {ago}"
+
+
 @contextmanager
 def progress(console: Console) -> Iterator[OnPage]:
     """Show the progress of a sweep on a terminal; gives the function to call after each page."""

@@ -48,6 +48,7 @@ def _sweep(settings: Settings) -> int:
         configure_logging(settings.log.level, settings.log.format, sys.stdout)
         report = sweep_once(settings, url, signals.stop, on_page)
         if settings.once.ping_url and report.outcome == "complete":
+            # sweep_once has set signals.stop at its end; this event is set by a signal alone.
             ping(settings.once.ping_url.get_secret_value(), signals.new_stop())
         flush_logging()
     if console.is_terminal:

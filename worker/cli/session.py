@@ -87,11 +87,13 @@ class UserResult:
     def sentence(self, settings: Settings) -> str:
         """Say it on one line."""
         grace = f"{settings.deletions.grace_seconds:g} s"
+        lease = f"{settings.database.lease_seconds:g} s"
         texts = {
             "stale": "left as it is: the row is newer than the API's answer; try again after"
             f" {grace}",
             "deleted before": "the project does not know this user, whose row was deleted before",
-            "waiting": f"gone, but the row is younger than {grace}: a later sweep deletes it",
+            "waiting": f"gone, but the row is younger than {grace}, or the answer older than"
+            f" {lease}: a later sweep deletes it",
             "unreadable": f"in quarantine: {self.error}",
             "refused": f"in quarantine: {self.error}",
             "unknown": "neither the project nor the table knows this user",
@@ -180,6 +182,8 @@ class Session:
             self.unleased.commit(statements)
             return UserResult(user_id, "unknown" if live is None else "deleted before")
         self.unleased.commit([self.quarantine.forget(user_id)])
+        # There is no sweep 0, so this deletion, which a person asked for, does not count for the
+        # guard.
         statement = self.table.soft_delete([Proof(user_id, single.observed_at)], 0, approved=False)
         rows = self.unleased.commit([statement], lambda rows: _written(user_id, rows))
         became = _BECAME[_letter(rows)]
@@ -224,7 +228,9 @@ def opened_session(
         )
         unleased.require_project()
         ignored = tuple(settings.stack.ignored_fields)
-        table = Table(target, shape, ignored, settings.deletions.grace_seconds)
+        table = Table(
+            target, shape, ignored, settings.deletions.grace_seconds, proof_seconds=seconds
+        )
         yield Session(database, fetcher, table, unleased, Suspects(target), Quarantine(target))
 
 

@@ -210,8 +210,9 @@ def lines(status: Status) -> list[str]:
         "last sweep": _freshness(facts),
     }
     if facts["polled_at"] is not None:
-        # Until then sign-ups are rows: polls are noted when the lease is renewed.
-        told["sign-ups"] = f"polled {_whole(status.now - facts['polled_at'])} ago"
+        # It is written with the lease's renewal, so it may be up to a third of lease_seconds old.
+        ago = f"{_whole(status.now - facts['polled_at'])} ago"
+        told["sign-ups"] = output.sign_ups(ago, facts["quarantined"])
     if facts["failures"]:
         told["last error"] = _last_error(status)
     if facts["hints"]:

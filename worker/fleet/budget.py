@@ -20,8 +20,8 @@ MOST_AHEAD_SECONDS = 0.5
 ANY_TIME_SECONDS = 3600.0
 
 # Requests that are late fall together with those behind them. So moments are a little further apart
-# than the budget asks for: in no second are there more requests than it allows, as long as none is
-# later than all others by 1 / 0.92 - 1 = 0.09 s.
+# than the budget asks for: rate + 1 moments span 1 / KEPT_RATE = 1.09 s. Their requests fall into
+# one second only if delays differ by more than 0.09 s.
 KEPT_RATE = 0.92
 # A quarter of that is the worker's, the rest the network's and the server's. A request that misses
 # its moment by more lets it go, and claims another one.
@@ -120,6 +120,8 @@ class HostBudget:
         more, since one of them was set.
         """
         least, most = claim.now - self.monotonic(), claim.now - asked_at
+        # The true difference lies between the two. A quicker answer has a greater `least`, so this
+        # keeps the greatest one; a smaller difference only makes the moment later.
         if not least <= self._ahead <= most:
             self._ahead = least
         return claim.first_at - self._ahead
@@ -127,7 +129,8 @@ class HostBudget:
     def _claim_alone(self, batch: _Batch) -> None:
         """Go on at this worker's own part of the rate: what has begun comes to its end."""
         part = self.rate * self.share()
-        # Whole requests: the fractions of all workers would add up to more.
+        # Rounded down: with the delays that KEPT_RATE bears, a worker with 16.7 a second sends 17
+        # in some seconds, and three such workers 51 of 50.
         batch.apart = 1 / (KEPT_RATE * (math.floor(part) or part))
         with self._joining:
             batch.first_at = max(self.monotonic(), self._alone_at)

@@ -35,7 +35,8 @@ RETRY_MINUTES = 0.05
 # loses nothing but its jobs' rows: the lease keeps it from harm, and it is registered again.
 SILENCE_SECONDS = 5.0
 
-# What waits for any worker, and what waits for the one that holds the project's mirror.
+# The queue for any worker. `visits:NAME` (Visitor.queue) is for the worker that has the mirror in
+# memory.
 SHARED_QUEUE = "visits"
 
 _PROJECT = """
@@ -177,7 +178,10 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The whole fleet: projects by state, the worst of them, and the hosts with their cycles."""
+    """The whole fleet: projects by state, rows of the view, and the hosts with their cycles.
+
+    `worst` are all projects, or those that are worst off; the worst first.
+    """
 
     counts: Mapping[str, int]
     worst: Sequence[Mapping[str, Any]]
@@ -319,12 +323,16 @@ class Control:
         """Whether a worker of this fleet fell silent, and has not been heard of since."""
         return self._call(lambda conn: conn.execute(_IS_DEAD, (worker,)).fetchone()) == (True,)
 
-    def overview(self, most: int) -> Overview:
-        """Return how the fleet is, with at most so many of its projects."""
+    def overview(self, shown: int, named: int) -> Overview:
+        """Return how the fleet is: with all of its projects if they are at most `named`.
+
+        Else with the `shown` that are worst off.
+        """
         counts: dict[str, int] = self._call(
             lambda conn: dict(conn.execute(_COUNTS).fetchall()), 30.0
         )
         hosts = self._call(lambda conn: conn.execute(_HOSTS).fetchall())
+        most = max(shown, named) if sum(counts.values()) <= named else shown
         return Overview(counts, self.status(most=most), [(h, n, c) for h, n, c in hosts])
 
     def _names(self, query: LiteralString, params: Sequence[object]) -> set[str]:

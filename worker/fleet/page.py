@@ -15,6 +15,9 @@ from worker.service.status_page import Tone, Verdict, span
 
 TEMPLATE = Template(files("worker.fleet").joinpath("page.html").read_text("utf-8"))
 
+# More would only make people scroll.
+SHOWN_PROJECTS = 100
+
 # Both pages look alike.
 STYLE = "".join(re.findall(r"<style>.*?</style>", OWN_PAGE.template, re.DOTALL))
 
@@ -46,7 +49,7 @@ def render(seen: FleetTelemetry) -> str:
         worker=escape(seen.worker),
         facts="\n".join(_facts(seen)),
         shown=_shown(seen.overview),
-        projects=_projects(seen.overview.worst),
+        projects=_projects(seen.overview.worst[:SHOWN_PROJECTS]),
         age=span(seen.seconds_since_overview),
     )
 
@@ -86,7 +89,8 @@ def _fact(name: str, value: str, note: str = "") -> str:
 
 def _shown(overview: Overview) -> str:
     """Say that there are more projects than the page shows."""
-    shown, all_of_them = len(overview.worst), sum(overview.counts.values())
+    shown = min(len(overview.worst), SHOWN_PROJECTS)
+    all_of_them = sum(overview.counts.values())
     return f"{shown:,} of {all_of_them:,}" if shown < all_of_them else ""
 
 

@@ -64,8 +64,6 @@ OUTCOMES = ("done", "cut", "stopped", "standing by", "failed")
 VISIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 60)
 WAIT_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-# The worst that the status page shows.
-SHOWN_PROJECTS = 100
 # A worker without the control database makes no visits.
 LONGEST_WITHOUT_CONTROL_SECONDS = 30.0
 LONGEST_SILENCE_SECONDS = 30.0

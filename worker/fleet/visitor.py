@@ -89,6 +89,8 @@ class Visitor:
             try:
                 outcome = site.visit(hinted=begun.hinted, failures=begun.failures)
             finally:
+                # Out of the list first: mind_the_time, in another thread, must not set the stop of
+                # the next visit.
                 with self._lock:
                     del self._deadlines[name]
                 site.stop.clear()

@@ -27,10 +27,10 @@ from worker.fleet.engine import (
     make_app,
     serve,
 )
-from worker.fleet.page import render
+from worker.fleet.page import SHOWN_PROJECTS, render
 from worker.fleet.projects import Secrets
 from worker.fleet.sites import Sites
-from worker.fleet.telemetry import SHOWN_PROJECTS, FleetTelemetry
+from worker.fleet.telemetry import FleetTelemetry
 from worker.fleet.visitor import Visitor
 from worker.fleet.webhooks import Webhooks
 from worker.http_server import HttpServer
@@ -82,6 +82,8 @@ class FleetWorker:
 
     def __post_init__(self) -> None:
         fleet = self.settings.fleet
+        # Not our stop: visits under way must still be noted as ended, and what waits for us handed
+        # on, after a signal.
         self._control = Control(self.settings.require_fleet(), Event())
         self.telemetry = FleetTelemetry(self.name, fleet.metrics_projects)
         self.metrics = Metrics(None, self.telemetry)
@@ -182,7 +184,8 @@ class FleetWorker:
         alive = Alive(self.name, socket.gethostname(), telemetry.in_memory, telemetry.mirror_bytes)
         self._visitor.tick = self._control.tick(alive, self.roster_seconds, SILENCE_SECONDS)
         if self._ticks % TICKS_TO_OVERVIEW == 0:
-            telemetry.see(self._control.overview(SHOWN_PROJECTS))
+            named = telemetry.metrics_projects
+            telemetry.see(self._control.overview(SHOWN_PROJECTS, named))
         self._ticks += 1
         telemetry.workers = self._visitor.tick.workers
         telemetry.control_answered()

@@ -43,8 +43,11 @@ class SweepSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One consistent picture. What is not known, or never happened, is None."""
+class HealthReading:
+    """What health, metrics and the status page show, read at one moment.
+
+    What is not known, or never happened, is None.
+    """
 
     state: State
     started_at: datetime
@@ -264,12 +267,12 @@ class Health:
             before, self._trouble = self._trouble, None
             return None if before is None else self.monotonic() - before.since
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> HealthReading:
         with self._lock:
-            return self._snapshot(self._trouble)
+            return self._read(self._trouble)
 
-    def _snapshot(self, trouble: _Trouble | None) -> Snapshot:
-        return Snapshot(
+    def _read(self, trouble: _Trouble | None) -> HealthReading:
+        return HealthReading(
             state=self._state,
             started_at=self._started_at,
             now=self.now(),
@@ -310,7 +313,8 @@ def health_of(settings: Settings, kept_sweeps: int = KEPT_SWEEPS) -> Health:
         api_host=settings.stack.api_url.partition("://")[2],
         sweep_seconds=settings.schedule.sweep_seconds,
         sweep_share=settings.schedule.sweep_share,
-        # The API may ask for a long pause between two requests.
+        # Between two steps lie at most a pause that the API asked for (300 s) and one request: a
+        # time-out above 300 s is added.
         longest_step_seconds=LONGEST_STEP_SECONDS
         + max(0.0, settings.stack.timeout_seconds - LONGEST_ASKED_SECONDS),
         kept_sweeps=kept_sweeps,

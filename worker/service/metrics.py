@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from worker.log.queue import losses
-from worker.service.health import Snapshot
+from worker.service.health import HealthReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ LOG_LINES_DROPPED = Metric(
 
 COUNTERS = (USERS_SEEN, ROWS, REQUESTS, RETRIES, WEBHOOKS, LOG_LINES_DROPPED)
 HISTOGRAMS = (CALL_SECONDS, SWEEP_SECONDS, POLL_SECONDS, FRESHNESS, HINTED)
-GAUGES: tuple[tuple[Metric, Callable[[Snapshot], float | None]], ...] = (
+GAUGES: tuple[tuple[Metric, Callable[[HealthReading], float | None]], ...] = (
     (SINCE_SWEEP, lambda seen: seen.seconds_since_sweep),
     (SINCE_POLL, lambda seen: seen.seconds_since_poll),
     (OLDEST_CANDIDATE, lambda seen: seen.oldest_candidate_seconds),
@@ -125,13 +125,13 @@ FRESHNESS_BUCKETS = (0.1, 0.25, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 10, 30, 60, 300,
 
 
 class _Gauges(Collector):
-    """Reads one snapshot a scrape, so that ages are those of the moment and all agree."""
+    """Reads the health once a scrape, so that ages are those of the moment and all agree."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
-        self._snapshot = snapshot
+    def __init__(self, health: Callable[[], HealthReading]) -> None:
+        self._health = health
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        seen = self._snapshot()
+        seen = self._health()
         for metric, read in GAUGES:
             value = read(seen)
             if value is not None:
@@ -149,10 +149,10 @@ class _LostLines(Collector):
 class Metrics:
     """The metrics of one worker, in a registry of their own. Safe to be called from any thread.
 
-    Without a `snapshot` of one target there are no gauges but those of `more`.
+    Without the `health` of one target there are no gauges but those of `more`.
     """
 
-    def __init__(self, snapshot: Callable[[], Snapshot] | None = None, *more: Collector) -> None:
+    def __init__(self, health: Callable[[], HealthReading] | None = None, *more: Collector) -> None:
         _leave_out_created()
         self._registry = CollectorRegistry()
         self._users_seen = self._counter(USERS_SEEN)
@@ -166,7 +166,7 @@ class Metrics:
         self._hinted = self._histogram(HINTED, FRESHNESS_BUCKETS)
         self._webhooks = self._counter(WEBHOOKS)
         self._registry.register(_LostLines())
-        for collector in (*([_Gauges(snapshot)] if snapshot else []), *more):
+        for collector in (*([_Gauges(health)] if health else []), *more):
             self._registry.register(collector)
         for outcome in OUTCOMES:  # a rate needs the zero before the first one
             self._rows.labels(outcome)

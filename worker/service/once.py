@@ -42,6 +42,7 @@ def sweep_once(
                 save(cache, store)
                 return report
             finally:
-                # Whatever took all the retries there are is not tried for as long again.
+                # With the stop set nothing is retried: the lease is given back in one attempt, or
+                # it runs out.
                 stop.set()
                 give_back(store.lease)

@@ -65,14 +65,16 @@ def another_project(lease: Lease, project: str | None) -> Misconfigured:
 def bind_project(store: Store, fetcher: Fetcher) -> None:
     """Bind a target to the project before the first write, unless it is plainly another's.
 
-    Raises Misconfigured if the table has live users and the project knows none of a sample. An
-    empty table is no reason not to ask: a mistyped project would be bound for good.
+    Raises Misconfigured if the table has live users and the project knows none of a sample, and
+    what asking raises.
     """
     if store.lease.bound:
         return
     ids = store.database.call(
         lambda conn: store.table.sample_ids(conn, SAMPLE_IDS), LONGEST_SECONDS
     )
+    # For an empty table a made-up user is asked for: a wrong project id or key fails here, before
+    # it is bound for good.
     answers = [fetcher.submit_user(user_id) for user_id in ids or [str(uuid4())]]
     found = any(fetcher.await_answer(answer).found is not None for answer in answers)
     if ids and not found:

@@ -9,7 +9,8 @@ LEAST_SWEEP_AGE_SECONDS = 300
 # A server that takes a minute for a poll is asked again after a minute.
 LONGEST_POLL_REST_SECONDS = 60.0
 
-# The early sweep after an outage adds its rest to that which was cut short, and no more than that.
+# A sweep that began early owes its own rest and what it cut short of the one before; never more
+# than two.
 MOST_RESTS = 2
 
 
@@ -58,7 +59,10 @@ class Pace:
         self._rested_at = min(max(now, self._rested_at + worked) + rest, now + most)
 
     def hurry(self) -> None:
-        """Let the next sweep begin at once. The rest that is cut short is added to the next one."""
+        """Let the next sweep begin as soon as that cuts short no more than one rest.
+
+        What is cut short is added to the next one.
+        """
         self._hurried = True
 
     @property

@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Literal
 
-from worker.service.health import Snapshot, SweepSummary
+from worker.service.health import HealthReading, SweepSummary
 
 TEMPLATE = Template(files("worker.service").joinpath("status_page.html").read_text("utf-8"))
 
@@ -42,7 +42,7 @@ class Verdict:
     lead: str
 
 
-def render(seen: Snapshot) -> str:
+def render(seen: HealthReading) -> str:
     """Return the page as HTML."""
     verdict = judge(seen)
     return TEMPLATE.substitute(
@@ -62,7 +62,7 @@ def render(seen: Snapshot) -> str:
     )
 
 
-def judge(seen: Snapshot) -> Verdict:
+def judge(seen: HealthReading) -> Verdict:
     """Sum it all up; what a person must fix comes first."""
     if seen.state == "stopping":
         return Verdict("idle", "Stopping", "It finishes what it has in hand.")
@@ -77,8 +77,11 @@ def judge(seen: Snapshot) -> Verdict:
     return _judge_rows(seen, seen.seconds_since_sweep)
 
 
-def _judge_rows(seen: Snapshot, age: float) -> Verdict:
+def _judge_rows(seen: HealthReading, age: float) -> Verdict:
     """Judge a worker that has seen the whole list once."""
+    if seen.table_replaced:
+        lead = "The table was replaced, or lost rows. The next complete sweep puts it right."
+        return Verdict("bad", "Out of date", lead)
     last = f"The last complete sweep ended {span(age)} ago"
     if age > seen.longest_sweep_age:
         lead = f"{last}; more than {span(seen.longest_sweep_age)} is too long."
@@ -105,7 +108,7 @@ def span(seconds: float) -> str:
     return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number)
 
 
-def _notices(seen: Snapshot) -> Iterable[str]:
+def _notices(seen: HealthReading) -> Iterable[str]:
     if seen.trouble is not None:
         tone: Tone = "bad" if seen.trouble_is_fatal else "warn"
         title = f"Trouble for {span(seen.trouble_seconds or 0)}"
@@ -126,7 +129,7 @@ def _notice(tone: Tone, title: str, body: str) -> str:
     return f'<section class="notice {tone}"><h2>{escape(title)}</h2>{body}</section>'
 
 
-def _facts(seen: Snapshot) -> Iterable[str]:
+def _facts(seen: HealthReading) -> Iterable[str]:
     ready, suspected = not seen.not_ready, seen.oldest_candidate_seconds
     suspected_for = "" if suspected is None else f"for {span(suspected)}"
     yield _fact("Everything", _ago(seen.seconds_since_sweep), note="last complete sweep")

@@ -77,7 +77,8 @@ class Supervisor:
     # ending the process.
     _begun: bool = False
     _leader: Leader | None = None
-    # Which time of holding the lease, or of waiting for it, this is.
+    # How often the lease was lost: a job armed before that neither stands down again nor is armed
+    # again.
     _tenure: int = 0
     _lock: Lock = field(default_factory=Lock)
     _fatal: Misconfigured | None = None
@@ -261,6 +262,8 @@ class Supervisor:
             return FIRST_PAUSE_SECONDS
         finally:
             if self.settings.database.quiet and name in LEADER_JOBS:
+                # Another job may still be at work: its next commit takes the lease again, and finds
+                # out if anybody else wrote.
                 self._store.lease.rest()
 
     def _react(self, name: str, tenure: int, error: Exception) -> float | None:

@@ -45,7 +45,8 @@ class _Batch:
 class HintWriter:
     """Leaves hints for many threads; those that come while one is written go together.
 
-    The database is not the worker's: a long sweep must keep no webhook waiting.
+    It has a connection of its own to the same database, so that no webhook waits for a sweep's
+    transaction.
     """
 
     def __init__(self, database: Database, hints: Hints, *, quiet: bool = False) -> None:

@@ -134,8 +134,8 @@ class StackApi:
         try:
             return self._create(fields)
         except Transient as error:
-            if not error.too_much:
-                raise  # it never got there
+            if error.unsent:
+                raise
             unknown = "it is not known whether the user was created: look for the email address"
             raise Transient(f"{error}; {unknown}") from error
 
@@ -146,7 +146,7 @@ class StackApi:
         self._check(answer)
         single = self._read(answer, parse_user)
         if single.found is None or single.found.id is None:
-            raise Transient(f"{self._host} created a user without telling the id", too_much=True)
+            raise Transient(f"{self._host} created a user without telling the id")
         return single.found.id
 
     def close(self) -> None:
@@ -209,7 +209,7 @@ class StackApi:
         seconds = f"{self._access.timeout_seconds:g} s (stack.timeout_seconds)"
         match error:
             case httpx.ConnectTimeout() | httpx.PoolTimeout():
-                return Transient(f"{self._way} took no connection within {seconds}")
+                return Transient(f"{self._way} took no connection within {seconds}", unsent=True)
             case httpx.TimeoutException():
                 return Transient(f"{self._host} did not answer within {seconds}", too_much=True)
             case httpx.ProxyError():
@@ -276,7 +276,7 @@ def _not_connected(error: httpx.ConnectError, way: str, names: Names) -> UsersSy
             f"the certificate of {way} is not trusted ({cause.verify_message}): correct"
             f" {names.api_url}, or let SSL_CERT_FILE name the file of your own authority"
         )
-    return Transient(f"{way} could not be reached: {error}")
+    return Transient(f"{way} could not be reached: {error}", unsent=True)
 
 
 def _proxy_refused(error: httpx.ProxyError, host: str) -> UsersSyncError:
@@ -285,4 +285,4 @@ def _proxy_refused(error: httpx.ProxyError, host: str) -> UsersSyncError:
     said = f"the proxy in HTTPS_PROXY or ALL_PROXY opens no way to {host} (status {status})"
     if status.startswith("4") and status not in map(str, PASSING_STATUSES):
         return Misconfigured(f"{said}: correct the address, with its password if it needs one")
-    return Transient(said)
+    return Transient(said, unsent=True)

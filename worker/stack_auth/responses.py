@@ -117,8 +117,13 @@ def error_for(answer: Answer, host: str, names: Names) -> UsersSyncError:
     status, code = answer.status, answer.code
     said = f"{host} answered {status} {code}".rstrip()
     if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in PASSING_STATUSES:
-        too_much = status >= httpx.codes.INTERNAL_SERVER_ERROR
-        return Transient(said, retry_after=_retry_after(answer.headers), too_much=too_much)
+        return Transient(
+            said,
+            retry_after=_retry_after(answer.headers),
+            too_much=status >= httpx.codes.INTERNAL_SERVER_ERROR,
+            # A proxy may answer 408 or 425 to a request that it has passed on.
+            unsent=status == httpx.codes.TOO_MANY_REQUESTS,
+        )
     if code == GONE and not answer.header_codes:
         return Transient(f"{said} without its header {KNOWN_ERROR_HEADERS[0]}, {_HEADER_NEEDED}")
     if code == GONE:

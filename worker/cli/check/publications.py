@@ -49,7 +49,9 @@ def find_publications(conn: Connection, schema: str) -> list[Finding]:
             fixes.append(f"alter table {table} replica identity full")
         elif identity == "n":
             fixes.append(f"alter table {table} replica identity default")
-        if hides_generated and (any_generated if full else key_generated or identity == "n"):
+        # Postgres refuses updates if the replica identity has a generated column that is not
+        # published: with `full` every column belongs to it, else those of the key.
+        if hides_generated and (any_generated if full else key_generated):
             fixes.append(f"alter publication {name} set (publish_generated_columns = stored)")
         if fixes:
             run = ", then ".join(f"`{fix}`" for fix in fixes)

@@ -15,8 +15,11 @@ from worker.fleet.lookup import required
 
 # A terminal shows no more at once; JSON has all.
 SHOWN = 40
+# What `users-sync status` calls unhealthy, beside records in quarantine. The first visit of a new
+# project is to come, and a paused one is left alone.
 UNWELL = {"needs a person", "failing", "held", "late"}
 NO_WORKER = "No worker is at work: users-sync fleet work"
+NEVER = "never yet"
 HEADER = ("name", "state", "fresh", "swept", "users", "visited by", "what is wrong")
 
 
@@ -30,7 +33,7 @@ def status(
     log_format: LogFormat = None,
     log_level: LogLevel = None,
 ) -> int:
-    """Show how fresh each project is, and what waits for a person; exit with 8 if any does."""
+    """Show how fresh each project is, and what is wrong; exit with 8 if any is not healthy."""
     settings = read_settings(config, log_format, log_level)
     with opened_control(settings) as control:
         if name is not None:
@@ -43,7 +46,12 @@ def status(
         print("\n".join(facts(rows[0])))
     else:
         print("\n".join(table(rows, workers)))
-    return UNHEALTHY if any(row["state"] in UNWELL for row in rows) else DONE
+    return DONE if all(map(_is_healthy, rows)) else UNHEALTHY
+
+
+def _is_healthy(row: Mapping[str, Any]) -> bool:
+    in_quarantine = row["enabled"] and row["quarantined"] > 0
+    return row["state"] not in UNWELL and not in_quarantine
 
 
 def table(rows: Sequence[Mapping[str, Any]], workers: int) -> list[str]:
@@ -63,11 +71,12 @@ def table(rows: Sequence[Mapping[str, Any]], workers: int) -> list[str]:
 
 def facts(row: Mapping[str, Any]) -> list[str]:
     """Say all that is known of one project, a line each."""
+    fresh, swept = row["fresh_seconds"], row["swept_seconds"]
     told = {
         "project": row["name"],
         "state": row["state"],
-        "fresh": _since("sign-ups are rows until", row["fresh_seconds"]),
-        "swept": _since("the whole list was read", row["swept_seconds"]),
+        "fresh": NEVER if fresh is None else output.sign_ups(_ago(fresh), row["quarantined"]),
+        "swept": NEVER if swept is None else f"the whole list was read {_ago(swept)}",
         "budget": f"{row['api_host']} allows a visit every {_every(row['cycle_seconds'])}",
         "users": "unknown" if row["users"] is None else f"{row['users']:,}",
         "deletions": f"{row['held']:,} held, {row['candidates']:,} candidates",
@@ -98,10 +107,6 @@ def _count(number: int, what: str) -> str:
 
 def _every(cycle_seconds: float) -> str:
     return f"{max(1.0, cycle_seconds):.1f} s"
-
-
-def _since(what: str, seconds: float | None) -> str:
-    return "never yet" if seconds is None else f"{what} {_ago(seconds)}"
 
 
 def _ago(seconds: float | None) -> str:

@@ -14,7 +14,7 @@ from worker.errors import Misconfigured
 from worker.log.setup import keep_out_of_logs
 from worker.net import run_abandonable
 from worker.service.otel.metrics import Families, Metrics
-from worker.service.otel.sending import Line, Outage
+from worker.service.otel.sending import CollectorSession, Outage
 from worker.service.otel.traces import Traces
 from worker.service.otel.variables import interval_seconds, wanted
 from worker.tracing import tracing
@@ -36,7 +36,7 @@ def exporting(environ: Mapping[str, str]) -> Iterator[Callable[[Families], None]
     keep_out_of_logs(_secrets(environ))
     seconds = interval_seconds(environ)
     traces, metrics = _exporters(environ)
-    # What it says of a collector that is away, attempt by attempt, is told by the lines in one.
+    # The SDK logs every failed attempt; `Outage` logs one line for each outage instead.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
 
     def send_metrics(families: Families) -> None:
@@ -56,8 +56,8 @@ def _exporters(environ: Mapping[str, str]) -> tuple[Traces | None, Metrics | Non
     to_traces, to_metrics = wanted("traces", environ), wanted("metrics", environ)
     try:
         return (
-            Traces(Line(to_traces, outage), resource) if to_traces else None,
-            Metrics(Line(to_metrics, outage), resource) if to_metrics else None,
+            Traces(CollectorSession(to_traces, outage), resource) if to_traces else None,
+            Metrics(CollectorSession(to_metrics, outage), resource) if to_metrics else None,
         )
     except ValueError as error:
         raise Misconfigured(f"OpenTelemetry does not take an OTEL_ variable: {error}") from error
@@ -81,7 +81,7 @@ def _close(*exporters: Traces | Metrics | None) -> None:
     """Send what is left, all at once; a collector that takes too long is left behind."""
     ending = {run_abandonable(each.close): each for each in exporters if each is not None}
     for late in wait(ending, FLUSH_SECONDS).not_done:
-        ending[late].line.given_up()
+        ending[late].session.given_up()
 
 
 def _secrets(environ: Mapping[str, str]) -> Iterator[str]:

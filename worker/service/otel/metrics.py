@@ -27,7 +27,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
 from worker import installed_version
-from worker.service.otel.sending import Line
+from worker.service.otel.sending import CollectorSession
 
 Families = Callable[[], Iterable[Family]]
 Labels = tuple[tuple[str, str], ...]
@@ -43,11 +43,11 @@ UNKNOWN: Any = None
 class Metrics:
     """Sends metrics to a collector, every so many seconds and once more in the end."""
 
-    def __init__(self, line: Line, resource: Resource) -> None:
-        self.line = line
+    def __init__(self, session: CollectorSession, resource: Resource) -> None:
+        self.session = session
         self._resource = resource
         self._scope = InstrumentationScope("users-sync", installed_version())
-        self._exporter = OTLPMetricExporter(session=line)
+        self._exporter = OTLPMetricExporter(session=session)
         self._began_ns = time_ns()
         self._ended = Event()
         self._thread: Thread | None = None
@@ -75,7 +75,7 @@ class Metrics:
         metrics = [metric for family in families() for metric in points.of(family)]
         scoped = ScopeMetrics(self._scope, metrics, "")
         data = MetricsData([ResourceMetrics(self._resource, [scoped], "")])
-        self.line.sent(lambda: self._exporter.export(data) is MetricExportResult.SUCCESS)
+        self.session.sent(lambda: self._exporter.export(data) is MetricExportResult.SUCCESS)
 
 
 @dataclass(frozen=True, slots=True)

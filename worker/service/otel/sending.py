@@ -32,7 +32,7 @@ class Outage:
             log.warning("telemetry.failed", signal=to.signal, host=to.host, error=error)
 
 
-class Line(requests.Session):
+class CollectorSession(requests.Session):
     """What one signal is sent through; remembers how its last request ended."""
 
     def __init__(self, to: Wanted, outage: Outage) -> None:

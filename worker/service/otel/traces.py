@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from worker import installed_version
 from worker.errors import Stopped
-from worker.service.otel.sending import Line
+from worker.service.otel.sending import CollectorSession
 from worker.tracing import Note
 
 KINDS = {"transaction": SpanKind.CLIENT}
@@ -21,11 +21,11 @@ KINDS = {"transaction": SpanKind.CLIENT}
 class Traces:
     """Follows the work, and sends what it saw from a thread of its own."""
 
-    def __init__(self, line: Line, resource: Resource) -> None:
-        self.line = line
+    def __init__(self, session: CollectorSession, resource: Resource) -> None:
+        self.session = session
         # The SDK's own shutdown on exit would wait for a dead collector for as long as it takes.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(_Spans(line)))
+        self._provider.add_span_processor(BatchSpanProcessor(_Spans(session)))
         self._tracer = self._provider.get_tracer("users-sync", installed_version())
 
     @contextmanager
@@ -61,15 +61,15 @@ class Traces:
 
 
 class _Spans(SpanExporter):
-    """Exports spans, and tells the line whether the collector took them."""
+    """Exports spans, and tells the session whether the collector took them."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._exporter: SpanExporter = OTLPSpanExporter(session=line)
+    def __init__(self, session: CollectorSession) -> None:
+        self._session = session
+        self._exporter: SpanExporter = OTLPSpanExporter(session=session)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         success, failure = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
-        taken = self._line.sent(lambda: self._exporter.export(spans) is success)
+        taken = self._session.sent(lambda: self._exporter.export(spans) is success)
         return success if taken else failure
 
     def shutdown(self) -> None:
