@@ -55,7 +55,7 @@ def run(
 def test_tells_by_its_exit_code_whether_the_worker_is_alive(
     health: Health, ticks: Ticks, tmp_path: Path
 ) -> None:
-    with web_server(LOOPBACK, 0, health, Metrics(health.snapshot)) as server:
+    with web_server(LOOPBACK, 0, health, Metrics(health.read)) as server:
         variables = {"USERS_SYNC_HTTP__HOST": "0.0.0.0", "USERS_SYNC_HTTP__PORT": str(server.port)}
         alive = run(tmp_path, variables)
         ticks.seconds = 31
@@ -133,7 +133,7 @@ def test_address_is_that_of_the_settings(
 def test_finds_the_server_wherever_it_listens(health: Health, host: str, asked: list[str]) -> None:
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
-    with web_server(host, 0, health, Metrics(health.snapshot)) as server:
+    with web_server(host, 0, health, Metrics(health.read)) as server:
         assert [trouble(each, server.port) for each in asked] == [None] * len(asked)
 
 

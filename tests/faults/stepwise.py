@@ -212,7 +212,7 @@ class Worker:
 
     def _telemetry(self) -> Telemetry:
         health = Health(target="neon_auth", api_host=API_URL, sweep_seconds=60)
-        return Telemetry(health, Metrics(health.snapshot), self.cache, self._clock)
+        return Telemetry(health, Metrics(health.read), self.cache, self._clock)
 
     def _sweep_once(self) -> None:
         minutes = self._settings.schedule.resume_minutes

@@ -156,10 +156,10 @@ def test_worker_remembers_nothing_but_its_users(inner: ServiceWorld, tries: int)
 
     assert len(cache.mirror) == USERS
     assert (cache.remembered, cache.quarantined) == (0, {})
-    assert len(worker.service.health.snapshot().sweeps) <= KEPT_SWEEPS
+    assert len(worker.service.health.read().sweeps) <= KEPT_SWEEPS
 
 
 def newest(worker: Worker) -> int | None:
     """Give the number of the newest sweep that ended."""
-    sweeps = worker.service.health.snapshot().sweeps
+    sweeps = worker.service.health.read().sweeps
     return sweeps[0].number if sweeps else None

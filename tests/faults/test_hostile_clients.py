@@ -44,7 +44,7 @@ def many_files() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def server(many_files: None) -> Iterator[HttpServer]:
     health = sample_vitals(Ticks())
-    with web_server(LOOPBACK, 0, health, Metrics(health.snapshot)) as server:
+    with web_server(LOOPBACK, 0, health, Metrics(health.read)) as server:
         yield server
 
 

@@ -31,7 +31,7 @@ def health(ticks: Ticks) -> Health:
 
 @pytest.fixture
 def metrics(health: Health) -> Metrics:
-    return Metrics(health.snapshot)
+    return Metrics(health.read)
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ def health(ticks: Ticks) -> Health:
 
 
 def not_ready(health: Health) -> tuple[str, ...]:
-    return health.snapshot().not_ready
+    return health.read().not_ready
 
 
 def test_worker_that_did_nothing_yet_knows_nothing(ticks: Ticks) -> None:
-    seen = sample_vitals(ticks).snapshot()
+    seen = sample_vitals(ticks).read()
     ages = (seen.seconds_since_sweep, seen.seconds_since_poll, seen.oldest_candidate_seconds)
     assert (seen.state, seen.users, seen.page_size) == ("starting", None, None)
     assert (*ages, seen.trouble_seconds) == (None, None, None, None)
@@ -34,7 +34,7 @@ def test_worker_that_did_nothing_yet_knows_nothing(ticks: Ticks) -> None:
 
 def test_version_is_the_installed_one_unless_given() -> None:
     health = Health(target="neon_auth", api_host="localhost", sweep_seconds=60)
-    assert health.snapshot().version
+    assert health.read().version
 
 
 def test_worker_without_a_complete_sweep_is_not_ready(health: Health) -> None:
@@ -82,7 +82,7 @@ def test_longest_age_follows_the_pause_between_sweeps(
         monotonic=ticks.monotonic,
     )
     health.sweep_finished(sample_sweep(took=took))
-    assert health.snapshot().longest_sweep_age == pytest.approx(longest)
+    assert health.read().longest_sweep_age == pytest.approx(longest)
 
 
 def test_one_failed_sweep_is_an_accident_and_two_are_told(health: Health) -> None:
@@ -163,7 +163,7 @@ def test_trouble_is_told_once_and_once_more_if_fatal(health: Health) -> None:
 def test_newest_trouble_stands(health: Health) -> None:
     health.trouble("the key is refused", fatal=True)
     health.trouble("the database is away")
-    seen = health.snapshot()
+    seen = health.read()
     assert (seen.trouble, seen.trouble_is_fatal) == ("the database is away", False)
 
 
@@ -171,7 +171,7 @@ def test_trouble_lasts_from_its_first_sign_to_its_end(health: Health, ticks: Tic
     health.trouble("the database is away")
     ticks.seconds = 30
     health.trouble("Stack Auth is away")
-    assert health.snapshot().trouble_seconds == 30
+    assert health.read().trouble_seconds == 30
     ticks.seconds = 42
     assert [health.trouble_ended(), health.trouble_ended()] == [42, None]
     assert health.trouble("the database is away")
@@ -205,7 +205,7 @@ def test_snapshot_holds_what_was_set(health: Health, ticks: Ticks) -> None:
     health.set_page_size(5_000)
     health.poll_finished()
     ticks.seconds = 8
-    seen = health.snapshot()
+    seen = health.read()
     assert (seen.users, seen.held, seen.candidates, seen.quarantined) == (30_000, 2, 3, 4)
     assert (seen.lease_held, seen.page_size) == (True, 5_000)
     assert (seen.oldest_candidate_seconds, seen.seconds_since_poll) == (8, 8)
@@ -214,7 +214,7 @@ def test_snapshot_holds_what_was_set(health: Health, ticks: Ticks) -> None:
 def test_newest_sweeps_are_kept(health: Health) -> None:
     for number in range(1, 61):
         health.sweep_finished(sample_sweep(number))
-    numbers = [sweep.number for sweep in health.snapshot().sweeps]
+    numbers = [sweep.number for sweep in health.read().sweeps]
     assert numbers == list(range(60, 60 - KEPT_SWEEPS, -1))
 
 
@@ -224,7 +224,7 @@ def test_snapshot_taken_between_two_writes_is_of_one_piece(health: Health) -> No
         health.set_deletions(held=number, candidates=number, oldest_candidate_since=since)
 
     def is_of_one_piece(_: int) -> bool:
-        seen = health.snapshot()
+        seen = health.read()
         return seen.held == seen.candidates == (seen.oldest_candidate_seconds or 0)
 
     with ThreadPoolExecutor(8) as pool:

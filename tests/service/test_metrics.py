@@ -21,7 +21,7 @@ def health(ticks: Ticks) -> Health:
 
 @pytest.fixture
 def metrics(health: Health) -> Metrics:
-    return Metrics(health.snapshot)
+    return Metrics(health.read)
 
 
 def families(metrics: Metrics) -> dict[str, Family]:
@@ -134,6 +134,6 @@ def test_gauges_are_of_the_moment_of_the_scrape(
 
 
 def test_two_workers_in_one_process_share_nothing(health: Health) -> None:
-    one, other = Metrics(health.snapshot), Metrics(health.snapshot)
+    one, other = Metrics(health.read), Metrics(health.read)
     one.count_rows({"users": 5})
     assert figures(other)["users_sync_users_seen_total"] == 0

@@ -247,7 +247,7 @@ def test_metrics_that_are_sent_are_those_of_the_endpoint(
     health.poll_finished()
     health.set_deletions(held=7, candidates=1, oldest_candidate_since=1000.0)
     health.set_page_size(5000)
-    metrics = Metrics(health.snapshot)
+    metrics = Metrics(health.read)
     metrics.count_rows({"users": 30, "inserted": 5, "deleted": 2})
     metrics.count_request("200", 0.2)
     metrics.count_request("timeout", 0.2)

@@ -22,7 +22,7 @@ def logs() -> Iterator[Logs]:
 @pytest.fixture
 def outages() -> Outages:
     health = sample_vitals(Ticks())
-    return Outages(health, Metrics(health.snapshot))
+    return Outages(health, Metrics(health.read))
 
 
 def told(logs: Logs) -> list[tuple[str, str]]:

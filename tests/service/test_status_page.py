@@ -55,12 +55,12 @@ def swept(health: Health) -> None:
 
 
 def headline(health: Health) -> tuple[str, str]:
-    verdict = judge(health.snapshot())
+    verdict = judge(health.read())
     return verdict.tone, verdict.headline
 
 
 def page(health: Health) -> str:
-    return render(health.snapshot())
+    return render(health.read())
 
 
 def test_page_of_a_worker_that_did_nothing_yet(health: Health) -> None:
@@ -229,7 +229,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
 @pytest.fixture
 def url(health: Health) -> Iterator[str]:
     swept(health)
-    with web_server("127.0.0.1", 0, health, Metrics(health.snapshot)) as server:
+    with web_server("127.0.0.1", 0, health, Metrics(health.read)) as server:
         yield f"http://127.0.0.1:{server.port}/"
 
 

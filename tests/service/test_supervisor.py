@@ -155,7 +155,7 @@ def test_stop_ends_a_retry_pause(world: ServiceWorld, side: str) -> None:
     else:
         world.url = make_conninfo(world.url, host="127.0.0.1", hostaddr="", port=1)
     worker = world.start()
-    until("it is in trouble", lambda: worker.service.health.snapshot().trouble)
+    until("it is in trouble", lambda: worker.service.health.read().trouble)
     worker.stop()
 
 
@@ -168,7 +168,7 @@ def test_lost_lease_is_waited_for_and_taken_again(world: ServiceWorld, logs: Log
     world.query(SOMEBODY_TAKES)
     until("it stands by", lambda: worker.state == "standing by")
     assert worker.not_ready == ()
-    assert not worker.service.health.snapshot().lease_held
+    assert not worker.service.health.read().lease_held
     created = world.project.create()
     asked = len(world.lists())
     assert created not in world.live()
@@ -204,7 +204,7 @@ def test_worker_with_nothing_to_do_is_no_standstill(world: ServiceWorld) -> None
     worker = world.at_work(poll_seconds=3600, sweep_seconds=3600)
     health = worker.service.health
     health.longest_step_seconds = 3
-    until("it idles", lambda: (health.snapshot().seconds_since_poll or 0) > 4)
+    until("it idles", lambda: (health.read().seconds_since_poll or 0) > 4)
     assert health.not_alive == ()
     worker.stop()
 
@@ -214,7 +214,7 @@ def test_outage_is_no_standstill(world: ServiceWorld) -> None:
     health = worker.service.health
     health.longest_step_seconds = 4
     world.api.on_request(lambda _: server_error())
-    until("it lasts", lambda: (health.snapshot().trouble_seconds or 0) > 5)
+    until("it lasts", lambda: (health.read().trouble_seconds or 0) > 5)
     assert health.not_alive == ()
     worker.stop()
 
@@ -321,13 +321,13 @@ def test_outage_of_the_api_is_told_once_and_outlived(world: ServiceWorld, logs: 
     world.project.populate(30)
     worker = world.at_work()
     world.api.on_request(lambda _: server_error())
-    until("it is in trouble", lambda: worker.service.health.snapshot().trouble)
+    until("it is in trouble", lambda: worker.service.health.read().trouble)
     asked = len(world.lists())
     until("it tries again", lambda: len(world.lists()) > asked + 4)
     world.api.on_request(None)
     created = world.project.create()
     until("the new user has a row", lambda: created in world.live())
-    until("the trouble is over", lambda: worker.service.health.snapshot().trouble is None)
+    until("the trouble is over", lambda: worker.service.health.read().trouble is None)
     worker.stop()
     told = [event for event in events(logs) if event.startswith("trouble.")]
     assert told == ["trouble.began", "trouble.ended"]
@@ -415,8 +415,8 @@ def test_database_that_takes_no_connections_for_a_while_is_outlived(
             " where datname = current_database() and pid <> pg_backend_pid()"
         )
         created = world.project.create()
-        until("it is in trouble", lambda: worker.service.health.snapshot().trouble)
-        assert not worker.service.health.snapshot().trouble_is_fatal
+        until("it is in trouble", lambda: worker.service.health.read().trouble)
+        assert not worker.service.health.read().trouble_is_fatal
         server.execute(f"alter database {name} allow_connections true".encode())
     until("the new user has a row", lambda: created in world.live())
     worker.stop()
@@ -467,9 +467,9 @@ def test_error_that_nobody_expected_is_told_and_outlived(world: ServiceWorld, lo
 
     worker.service.cache.on_inserted = stumble
     created = world.project.create()
-    until("it is in trouble", lambda: worker.service.health.snapshot().trouble)
+    until("it is in trouble", lambda: worker.service.health.read().trouble)
     worker.service.cache.on_inserted = lambda _: None
-    until("the trouble is over", lambda: worker.service.health.snapshot().trouble is None)
+    until("the trouble is over", lambda: worker.service.health.read().trouble is None)
     assert created in world.live()
     worker.stop()
     assert "job.failed" in events(logs)

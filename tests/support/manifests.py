@@ -236,7 +236,7 @@ def project() -> Mapping[str, Any]:
 def served() -> frozenset[str]:
     """Ask a worker's endpoints for every path that is named anywhere."""
     health = sample_vitals(Ticks())
-    transport = httpx.WSGITransport(make_app(health, Metrics(health.snapshot)))
+    transport = httpx.WSGITransport(make_app(health, Metrics(health.read)))
     with httpx.Client(transport=transport, base_url="http://worker") as client:
         paths = (*PROBES.values(), "/metrics", "/")
         return frozenset(

@@ -55,15 +55,15 @@ class Worker:
 
     @property
     def not_ready(self) -> tuple[str, ...]:
-        return self.service.health.snapshot().not_ready
+        return self.service.health.read().not_ready
 
     @property
     def state(self) -> str:
-        return self.service.health.snapshot().state
+        return self.service.health.read().state
 
     def sweeps(self, kind: str = "sweep") -> int:
         """Count the sweeps of this kind that are still remembered."""
-        return sum(one.kind == kind for one in self.service.health.snapshot().sweeps)
+        return sum(one.kind == kind for one in self.service.health.read().sweeps)
 
     def end(self) -> BaseException | None:
         """Wait until it ends by itself; returns what it raised."""
@@ -115,8 +115,8 @@ class ServiceWorld:
         worker = self.start(**options)
         until("the table is right", lambda: self.live() == set(self.project.ids()))
         health = worker.service.health
-        until("it polls", lambda: health.snapshot().seconds_since_poll is not None)
-        until("it sweeps", lambda: health.snapshot().seconds_since_sweep is not None)
+        until("it polls", lambda: health.read().seconds_since_poll is not None)
+        until("it sweeps", lambda: health.read().seconds_since_sweep is not None)
         # The sweep is told of before its job is over, which goes on to save the mirror.
         until("it has saved", lambda: "sweep" not in worker.service.scheduler.running())
         return worker

@@ -361,9 +361,7 @@ def test_poll_that_took_the_server_long_waits_in_proportion(session: Session) ->
     """At most a fifth of the time; the least pause is 0.02 s."""
     sign_up(session.world.project, *range(30))
     health = Health(target="neon_auth", api_host="localhost", sweep_seconds=60)
-    telemetry = Telemetry(
-        health, Metrics(health.snapshot), session.cache, session.store.database.clock
-    )
+    telemetry = Telemetry(health, Metrics(health.read), session.cache, session.store.database.clock)
     leader = Leader(session.settings, session.fetcher, session.store, session.cache, telemetry)
     leader.sweep()
 

@@ -75,7 +75,7 @@ def events(logs: Logs) -> list[str]:
 
 def newest(worker: Worker) -> int:
     """Give the number of the newest sweep that ended."""
-    return worker.service.health.snapshot().sweeps[0].number
+    return worker.service.health.read().sweeps[0].number
 
 
 def make_plain(conn: psycopg.Connection[Any], id_type: str) -> None:

@@ -144,7 +144,7 @@ class Site:
 
     def found(self, outcome: Outcome) -> Mapping[str, Any]:
         """Say what is known of the project after a visit, for the control database."""
-        seen = self.health.snapshot()
+        seen = self.health.read()
         known = {} if seen.users is None else {"users": seen.users, "held": seen.held}
         return {
             "outcome": outcome.outcome,

@@ -50,9 +50,9 @@ def make_app(health: Health, metrics: Metrics) -> WSGIApplication:
     """Return the WSGI app."""
     return answering(
         {
-            "/": lambda: Answer(HTTPStatus.OK, render(health.snapshot()), HTML),
+            "/": lambda: Answer(HTTPStatus.OK, render(health.read()), HTML),
             "/healthz": lambda: verdict("ok", health.not_alive),
-            "/readyz": lambda: verdict("ready", (*health.not_alive, *health.snapshot().not_ready)),
+            "/readyz": lambda: verdict("ready", (*health.not_alive, *health.read().not_ready)),
             "/metrics": lambda: Answer(HTTPStatus.OK, *metrics.render()),
         }
     )

@@ -267,7 +267,7 @@ class Health:
             before, self._trouble = self._trouble, None
             return None if before is None else self.monotonic() - before.since
 
-    def snapshot(self) -> HealthReading:
+    def read(self) -> HealthReading:
         with self._lock:
             return self._read(self._trouble)
 

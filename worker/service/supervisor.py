@@ -88,7 +88,7 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.health = health_of(self.settings)
-        self.metrics = Metrics(self.health.snapshot)
+        self.metrics = Metrics(self.health.read)
         self._outages = Outages(self.health, self.metrics, self._sweep_soon)
         self._telemetry = Telemetry(self.health, self.metrics, self.cache, self.clock)
 
@@ -222,7 +222,7 @@ class Supervisor:
                 self._schedule("sweep", self._leader.sweep, self._leader.pace.rest)
 
     def _enter(self, state: State) -> None:
-        if self.health.snapshot().state != state:
+        if self.health.read().state != state:
             self.health.enter(state)
             log.info("worker.entered", state=state)
 
