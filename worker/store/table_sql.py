@@ -86,7 +86,7 @@ from incoming i left join old o using (position) left join added a on a.id = i.i
 ADD = f"{COMPARED}{ADDED}{LETTERS_OF_ADDED}"
 
 # A replica that lags may show a user for a while after the deletion: an answer that was asked for
-# within grace_seconds of it restores nobody. Times in the future are not believed.
+# within grace_seconds of it restores no user. Times in the future are not believed.
 ANSWER_NOT_OLDER = """
 not coalesce(%(observed_at)s < u.updated_at and u.updated_at <= clock_timestamp(), false)
 and not coalesce(

@@ -42,8 +42,8 @@ class PageApplier:
     """Compares answers with the mirror, writes what differs, and updates the mirror.
 
     Walks, polls, hints and the confirmation of deletions all use it: there is one way for answers
-    into the table. Deletions are written by `deletions`, from proofs alone. Whoever compares holds
-    the cache's lock until it is written.
+    into the table. Deletions are written by `deletions`, from proofs alone. The caller holds
+    the cache's lock from comparing to writing.
     """
 
     store: Store
@@ -166,7 +166,7 @@ class PageApplier:
             return cache.still_news(delta, page.observed_at)
         if not users:
             return Delta()
-        # Around the page: so an unchanged one is found equal as a slice. It proves nobody missing.
+        # Around the page: so an unchanged one is found equal as a slice. It proves no absence.
         covered = Span(cache.mirror.below(users.key(0)), users.key(len(users) - 1))
         delta = cache.mirror.compare(users, covered, lambda: page.ids)
         return Delta(cache.still_news(delta, page.observed_at).changed)

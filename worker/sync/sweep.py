@@ -111,8 +111,8 @@ class Sweep:
             try:
                 return self._attempt(walk, began)
             except MirrorOutdated:
-                anew = self.store.lease.distrusted != distrusted
-                from_start = anew and restart < MOST_FROM_START
+                all_again = self.store.lease.distrusted != distrusted
+                from_start = all_again and restart < MOST_FROM_START
                 walk = self._go_on(walk.state, began, from_start=from_start)
         error = SweepIncomplete(f"another writer changed the table {MOST_RESTARTS} times")
         self._end(walk, "incomplete", error, began)
