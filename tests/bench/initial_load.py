@@ -1,6 +1,7 @@
 """Measures a first load from an API that costs nothing, against `COPY` of the same rows."""
 
 import time
+from dataclasses import replace
 
 from tests.bench.api import KINDS, RemoteApi, started_api
 from tests.bench.bare import copy_rows, read_pages, ready_rows
@@ -15,21 +16,18 @@ PAGES = {"today": 1_000, "April": 10_000}
 def run(conditions: Conditions, databases: Databases) -> list[Figure]:
     users = conditions.choose(20_000, 100_000)
     figures = []
-    for name, limit in PAGES.items():
-        with started_api(users, kind=KINDS[name]) as api:
-            figures += _measured(conditions, databases, users, api, f"{name}, by {limit:,}", limit)
+    for kind, limit in PAGES.items():
+        with started_api(users, kind=KINDS[kind]) as api:
+            found = _measured(conditions, databases, api, limit)
+        figures += [replace(each, name=f"{kind}, by {limit:,}: {each.name}") for each in found]
     return figures
 
 
-def _measured(  # noqa: PLR0917
-    conditions: Conditions,
-    databases: Databases,
-    users: int,
-    api: RemoteApi,
-    name: str,
-    limit: int,
+def _measured(
+    conditions: Conditions, databases: Databases, api: RemoteApi, limit: int
 ) -> list[Figure]:
-    rows = ready_rows(api.call("bodies"))
+    bodies = api.call("bodies")
+    users, rows = len(bodies), ready_rows(bodies)
     with databases.fresh() as url:
         once(api, url, limit)
     pages = [page for page in api.call("pages") if "limit=" in page]
@@ -56,10 +54,10 @@ def _measured(  # noqa: PLR0917
 
     found = in_turns(conditions.rounds, {"load": load, "copy": copy, "apply": apply, "read": read})
     return [
-        Figure(f"{name}: first load over COPY", found.ratio("load", "copy"), at_most=2),
-        Figure(f"{name}: first load", users / found.median("load"), "users/s"),
-        Figure(f"{name}: COPY alone", users / found.median("copy"), "users/s"),
-        Figure(f"{name}: applying alone", users / found.median("apply"), "users/s"),
-        Figure(f"{name}: bare reading alone", users / found.median("read"), "users/s"),
-        Figure(f"{name}: the worker's processor time", min(processor) * 1e6 / users, "us a user"),
+        Figure("first load over COPY", found.ratio("load", "copy"), at_most=2),
+        Figure("first load", users / found.median("load"), "users/s"),
+        Figure("COPY alone", users / found.median("copy"), "users/s"),
+        Figure("applying alone", users / found.median("apply"), "users/s"),
+        Figure("bare reading alone", users / found.median("read"), "users/s"),
+        Figure("the worker's processor time", min(processor) * 1e6 / users, "us a user"),
     ]

@@ -210,7 +210,7 @@ def lines(status: Status) -> list[str]:
         "last sweep": _freshness(facts),
     }
     if facts["polled_at"] is not None:
-        # It is written with the lease's renewal, so it may be up to a third of lease_seconds old.
+        # It comes with the lease's renewals, so it may lag by up to a third of lease_seconds.
         ago = f"{_whole(status.now - facts['polled_at'])} ago"
         told["sign-ups"] = output.sign_ups(ago, facts["quarantined"])
     if facts["failures"]:

@@ -121,7 +121,7 @@ class Site:
 
     @property
     def may_be_cut(self) -> bool:
-        """Whether the next visit goes on where this one is stopped, or walks so that it can.
+        """Whether this visit may be stopped: the next one goes on, or leaves checkpoints to do so.
 
         Proofs are worth nothing by halves: they would have to be asked for again, visit after
         visit. There are at most `deletions.max_count` of them.

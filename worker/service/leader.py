@@ -164,8 +164,8 @@ class Leader:
             page = self.fetcher.await_answer(self.fetcher.submit_active(ACTIVE_USERS))
             applier = PageApplier(self.store, state)
             with self.cache.lock:
-                found = page.users, page.unreadable, page.observed_at
-                applier.write(applier.compare_single(*found))
+                seen = applier.compare_single(page.users, page.unreadable, page.observed_at)
+                applier.write(seen)
         finally:
             self.cache.answered(at)
         self.telemetry.activity_ended(state)

@@ -158,7 +158,7 @@ class Lease:
 
     @property
     def writes(self) -> int | None:
-        """How many fenced transactions there were so far, as is known; None after others wrote."""
+        """The number of writing transactions, as far as is known; None after others wrote."""
         return self._writes
 
     @property

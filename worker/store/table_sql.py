@@ -150,8 +150,8 @@ or coalesce(u.updated_at > clock_timestamp() - make_interval(secs => %(grace_sec
             and u.updated_at <= clock_timestamp(), false)
 """
 
-# Locks the free rows, unchanged ones too, until this short transaction ends: in the mode of an
-# update of ours, which a foreign key's lock does not block.
+# Locks the free rows, unchanged ones too, until this short transaction ends. The mode is that of
+# our own updates, which a foreign key's lock does not block.
 LOCKED = """
 with free as materialized (
     select u.id from {table} u where {these} for no key update skip locked

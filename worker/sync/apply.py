@@ -42,8 +42,8 @@ class PageApplier:
     """Compares answers with the mirror, writes what differs, and updates the mirror.
 
     Walks, polls, hints and the confirmation of deletions all use it: there is one way for answers
-    into the table. Deletions are written by `deletions`, from proofs alone. The caller holds
-    the cache's lock from comparing to writing.
+    into the table. Deletions are written by `deletions`, from proofs alone. The caller holds the
+    cache's lock from comparing to writing.
     """
 
     store: Store
@@ -56,7 +56,8 @@ class PageApplier:
     def compare(self, page: Page, span: Span | None) -> Change:
         """Find what a page changes; without a span it says nothing about who is missing.
 
-        Raises MirrorOutdated for a page that was requested before the mirror was loaded.
+        Counts and suspects change at once, in memory. Raises MirrorOutdated for a page that was
+        requested before the mirror was loaded.
         """
         self.state.cache.check(self.state.generation)
         delta = self._compare(page, span)

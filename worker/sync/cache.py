@@ -55,7 +55,7 @@ class Cache:
     _under_way: list[datetime] = field(default_factory=list)
     # When an answer was asked for, and the packed ids of those of whom it was accepted.
     _accepted: list[tuple[datetime, bytes]] = field(default_factory=list)
-    # Of how many times that the lease distrusted the table the mirror knows.
+    # The lease's `distrusted` at the last reload.
     _distrusted: int = 0
     # Live rows whose ids are not Stack Auth's.
     _strange: int = 0

@@ -185,7 +185,7 @@ class Deletions:
         """Mark users deleted, some hundred in a transaction, but not those inserted just now.
 
         The database cannot tell these: a new row has no `updated_at`, and the sign-up may be years
-        old. A takeover forgets it.
+        old. Only the process that inserted them knows.
         """
         since = self._store.database.clock.monotonic() - self.policy.grace_seconds
         ripe = [p for p in proofs if not self._state.mirror.inserted_since(p.user_id, since)]

@@ -19,7 +19,7 @@ class Guard:
         `gone` are proven and not yet deleted, `live` the rows that are live now (those gone
         included), `deleted_today` what sweeps deleted without approval within a day.
         """
-        # That is a wrong project, or an emptied one, even if only a few are proven gone so far.
+        # An empty list means a wrong or emptied project, even if few users are proven gone so far.
         if list_was_empty and live >= FRACTION_FROM:
             return True
         total = gone + deleted_today

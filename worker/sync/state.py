@@ -25,8 +25,8 @@ class SweepState:
     key their rows had; `quarantined_seen` the quarantined records that were met; `stale` the users
     whose row was newer; `not_live` the suspects without a live row when a resumed sweep began.
     `to_retry` are users whom the database refused before, and when they were observed: they are
-    tried again after all others. `off_list` counts users who are not on the list, but whom GET
-    found, other than they were: the counts have them, but not among the users of the list.
+    tried again after all others. `off_list` counts the users whom the list lacks and GET found
+    changed: they are in `not_as_before`, but not among the counted users of the list.
     """
 
     number: int

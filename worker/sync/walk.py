@@ -118,6 +118,7 @@ class Walk:
                     # Only now: to read the next page slows comparing, but not the database.
                     ahead = self._request_next()
                     self._write(change, proven.reached)
+                self.on_page(self.state)
             self._forget(requested)
             return ahead
 
@@ -177,7 +178,6 @@ class Walk:
             self._refusal = error
         if self._refusal is None:
             self._reached = reached
-        self.on_page(self.state)
 
     def _monotonic(self) -> float:
         return self.applier.store.database.clock.monotonic()
